@@ -1,0 +1,1 @@
+"""One thin script a pipeline verb; the only batch code that touches Ray."""

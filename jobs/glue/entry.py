@@ -1,0 +1,132 @@
+"""The frame of every job: parse the command line, read the settings, run, print a summary, set the exit code.
+
+A job module exposes ``run(context) -> Artifact`` (what the pipeline calls) and ends in
+``if __name__ == "__main__": sys.exit(main("verb", __doc__, run))``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mmd.artifacts import Artifact, ArtifactStore, Kind, version_for
+from mmd.config import DEFAULT_PATH, AppConfig, load_config
+from mmd.errors import ConfigError, MmdError
+from mmd.log import configure_logging
+
+console = Console(stderr=False, highlight=False)
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """What a job works with. ``options`` are the verb's own command-line options."""
+
+    config: AppConfig
+    force: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def store(self) -> ArtifactStore:
+        """The artefact store of the settings."""
+        return ArtifactStore(self.config.store)
+
+    @property
+    def name(self) -> str:
+        """Name of the corpus, which names every artefact made from it."""
+        return self.config.data.corpus.name
+
+    def existing(
+        self, kind: Kind, settings: Mapping[str, Any], inputs: Mapping[str, Artifact], seeds: Mapping[str, int]
+    ) -> Artifact | None:
+        """Return the artefact that equal settings, inputs and seeds made before, unless ``force`` is on."""
+        version = version_for(kind, settings, inputs, seeds)
+        if self.force or not self.store.exists(kind, self.name, version):
+            return None
+        return self.store.open(f"{kind}/{self.name}@{version}")
+
+
+def build_parser(verb: str, doc: str) -> argparse.ArgumentParser:
+    """Return the parser with the options that every job has."""
+    parser = argparse.ArgumentParser(
+        prog=f"mmd {verb}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (default: %(default)s)")
+    parser.add_argument("--profile", help="profile of the settings file: laptop or gpu")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one setting"
+    )
+    parser.add_argument(
+        "--corpus",
+        metavar="NAME[:READER][=PATH]",
+        help="corpus to work on, e.g. taobao=../shared/data/taobao or mine:chat=chats (READER defaults to NAME)",
+    )
+    parser.add_argument("--force", action="store_true", help="compute again what is already there")
+    return parser
+
+
+def corpus_overrides(corpus: str | None) -> list[str]:
+    """Turn ``--corpus NAME[:READER][=PATH]`` into setting overrides."""
+    if not corpus:
+        return []
+    head, _, path = corpus.partition("=")
+    name, _, reader = head.partition(":")
+    if not name:
+        raise ConfigError(f"--corpus {corpus!r}: no name; write NAME=PATH or NAME:READER=PATH.")
+    quoted = "null" if not path else '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return [f"data.corpus.name={name}", f"data.corpus.reader={reader or name}", f"data.corpus.path={quoted}"]
+
+
+def main(
+    verb: str,
+    doc: str | None,
+    run: Callable[[JobContext], Artifact],
+    *,
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Run one job from the command line; return its exit code (0 done, 2 a user's mistake, 130 interrupted)."""
+    parser = build_parser(verb, doc or "")
+    if add_options:
+        add_options(parser)
+    args = vars(parser.parse_args(argv))
+    common = {key: args.pop(key) for key in ("config", "profile", "overrides", "corpus", "force")}
+    configure_logging()
+    started = time.perf_counter()
+    try:
+        overrides = [*corpus_overrides(common["corpus"]), *common["overrides"]]
+        config = load_config(common["config"], profile=common["profile"], overrides=overrides)
+        artifact = run(JobContext(config, force=common["force"], options=args))
+    except MmdError as err:
+        console.print(f"mmd {verb}: {err}", style="red", markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print(f"mmd {verb}: interrupted; run the same command again to resume.", markup=False)
+        return 130
+    print_summary(verb, artifact, time.perf_counter() - started)
+    return 0
+
+
+def print_summary(verb: str, artifact: Artifact, seconds: float) -> None:
+    """Print what a job made: reference, place, time and its metrics."""
+    table = Table(title=f"{verb}: {artifact.ref} in {seconds:.1f} s", title_justify="left", show_header=False)
+    for key, value in artifact.manifest.metrics.items():
+        if not isinstance(value, (dict, list)):
+            table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+    console.print(table)
+    console.print(artifact.path(), markup=False, soft_wrap=True)
+
+
+def with_options(context: JobContext, **options: Any) -> JobContext:  # noqa: ANN401 (command-line values)
+    """Return the context with a verb's options set, for callers that are not the command line."""
+    return replace(context, options={**context.options, **options})
+
+
+__all__ = ["JobContext", "build_parser", "console", "corpus_overrides", "main", "print_summary", "with_options"]

@@ -1,0 +1,221 @@
+"""Settings: one ``ray_config.yaml``, a profile and ``--set`` overrides, read once into frozen, strict models.
+
+Every package owns the settings of its part (``mmd/<package>/settings.py``); this module joins them,
+merges file ← profile ← overrides, and turns every mistake into a :class:`~mmd.errors.ConfigError` that
+names the key's full path, what is allowed, and the nearest known key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from mmd.base import Settings
+from mmd.corpora.settings import DataSettings
+from mmd.errors import ConfigError
+from mmd.evaluation.settings import EvaluationSettings
+from mmd.features.settings import FeatureSettings
+from mmd.intent.settings import IntentSettings
+from mmd.models.settings import ModelSettings
+
+DEFAULT_PATH = Path("ray_config.yaml")
+ProfileName = Literal["laptop", "gpu"]
+
+
+class ClusterSettings(Settings):
+    """How jobs reach Ray."""
+
+    address: str | None = Field(
+        default=None,
+        description="Ray address ('auto', 'ray://…'); null starts a local cluster or joins the job's own.",
+    )
+    logical_cpus: int = Field(
+        default=8,
+        ge=2,
+        description="Logical CPUs of a local cluster; above the real cores on purpose, so that pools never starve.",
+    )
+    object_store_mb: int = Field(default=1024, ge=80, description="Object store of a local cluster, MiB.")
+    dashboard: bool = Field(default=False, description="Start the Ray dashboard with a local cluster.")
+
+
+class TuneSettings(Settings):
+    """How Ray Tune spreads searches."""
+
+    max_concurrent: int = Field(default=2, ge=1, description="Trials at a time.")
+    searches_per_trial: int = Field(
+        default=6, ge=1, description="Rule searches batched into one trial, to amortise its start-up."
+    )
+
+
+class ServeSettings(Settings):
+    """The online service and its limits; limits are checked before anything is decoded."""
+
+    host: str = Field(default="127.0.0.1", description="Interface to listen on.")
+    port: int = Field(default=8000, ge=1, le=65535, description="HTTP port.")
+    min_replicas: int = Field(default=1, ge=1, description="Lower bound of autoscaling.")
+    max_replicas: int = Field(default=2, ge=1, description="Upper bound of autoscaling.")
+    target_ongoing_requests: int = Field(default=4, ge=1, description="Requests a replica, for autoscaling.")
+    max_ongoing_requests: int = Field(default=16, ge=1, description="Requests a replica works on at a time.")
+    max_queued_requests: int = Field(default=64, ge=1, description="Waiting requests above which 429 is sent.")
+    batch_max_size: int = Field(default=8, ge=1, description="Dialogues predicted together at most.")
+    batch_wait_ms: float = Field(default=5.0, ge=0, description="Longest wait for a batch to fill, ms.")
+    max_body_mb: float = Field(default=16.0, gt=0, description="Largest request body, MiB.")
+    max_images: int = Field(default=8, ge=0, description="Pictures a request may carry.")
+    run_ocr: bool = Field(default=True, description="Recognise text in pictures that come without OCR.")
+
+
+class AppConfig(Settings):
+    """Everything a job or the service can be told; see ``ray_config.yaml`` for the annotated file."""
+
+    store: str = Field(default="artifacts", description="Artefact store: local path or fsspec URI (s3://…).")
+    seed: int = Field(default=0, ge=0, description="Seed from which every random choice derives.")
+    cluster: ClusterSettings = Field(default_factory=ClusterSettings)
+    data: DataSettings = Field(default_factory=DataSettings)
+    features: FeatureSettings = Field(default_factory=FeatureSettings)
+    models: ModelSettings = Field(default_factory=ModelSettings)
+    intent: IntentSettings = Field(default_factory=IntentSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    tune: TuneSettings = Field(default_factory=TuneSettings)
+    serve: ServeSettings = Field(default_factory=ServeSettings)
+
+
+def load_config(
+    path: Path = DEFAULT_PATH,
+    *,
+    profile: str | None = None,
+    overrides: Iterable[str] = (),
+) -> AppConfig:
+    """Read the settings file, lay the profile and the ``a.b=c`` overrides over it, and validate the result.
+
+    Args:
+        path: YAML file with the settings and, under ``profiles``, partial settings by profile name.
+        profile: profile to lay over; None takes the file's ``profile`` key, which defaults to ``laptop``.
+        overrides: assignments ``section.key=value``; the value is parsed as YAML.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, the profile is unknown, or a key is unknown or ill-typed.
+    """
+    raw = _read_yaml(path)
+    profiles = raw.pop("profiles", None) or {}
+    chosen = profile or raw.pop("profile", None) or "laptop"
+    raw.pop("profile", None)
+    known = sorted(set(get_args(ProfileName)) | set(profiles))
+    if chosen not in known:
+        msg = f"profile {chosen!r}: unknown; {path} knows {', '.join(known)}.{_nearest(str(chosen), known)}"
+        raise ConfigError(msg)
+    for name, partial in profiles.items():
+        for key in _unknown_keys(AppConfig, partial or {}, f"profiles.{name}"):
+            raise ConfigError(f"{path}: {key}")
+    merged = _merge(raw, profiles.get(chosen) or {})
+    for assignment in overrides:
+        merged = _merge(merged, _parse_override(assignment))
+    return build_config(merged, where=str(path))
+
+
+def build_config(values: Mapping[str, Any], *, where: str = "settings") -> AppConfig:
+    """Validate a plain nested mapping into :class:`AppConfig`.
+
+    Raises:
+        ConfigError: with one line a mistake, each naming the key's full path and what is allowed there.
+    """
+    unknown = list(_unknown_keys(AppConfig, values))
+    if unknown:
+        raise ConfigError(f"{where}: " + "\n".join(unknown))
+    try:
+        # By way of JSON: strict mode then refuses "3" for an int but takes a YAML list for a tuple.
+        return AppConfig.model_validate_json(json.dumps(values), strict=True)
+    except (TypeError, ValueError) as err:
+        if not isinstance(err, ValidationError):
+            raise ConfigError(f"{where}: {err}; settings are numbers, strings, booleans, lists, mappings.") from err
+        lines = [_explain(dict(detail)) for detail in err.errors(include_url=False)]
+        raise ConfigError(f"{where}: " + "\n".join(lines)) from err
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        msg = f"{path}: no such settings file; run from the project's root or pass --config PATH."
+        raise ConfigError(msg) from None
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(f"{path}: cannot be read ({err}); settings are a UTF-8 YAML file.") from err
+    except yaml.YAMLError as err:
+        raise ConfigError(f"{path}: not valid YAML ({err}); compare it with the shipped ray_config.yaml.") from err
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path}: holds a {type(loaded).__name__}, needs a mapping of sections.")
+    return loaded
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in over.items():
+        current = out.get(key)
+        both = isinstance(current, Mapping) and isinstance(value, Mapping)
+        out[key] = _merge(current, value) if both else value  # type: ignore[arg-type]
+    return out
+
+
+def _parse_override(assignment: str) -> dict[str, Any]:
+    key, sep, text = assignment.partition("=")
+    if not sep or not key.strip() or not all(part for part in key.strip().split(".")):
+        raise ConfigError(f"--set {assignment!r}: not of the form section.key=value, e.g. intent.folds=5.")
+    try:
+        value: Any = yaml.safe_load(text)
+    except yaml.YAMLError as err:
+        raise ConfigError(f"--set {key}: the value {text!r} is not valid YAML ({err}); quote it.") from err
+    for part in reversed(key.strip().split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def _unknown_keys(model: type[BaseModel], values: Any, prefix: str = "") -> Iterator[str]:  # noqa: ANN401 (raw YAML)
+    if not isinstance(values, Mapping):
+        return
+    fields = model.model_fields
+    for key, value in values.items():
+        where = f"{prefix}.{key}" if prefix else str(key)
+        if key not in fields:
+            yield f"{where}: unknown setting; known here: {', '.join(fields)}.{_nearest(str(key), fields)}"
+            continue
+        nested = _settings_type(fields[key].annotation)
+        if nested is not None:
+            yield from _unknown_keys(nested, value, where)
+
+
+def _settings_type(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 (a type expression)
+    candidates = get_args(annotation) if get_origin(annotation) is not None else (annotation,)
+    for candidate in candidates:
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _explain(detail: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    given = json.dumps(detail.get("input"), ensure_ascii=False, default=str)
+    return f"{where}: {detail['msg']} (given: {given[:80]})."
+
+
+def describe_settings(model: type[BaseModel] = AppConfig, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield (key path, type, description) for every leaf setting, in file order."""
+    for name, info in model.model_fields.items():
+        where = f"{prefix}.{name}" if prefix else name
+        nested = _settings_type(info.annotation)
+        if nested is not None:
+            yield from describe_settings(nested, where)
+        else:
+            kind = getattr(info.annotation, "__name__", None) or str(info.annotation)
+            yield where, str(info.annotation) if get_args(info.annotation) else kind, info.description or ""

@@ -1,0 +1,1 @@
+"""Metrics that merge, and the reports made of them."""

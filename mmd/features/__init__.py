@@ -1,0 +1,1 @@
+"""Features of pictures and texts: OCR lines, image vectors, sentence vectors; cached by content hash."""

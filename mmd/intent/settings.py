@@ -1,0 +1,44 @@
+"""Settings of KDSL: predicates, rule search, selection, classifier and gate."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from mmd.base import Settings
+
+
+class PredicateSettings(Settings):
+    """Which atomic predicates are mined (METHODS section 1: the state's building blocks)."""
+
+    max_per_label: int = Field(default=60, ge=1, description="Predicates kept a label, by information gain.")
+    min_support: int = Field(default=2, ge=1, description="Training examples a predicate must hold on.")
+    max_word_chars: int = Field(default=6, ge=1, description="Longest keyword, characters (Chinese) or words.")
+
+
+class SearchSettings(Settings):
+    """Monte Carlo Tree Search with PUCT and progressive widening."""
+
+    rollouts: int = Field(default=400, ge=1, description="Rollouts a search.")
+    c_puct: float = Field(default=1.0, ge=0, description="Exploration constant; 0 is greedy.")
+    max_length: int = Field(default=4, ge=1, description="Predicates of one rule at most.")
+    widening: float = Field(default=2.0, gt=0, description="k of progressive widening: k * visits^alpha children.")
+    widening_alpha: float = Field(default=0.5, ge=0, le=1, description="Exponent of progressive widening.")
+    length_penalty: float = Field(default=0.02, ge=0, description="Reward lost a predicate.")
+    seeds: int = Field(default=2, ge=1, description="Searches a label, each with its own seed.")
+
+
+class ProbeSettings(Settings):
+    """The ``probe`` classifier: frozen features and a regularised linear head."""
+
+    c: float = Field(default=1.0, gt=0, description="Inverse regularisation of the linear head.")
+
+
+class IntentSettings(Settings):
+    """KDSL as a whole."""
+
+    folds: int = Field(default=5, ge=2, description="Validation folds of the training split.")
+    min_precision: float = Field(default=0.6, ge=0, le=1, description="Out-of-fold precision a kept rule needs.")
+    min_support: int = Field(default=2, ge=1, description="Training examples a kept rule must fire on.")
+    predicates: PredicateSettings = Field(default_factory=PredicateSettings)
+    search: SearchSettings = Field(default_factory=SearchSettings)
+    probe: ProbeSettings = Field(default_factory=ProbeSettings)

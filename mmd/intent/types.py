@@ -1,0 +1,108 @@
+"""The nouns of KDSL: examples, predictions, and what a classifier is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmd.schema import Item, OcrLine, Turn
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFacts:
+    """What is known of one picture without its pixels; ``vector`` is the image feature, shape (dim,)."""
+
+    image_id: str
+    width: int
+    height: int
+    ocr: tuple[OcrLine, ...] = ()
+    vector: Vector | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class IntentExample:
+    """One labelled (or to be labelled) situation: a dialogue up to the turn whose intent is asked.
+
+    ``images`` are in order of appearance; ``items`` are the products that the turns name.
+    ``last_user_vector`` is the sentence vector of the last user turn's text, shape (dim,), when extracted.
+    """
+
+    dialogue_id: str
+    task: str
+    label: str | None
+    turns: tuple[Turn, ...]
+    images: tuple[ImageFacts, ...] = ()
+    items: tuple[Item, ...] = ()
+    last_user_vector: Vector | None = None
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+    def text(self, scope: str) -> str:
+        """Return the text of a scope, turns joined by newlines.
+
+        Args:
+            scope: ``user``, ``agent``, ``last_user`` (the last user turn that has text) or ``any``.
+        """
+        if scope == "last_user":
+            texts = [t.text for t in self.turns if t.speaker == "user" and t.text.strip()]
+            return texts[-1] if texts else ""
+        return "\n".join(t.text for t in self.turns if scope in ("any", t.speaker))
+
+    def ocr_text(self) -> str:
+        """Return all recognised lines of all pictures, joined by newlines."""
+        return "\n".join(line.text for image in self.images for line in image.ocr)
+
+
+@dataclass(frozen=True, slots=True)
+class Probabilities:
+    """A distribution over a task's labels; ``values`` is aligned with ``labels`` and sums to 1."""
+
+    labels: tuple[str, ...]
+    values: tuple[float, ...]
+
+    @property
+    def best(self) -> tuple[str, float]:
+        """The likeliest label and its probability; ties go to the first label."""
+        index = int(np.argmax(self.values))
+        return self.labels[index], self.values[index]
+
+
+@dataclass(frozen=True, slots=True)
+class FiredRule:
+    """A rule that fired, in words, with its out-of-fold statistics."""
+
+    rule_id: str
+    label: str
+    words: str
+    precision: float
+    wilson_lower: float
+    support: int
+
+
+@dataclass(frozen=True, slots=True)
+class IntentPrediction:
+    """The gate's answer. ``arm`` says who decided: ``rules`` or ``classifier`` (or ``default`` in rules-only use)."""
+
+    dialogue_id: str
+    task: str
+    label: str
+    confidence: float
+    arm: str
+    fired: tuple[FiredRule, ...] = ()
+    alternatives: tuple[tuple[str, float], ...] = ()
+
+
+class IntentClassifier(Protocol):
+    """A model that gives a distribution over one task's labels (``probe`` now; a fine-tuned MLLM later)."""
+
+    task: str
+    labels: tuple[str, ...]
+
+    def predict(self, examples: Sequence[IntentExample]) -> list[Probabilities]:
+        """Return one distribution an example, in order."""
+        ...

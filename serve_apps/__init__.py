@@ -1,0 +1,1 @@
+"""Ray Serve builders that wire mmd objects together, and the web page."""
