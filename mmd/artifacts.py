@@ -324,12 +324,18 @@ class ArtifactStore:
             )
             committed = self._create(f"{folder}/{MANIFEST}", manifest.model_dump_json(indent=2).encode() + b"\n")
         except BaseException:
-            self.fs.rm(writer.root, recursive=True)
-            if not self.fs.ls(folder):
-                self.fs.rm(folder, recursive=True)
+            self._remove(writer.root)
             raise
         if not committed:
-            self.fs.rm(writer.root, recursive=True)
+            self._remove(writer.root)
+
+    def _remove(self, path: str) -> None:
+        """Remove a folder, and its parent when that leaves it empty; object stores have no empty folders."""
+        if self.fs.exists(path):
+            self.fs.rm(path, recursive=True)
+        parent = path.rsplit("/", 1)[0]
+        if self.fs.isdir(parent) and not self.fs.ls(parent):
+            self.fs.rm(parent, recursive=True)
 
     def _create(self, path: str, data: bytes) -> bool:
         """Create a file only if it is not there; False if it was.
@@ -485,10 +491,7 @@ class ArtifactStore:
         found = list(self.leftovers(min_age_s=min_age_s, broken=broken))
         for leftover in found:
             if not dry_run:
-                self.fs.rm(leftover.path, recursive=True)
-                parent = leftover.path.rsplit("/", 1)[0]
-                if self.fs.isdir(parent) and not self.fs.ls(parent):
-                    self.fs.rm(parent, recursive=True)
+                self._remove(leftover.path)
             if on_remove:
                 on_remove(leftover)
         return found

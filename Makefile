@@ -1,0 +1,45 @@
+# make demo | test | lint | serve | clean; everything runs in .venv, installed through constraints.txt.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+export OMP_NUM_THREADS ?= 2
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: install demo test test-slow lint format serve clean
+install: $(STAMP)
+
+# torch first, so that deepspeed builds against it and nothing else chooses another torch.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "mmd needs Python 3.11: install it or set PYTHON=…"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q --upgrade pip "setuptools>=80" wheel
+	$(PIP) install -q -c constraints.txt torch
+	DS_BUILD_OPS=0 $(PIP) install -q -c constraints.txt --no-build-isolation -e ".[ocr,models,dev]"
+	touch $@
+
+demo: install
+	$(BIN)/mmd pipeline --profile laptop --show 3
+
+test: install
+	$(BIN)/python -m pytest -q
+
+test-slow: install
+	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell mmd jobs serve_apps tests docs README.md CHANGELOG.md
+
+format: install
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+serve: install
+	$(BIN)/mmd serve --profile laptop
+
+clean:
+	rm -rf artifacts build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

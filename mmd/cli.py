@@ -1,0 +1,209 @@
+"""The ``mmd`` command: settings, artefacts and rules at hand, and every job on the spot (``mmd VERB …``).
+
+``mmd VERB`` runs ``jobs.VERB`` in this process; ``ray job submit -- python -m jobs.VERB`` runs it on a cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import runpy
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+import mmd
+from mmd.artifacts import Artifact, ArtifactStore, diff_manifests
+from mmd.config import DEFAULT_PATH, describe_settings, load_config
+from mmd.errors import MmdError
+from mmd.intent import rules_cli
+from mmd.models.resolve import known_models
+
+JOBS = {
+    "pipeline": "everything below in one resumable command",
+    "ingest": "read a corpus into validated, deduplicated shards",
+    "featurize": "OCR, image vectors and sentence vectors, cached by content",
+    "mine_rules": "search rules with MCTS and select the rule base",
+    "fit_intent": "fit the classifier and choose the gate's threshold",
+    "evaluate": "measure everything on the test split and write the report",
+    "bench": "run a benchmark and record it under docs/results",
+}
+_console = Console(highlight=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``mmd``; returns the exit code (0 done, 2 a user's mistake)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and (target := _module_of(arguments[0])):
+        return _run_module(target, arguments)
+    args = build_parser().parse_args(arguments)
+    try:
+        code: int = args.run(args)
+    except MmdError as err:
+        _console.print(f"mmd: {err}", style="red", markup=False, soft_wrap=True)
+        return 2
+    except BrokenPipeError:  # `mmd … | head`
+        return 0
+    return code
+
+
+def _module_of(word: str) -> str | None:
+    verb = word.replace("-", "_")
+    if verb in JOBS:
+        return f"jobs.{verb}"
+    return "serve_apps.run" if verb == "serve" else None
+
+
+def _run_module(module: str, arguments: list[str]) -> int:
+    saved, sys.argv = sys.argv, arguments
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        sys.argv = saved
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the commands that need no Ray; jobs are listed in its epilogue."""
+    width = max(map(len, JOBS))
+    verbs = "\n".join(f"  {name:<{width}}  {what}" for name, what in JOBS.items())
+    parser = argparse.ArgumentParser(
+        prog="mmd",
+        description=(mmd.__doc__ or "").splitlines()[0],
+        epilog=f"jobs (each has its own --help):\n{verbs}\n  {'serve':<{width}}  serve a trained corpus online",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"mmd {mmd.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_config(commands.add_parser("config", help="show or validate settings"))
+    _add_artifacts(commands.add_parser("artifacts", help="list, show, compare and clean artefacts"))
+    rules = commands.add_parser("rules", help="show, explain, lint and check hand edits of rule bases")
+    rules_cli.add_subcommands(rules.add_subparsers(required=True, metavar="ACTION"))
+    rules.set_defaults(run=rules_cli.run)
+    models = commands.add_parser("models", help="list the models that a name can stand for")
+    models.set_defaults(run=_models)
+    return parser
+
+
+def _add_settings_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (default: %(default)s)")
+    parser.add_argument("--profile", help="profile of the settings file")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    for name, what, run in (
+        ("show", "print the settings in force as YAML", _config_show),
+        ("validate", "check the settings file with every profile", _config_validate),
+        ("keys", "list every setting with its type and meaning", _config_keys),
+    ):
+        action = actions.add_parser(name, help=what)
+        _add_settings_options(action)
+        action.set_defaults(run=run)
+
+
+def _config_show(args: argparse.Namespace) -> int:
+    config = load_config(args.config, profile=args.profile, overrides=args.overrides)
+    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+def _config_validate(args: argparse.Namespace) -> int:
+    profiles = [args.profile] if args.profile else ["laptop", "gpu"]
+    for profile in profiles:
+        load_config(args.config, profile=profile, overrides=args.overrides)
+        print(f"{args.config}: profile {profile} is valid")
+    return 0
+
+
+def _config_keys(_: argparse.Namespace) -> int:
+    _print_table(("setting", "type", "meaning"), describe_settings())
+    return 0
+
+
+def _add_artifacts(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name: str, what: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=what)
+        sub.add_argument("--store", help="artefact store (default: the settings' store)")
+        _add_settings_options(sub)
+        sub.set_defaults(run=run)
+        return sub
+
+    action("list", "every complete artefact", _artifacts_list).add_argument("kind", nargs="?")
+    show = action("show", "the manifest of one artefact", _artifacts_show)
+    show.add_argument("ref", help="kind/name or kind/name@version")
+    show.add_argument("--verify", action="store_true", help="check the hash of every file")
+    diff = action("diff", "what differs between two artefacts", _artifacts_diff)
+    diff.add_argument("a")
+    diff.add_argument("b")
+    gc = action("gc", "remove what interrupted writers left", _artifacts_gc)
+    gc.add_argument("--older-than-s", type=float, default=3600.0, help="spare files younger than this (default 1 h)")
+    gc.add_argument("--broken", action="store_true", help="also remove artefacts whose files fail their hashes")
+    gc.add_argument("--dry-run", action="store_true", help="only list")
+
+
+def _store(args: argparse.Namespace) -> ArtifactStore:
+    if args.store:
+        return ArtifactStore(args.store)
+    return ArtifactStore(load_config(args.config, profile=args.profile, overrides=args.overrides).store)
+
+
+def _artifacts_list(args: argparse.Namespace) -> int:
+    rows = [
+        (a.ref, f"{sum(f.bytes for f in a.manifest.files.values()) / 2**20:.1f}", str(len(a.manifest.files)), _when(a))
+        for a in _store(args).find(args.kind)
+    ]
+    _print_table(("artefact", "MiB", "files", "made (UTC)"), rows)
+    return 0
+
+
+def _artifacts_show(args: argparse.Namespace) -> int:
+    artifact = _store(args).open(args.ref, verify=args.verify)
+    print(json.dumps(artifact.manifest.model_dump(), indent=2, ensure_ascii=False))
+    print(artifact.path(), file=sys.stderr)
+    return 0
+
+
+def _artifacts_diff(args: argparse.Namespace) -> int:
+    store = _store(args)
+    a, b = (store.open(ref, verify=False) for ref in (args.a, args.b))
+    _print_table(("field", a.ref, b.ref), diff_manifests(a.manifest, b.manifest))
+    return 0
+
+
+def _artifacts_gc(args: argparse.Namespace) -> int:
+    found = _store(args).gc(min_age_s=args.older_than_s, broken=args.broken, dry_run=args.dry_run)
+    _print_table(("path", "MiB", "why"), [(f.path, f"{f.bytes / 2**20:.1f}", f.reason) for f in found])
+    print(f"{len(found)} {'found' if args.dry_run else 'removed'}")
+    return 0
+
+
+def _models(_: argparse.Namespace) -> int:
+    rows = [(m.name, m.kind, "yes" if m.installed else "no", m.install) for m in known_models()]
+    _print_table(("model", "kind", "installed", "install with"), rows)
+    return 0
+
+
+def _when(artifact: Artifact) -> str:
+    return dt.datetime.fromtimestamp(artifact.manifest.created_unix_s, dt.UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    _console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

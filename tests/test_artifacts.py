@@ -1,0 +1,177 @@
+"""Artefacts: complete or invisible, hashed, safe formats only, never mixed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from mmd.artifacts import ArtifactStore, diff_manifests, fingerprint, version_for
+from mmd.errors import ArtifactError
+
+TABLE_SCHEMA = pa.schema([("n", pa.int64())])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(str(tmp_path / "store"))
+
+
+def write(store: ArtifactStore, text: str = "{}", **settings: object) -> None:
+    with store.write("report", "demo", settings=settings) as writer:
+        writer.write_bytes("metrics.json", text.encode())
+        writer.metrics["rows"] = 3
+
+
+def test_an_artefact_comes_back_with_its_settings_metrics_and_bytes(store: ArtifactStore):
+    write(store, '{"a": 1}', k=1)
+    artifact = store.open("report/demo")
+    assert artifact.read_json("metrics.json") == {"a": 1}
+    assert artifact.manifest.settings == {"k": 1}
+    assert artifact.manifest.metrics == {"rows": 3}
+
+
+def test_a_failed_write_leaves_nothing(store: ArtifactStore, tmp_path: Path):
+    with pytest.raises(RuntimeError), store.write("report", "demo", settings={}) as writer:
+        writer.write_json("metrics.json", {})
+        raise RuntimeError
+    assert store.find() == []
+    assert [p for p in (tmp_path / "store").rglob("*") if p.is_file()] == []
+
+
+def test_a_killed_writer_is_invisible_and_gc_reclaims_it(store: ArtifactStore):
+    killed = (
+        "import os, sys; from mmd.artifacts import ArtifactStore\n"
+        "with ArtifactStore(sys.argv[1]).write('report', 'demo', settings={}) as writer:\n"
+        "    writer.write_json('metrics.json', {})\n"
+        "    os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", killed, store.uri], check=False).returncode == 9
+    with pytest.raises(ArtifactError, match="no complete artefact"):
+        store.open("report/demo")
+    assert store.gc() == []  # young: may be a live writer's
+    assert len(store.gc(min_age_s=0, dry_run=True)) == 1
+    assert len(store.gc(min_age_s=0)) == 1
+    assert store.gc(min_age_s=0) == []
+
+
+def test_gc_spares_complete_artefacts(store: ArtifactStore):
+    write(store)
+    assert store.gc(min_age_s=0, broken=True) == []
+    assert store.open("report/demo").read_json("metrics.json") == {}
+
+
+def test_two_writers_of_one_version_never_mix_and_the_first_stands(store: ArtifactStore):
+    first = store.write("report", "demo", settings={})
+    second = store.write("report", "demo", settings={})
+    a, b = first.__enter__(), second.__enter__()
+    a.write_bytes("only_a.json", b'"a"')
+    b.write_bytes("only_b.json", b'"b"')
+    second.__exit__(None, None, None)
+    first.__exit__(None, None, None)
+    artifact = store.open("report/demo")
+    assert set(artifact.manifest.files) == {"only_b.json"}
+    assert store.gc(min_age_s=0, dry_run=True) == []
+
+
+def test_concurrent_commits_leave_exactly_one_artefact(store: ArtifactStore):
+    gate = threading.Barrier(8)
+
+    def race(number: int) -> None:
+        with store.write("report", "demo", settings={}) as writer:
+            writer.write_json("n.json", number)
+            gate.wait()
+
+    threads = [threading.Thread(target=race, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(store.find()) == 1
+    assert store.open("report/demo").read_json("n.json") in range(8)
+
+
+@pytest.mark.parametrize(("damage", "message"), [("change", "differs from its manifest"), ("remove", "is missing")])
+def test_damage_is_found_on_load_and_the_way_out_is_named(store: ArtifactStore, damage: str, message: str):
+    write(store)
+    file = Path(store.open("report/demo").path("metrics.json"))
+    file.write_text("[]") if damage == "change" else file.unlink()
+    with pytest.raises(ArtifactError, match=message) as caught:
+        store.open("report/demo")
+    assert "mmd artifacts gc --broken" in str(caught.value)
+    assert len(store.gc(broken=True)) == 1
+    assert store.find() == []
+
+
+def test_another_schema_version_is_refused(store: ArtifactStore, tmp_path: Path):
+    write(store)
+    manifest = next((tmp_path / "store").rglob("manifest.json"))
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"schema_version": 99}))
+    with pytest.raises(ArtifactError, match=r"schema version 99.*run the job"):
+        store.open("report/demo")
+
+
+def test_unsafe_formats_are_refused(store: ArtifactStore):
+    with pytest.raises(ArtifactError, match="hold only"), store.write("report", "demo", settings={}) as writer:
+        writer.write_bytes("model.pkl", b"")
+    with pytest.raises(ArtifactError, match="hold only"), store.write("report", "demo", settings={}) as writer:
+        Path(writer.path("sneaked.bin")).write_bytes(b"")
+
+
+def test_equal_work_has_an_equal_version_and_any_change_another(store: ArtifactStore):
+    write(store, k=1)
+    made = store.open("report/demo")
+    same = version_for("report", {"k": 1}, {}, {})
+    assert same == made.manifest.version
+    others = [
+        version_for("report", {"k": 2}, {}, {}),
+        version_for("corpus", {"k": 1}, {}, {}),
+        version_for("report", {"k": 1}, {"corpus": made}, {}),
+        version_for("report", {"k": 1}, {}, {"seed": 1}),
+    ]
+    assert len({same, *others}) == 5
+
+
+def test_fingerprint_ignores_key_order():
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+
+
+def test_the_newest_version_opens_by_default_and_diff_names_what_changed(store: ArtifactStore):
+    write(store, k=1)
+    write(store, k=2)
+    versions = store.find("report")
+    assert store.open("report/demo").manifest.settings == {"k": 2}
+    changed = {field for field, _, _ in diff_manifests(versions[0].manifest, versions[1].manifest)}
+    assert changed == {"version", "settings.k"}
+
+
+def test_tables_round_trip_in_shards_and_an_absent_table_is_empty(store: ArtifactStore):
+    table = pa.table({"n": list(range(25))}, schema=TABLE_SCHEMA)
+    with store.write("corpus", "demo", settings={}) as writer:
+        writer.write_table("numbers", table, rows_per_shard=10)
+    artifact = store.open("corpus/demo")
+    assert artifact.shards("numbers") == [f"numbers/part-0000{i}.parquet" for i in range(3)]
+    assert artifact.read_table("numbers", TABLE_SCHEMA).equals(table)
+    assert artifact.read_table("nothing", TABLE_SCHEMA).num_rows == 0
+
+
+def test_a_remote_store_works_like_a_local_one():
+    store = ArtifactStore("memory://bucket/prefix")
+    write(store, k=1)
+    write(store, k=1)  # the second writer of a version is discarded
+    assert len(store.find()) == 1
+    artifact = store.open("report/demo")
+    assert artifact.path("metrics.json").startswith("memory://")
+    assert artifact.read_json("metrics.json") == {}
+
+
+@pytest.mark.parametrize("ref", ["nonsense", "cake/demo", "report/"])
+def test_a_malformed_reference_says_how_to_write_one(store: ArtifactStore, ref: str):
+    with pytest.raises(ArtifactError, match=r"kind/name\[@version\]"):
+        store.open(ref)

@@ -1,0 +1,116 @@
+"""Settings: strict, layered, and helpful when wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmd.config import AppConfig, build_config, describe_settings, load_config
+from mmd.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def config_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "ray_config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_profile_lies_over_the_file_and_overrides_over_the_profile(tmp_path: Path):
+    path = config_file(tmp_path, "seed: 1\nstore: a\nprofiles: {gpu: {seed: 2, store: b}}\n")
+    assert load_config(path).seed == 1
+    config = load_config(path, profile="gpu", overrides=["store=c"])
+    assert (config.seed, config.store) == (2, "c")
+
+
+def test_an_unknown_key_names_its_path_the_known_keys_and_the_nearest():
+    with pytest.raises(ConfigError, match=r"intent\.search\.rollout: unknown.*known here: .*Did you mean 'rollouts'"):
+        build_config({"intent": {"search": {"rollout": 3}}})
+
+
+def test_an_unknown_key_inside_a_profile_is_found_without_using_the_profile(tmp_path: Path):
+    path = config_file(tmp_path, "profiles: {gpu: {sed: 2}}\n")
+    with pytest.raises(ConfigError, match=r"profiles\.gpu\.sed: unknown.*'seed'"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "where"),
+    [
+        ({"seed": "3"}, 'seed: .*valid integer.*given: "3"'),
+        ({"seed": -1}, "seed: .*greater than or equal to 0"),
+        ({"data": {"corpus": {"reader": "tabao"}}}, r"data\.corpus\.reader: .*'shop', 'taobao'"),
+        ({"data": {"shop": {"languages": ["fr"]}}}, r"data\.shop\.languages\.0: .*'en' or 'zh'"),
+        ({"data": {"corpus": 3}}, r"data\.corpus: "),
+        ({"serve": {"max_body_mb": True}}, r"serve\.max_body_mb: .*valid number"),
+    ],
+)
+def test_an_ill_typed_value_names_its_path_and_what_is_allowed(values: dict[str, object], where: str):
+    with pytest.raises(ConfigError, match=where):
+        build_config(values)
+
+
+def test_every_mistake_is_reported_at_once():
+    with pytest.raises(ConfigError) as caught:
+        build_config({"seed": "x", "intent": {"folds": 1}})
+    assert "seed" in str(caught.value)
+    assert "intent.folds" in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", ["intent.folds", "=3", "intent..folds=3", "a=[1"])
+def test_a_malformed_override_is_refused(bad: str):
+    with pytest.raises(ConfigError, match="--set"):
+        load_config(ROOT / "ray_config.yaml", overrides=[bad])
+
+
+def test_an_unknown_profile_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"'laptpo': unknown; .* gpu, laptop.*Did you mean 'laptop'"):
+        load_config(ROOT / "ray_config.yaml", profile="laptpo")
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n", "3\n"])
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, text: str):
+    with pytest.raises(ConfigError, match=r"YAML|mapping"):
+        load_config(config_file(tmp_path, text))
+
+
+def test_a_missing_file_and_invalid_utf8_are_told_plainly(tmp_path: Path):
+    with pytest.raises(ConfigError, match="no such settings file"):
+        load_config(tmp_path / "nowhere.yaml")
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"cannot be read|not valid YAML"):
+        load_config(path)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        AppConfig().seed = 3  # type: ignore[misc]
+
+
+def test_the_shipped_file_shows_every_setting_with_its_default():
+    """Profiles may differ; the file's own sections are the documentation of the defaults."""
+    raw = yaml.safe_load((ROOT / "ray_config.yaml").read_text(encoding="utf-8"))
+    shown = {key for key in _leaves(raw) if not key.startswith("profiles.") and key != "profile"}
+    expected = {key for key, _, _ in describe_settings()}
+    assert shown == expected
+    del raw["profiles"], raw["profile"]
+    assert build_config(raw) == AppConfig()
+
+
+def test_every_profile_of_the_shipped_file_is_valid():
+    for profile in ("laptop", "gpu"):
+        load_config(ROOT / "ray_config.yaml", profile=profile)
+
+
+def test_every_setting_has_a_description():
+    assert [key for key, _, text in describe_settings() if not text] == []
+
+
+def _leaves(value: object, prefix: str = "") -> set[str]:
+    if not isinstance(value, dict) or not value:
+        return {prefix}
+    return set().union(*(_leaves(v, f"{prefix}.{k}" if prefix else k) for k, v in value.items()))
