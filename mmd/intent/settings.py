@@ -24,6 +24,10 @@ class SearchSettings(Settings):
     widening: float = Field(default=2.0, gt=0, description="k of progressive widening: k * visits^alpha children.")
     widening_alpha: float = Field(default=0.5, ge=0, le=1, description="Exponent of progressive widening.")
     length_penalty: float = Field(default=0.02, ge=0, description="Reward lost a predicate.")
+    lookahead: float = Field(
+        default=3.0, ge=0, description="Weight of a child's own reward in its prior: P x exp(lookahead x reward)."
+    )
+    patience: int = Field(default=150, ge=1, description="Rollouts without a better rule after which a search stops.")
     seeds: int = Field(default=2, ge=1, description="Searches a label, each with its own seed.")
 
 
