@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from mmd.base import Settings
@@ -10,9 +12,21 @@ from mmd.base import Settings
 class PredicateSettings(Settings):
     """Which atomic predicates are mined (METHODS section 1: the state's building blocks)."""
 
-    max_per_label: int = Field(default=60, ge=1, description="Predicates kept a label, by information gain.")
+    max_per_label: int = Field(default=100, ge=1, description="Predicates a search works with, by prior.")
+    max_negated: int = Field(default=15, ge=0, description="Negated predicates among them at most.")
     min_support: int = Field(default=2, ge=1, description="Training examples a predicate must hold on.")
     max_word_chars: int = Field(default=6, ge=1, description="Longest keyword, characters (Chinese) or words.")
+    near_scopes: tuple[Literal["last_user", "image"], ...] = Field(
+        default=("last_user", "image"), description="What `near` prototypes are made of."
+    )
+    near_points: tuple[Literal["exemplar", "centre", "contrast", "name"], ...] = Field(
+        default=("exemplar", "centre", "contrast", "name"),
+        description="Prototypes: single examples, label centres, discriminant directions, label names.",
+    )
+    threshold_step: float = Field(default=0.05, gt=0, le=0.5, description="Grid of cosine thresholds.")
+    name_affinity: float = Field(
+        default=1.0, ge=0, description="Prior added to keywords that share characters with the label's name."
+    )
 
 
 class SearchSettings(Settings):

@@ -1,0 +1,84 @@
+"""Selection of the rule base by held-out statistics, and what the rules predict by themselves.
+
+A rule's evidence are the examples that it fired on while they were held out from its discovery: from proposing
+its predicates, from making its prototypes and from searching. Found in several folds, a rule pools their
+held-out parts; an example counts once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmd.intent.bitsets import wilson_lower
+from mmd.intent.rules import Predicate
+
+RuleKey = tuple[str, tuple[Predicate, ...]]
+"""Label and predicates, sorted: the same conjunction found by different searches has the same key."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoldRule:
+    """A rule as one search found it, with the held-out examples (their row numbers) that it fired on."""
+
+    label: str
+    predicates: tuple[Predicate, ...]
+    reward: float
+    fired: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """A rule's pooled held-out evidence. ``fired`` marks the examples, shape (n_examples,)."""
+
+    key: RuleKey
+    fired: NDArray[np.bool_]
+    support: int
+    hits: int
+    searches: int  # that found it
+
+    @property
+    def precision(self) -> float:
+        """Hits a firing; 0 without any."""
+        return self.hits / self.support if self.support else 0.0
+
+    @property
+    def wilson(self) -> float:
+        """Lower end of the 95 % Wilson interval of the precision."""
+        return float(wilson_lower(self.hits, self.support))
+
+
+def pool(found: Iterable[FoldRule], labels: Sequence[str]) -> list[Evidence]:
+    """Pool the held-out firings of equal rules; the result is ordered by rule, whatever the order of ``found``."""
+    truth = np.array(labels)
+    fired: defaultdict[RuleKey, NDArray[np.bool_]] = defaultdict(lambda: np.zeros(len(labels), np.bool_))
+    searches: defaultdict[RuleKey, int] = defaultdict(int)
+    for rule in found:
+        key = (rule.label, tuple(sorted(rule.predicates)))
+        fired[key][list(rule.fired)] = True
+        searches[key] += 1
+    return [
+        Evidence(key, rows, int(rows.sum()), int((rows & (truth == key[0])).sum()), searches[key])
+        for key, rows in sorted(fired.items(), key=lambda item: item[0])
+    ]
+
+
+def prune_supersets(evidence: Sequence[Evidence]) -> list[Evidence]:
+    """Drop every rule that has a subset of its predicates, for the same label, scoring at least as well.
+
+    Score: Wilson lower bound, then support.
+    """
+    by_label: defaultdict[str, list[tuple[frozenset[Predicate], Evidence]]] = defaultdict(list)
+    kept = []
+    for item in sorted(evidence, key=lambda e: (len(e.key[1]), e.key)):
+        predicates = frozenset(item.key[1])
+        score = (item.wilson, item.support)
+        shorter = by_label[item.key[0]]
+        if not any(subset <= predicates and (e.wilson, e.support) >= score for subset, e in shorter):
+            shorter.append((predicates, item))
+            kept.append(item)
+    return kept
