@@ -1,0 +1,221 @@
+"""``chat``: bring your own conversations, one JSON object a line (or a JSON list of them).
+
+Two shapes: OpenAI-style ``{"messages": [{"role", "content"}]}``, where content is a string or a list of parts
+``{"type": "text", "text"}`` and ``{"type": "image_url", "image_url": {"url"}}``; and ShareGPT
+``{"conversations": [{"from", "value"}]}``. A record may add ``labels`` {task: label}, ``id``, ``split``
+(``train`` or ``test``), ``meta`` {key: scalar}, and ``images`` (or ``image``), a list of addresses that take the places
+of ``<image>`` markers in the texts.
+
+An address is a data URL or a path relative to the file's folder; addresses on the network are refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from urllib.parse import unquote_to_bytes
+
+from mmd.corpora.base import ImageSource, ParsedRecord, RawRecord
+from mmd.corpora.drafts import Draft, content_id, place_images
+from mmd.corpora.folder import CorpusFile, FolderReader, files_by_section
+from mmd.corpora.json_records import JsonNode, decode_record
+from mmd.errors import BadRecordError, CorpusError
+from mmd.schema import Dialogue, Speaker, Split, image_id
+
+TASKS_FILE = "tasks.json"
+_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson"})
+_NO_CORPUS_FILES = frozenset({TASKS_FILE, "ocr.jsonl"})
+_SPEAKERS: Mapping[str, Speaker] = {
+    "user": "user",
+    "human": "user",
+    "assistant": "agent",
+    "agent": "agent",
+    "gpt": "agent",
+    "chatgpt": "agent",
+    "model": "agent",
+}
+_INSTRUCTIONS = frozenset({"system", "developer"})
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class ChatReader(FolderReader):
+    """Reads every JSON Lines file (and JSON list) of a folder."""
+
+    name = "chat"
+    layout = (
+        'JSON Lines files with "messages" or "conversations" a record (test….jsonl is the test split, all else train '
+        "unless a record says so), pictures anywhere beside them, and optionally tasks.json {task: [label, …]}"
+    )
+    marks = frozenset({"messages", "conversations"})
+
+    def files(self) -> list[CorpusFile]:
+        """Return the record files: those of the folder itself and of subfolders named after a section."""
+        named = {file.source: file for file in files_by_section(self._folder)}
+        for path in self._folder.glob("*.*"):
+            if path.suffix.lower() in _SUFFIXES and path.is_file() and path.name not in _NO_CORPUS_FILES:
+                named.setdefault(path.name, CorpusFile(path.name, "train", "train"))
+        return [named[source] for source in sorted(named)]
+
+    def tasks(self) -> Mapping[str, tuple[str, ...]]:
+        """Return the label sets of ``tasks.json``; without it, the labels of the training records as they first appear.
+
+        Raises:
+            CorpusError: ``tasks.json`` is no mapping of task to a list of distinct labels.
+        """
+        path = self._folder / TASKS_FILE
+        if path.is_file():
+            return _read_tasks(path.read_bytes(), str(path))
+        labels: dict[str, dict[str, None]] = {}
+        for given in self._training_labels():
+            for task, label in given.items():
+                labels.setdefault(task, {})[label] = None
+        return {task: tuple(labels[task]) for task in sorted(labels)}
+
+    def parse(self, record: RawRecord) -> ParsedRecord:
+        """Turn a conversation into a dialogue; system messages go to meta ``system``."""
+        node = decode_record(record.raw)
+        split = _split(node, record.split)
+        meta = {key: value.scalar() for key, value in extra.fields()} if (extra := node.get("meta")) else {}
+        pictures = _Pictures(PurePosixPath(record.source).parent)
+        drafts: list[Draft] = []
+        system: list[str] = []
+        for message in _messages(node):
+            role, text, image_ids = _read_message(message, pictures)
+            if role in _INSTRUCTIONS:
+                system.append(text)
+            else:
+                drafts.append(Draft(_speaker(message, role), text, image_ids))
+        if system:
+            meta["system"] = "\n".join(system)
+        if listed := node.first("images", "image"):
+            entries = listed.elements() if isinstance(listed.value, list) else [listed]
+            meta |= place_images(drafts, [pictures.add(entry) for entry in entries])
+        given = node.get("id")
+        dialogue = Dialogue(
+            id=given.identifier() if given else content_id(split, node.value),
+            source=self.name,
+            split=split,
+            turns=tuple(draft.turn() for draft in drafts),
+            labels=_labels(node),
+            meta=meta,
+        )
+        return ParsedRecord(dialogue, pictures.sources)
+
+    def _training_labels(self) -> Iterator[dict[str, str]]:
+        for file in self.existing_files():
+            for cut in self._open(file.source).cuts():
+                if b'"labels"' not in cut.raw:
+                    continue
+                try:
+                    node = decode_record(cut.raw)
+                    if _split(node, file.split) == "train":
+                        yield _labels(node)
+                except BadRecordError:
+                    continue  # ingest reports it
+
+
+class _Pictures:
+    """Collects the pictures of one record under keys: the path, or the hash of bytes that came along."""
+
+    def __init__(self, folder: PurePosixPath) -> None:
+        self.sources: dict[str, ImageSource] = {}
+        self._folder = folder
+
+    def add(self, address: JsonNode) -> str:
+        url = address.identifier()
+        if url[:5].lower() == "data:":
+            data = _data_url(address.path, url)
+            key, source = image_id(data), ImageSource(data=data)
+        elif _SCHEME.match(url):
+            raise BadRecordError(
+                "remote_image", f"{address.path}: {url[:80]!r} is not fetched; save the picture beside the file"
+            )
+        else:
+            key = str(self._folder / url)
+            source = ImageSource(path=key)
+        self.sources[key] = source
+        return key
+
+
+def _data_url(where: str, url: str) -> bytes:
+    header, comma, payload = url.partition(",")
+    if not comma:
+        raise BadRecordError("not_an_image", f"{where}: a data URL without a comma; needs data:image/…;base64,DATA")
+    if not header.lower().endswith(";base64"):
+        return unquote_to_bytes(payload)
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError) as err:
+        raise BadRecordError("not_an_image", f"{where}: invalid base64 in a data URL ({err})") from err
+
+
+def _messages(node: JsonNode) -> list[JsonNode]:
+    messages = node.first("messages", "conversations")
+    if messages is None:
+        raise BadRecordError("missing_field", "messages: missing, and so is conversations")
+    return messages.elements()
+
+
+def _read_message(message: JsonNode, pictures: _Pictures) -> tuple[str, str, list[str]]:
+    """Return role, text and picture keys of a message of either shape."""
+    role = message.first("role", "from")
+    if role is None:
+        raise BadRecordError("missing_field", f"{message.path}.role: missing, and so is from")
+    content = message.first("content", "value")
+    if content is None:
+        if "content" in message.mapping():  # null: an assistant that only called tools
+            return role.text(), "", []
+        raise BadRecordError("missing_field", f"{message.path}.content: missing, and so is value")
+    if isinstance(content.value, str):
+        return role.text(), content.value.strip(), []
+    texts: list[str] = []
+    image_ids: list[str] = []
+    for part in content.elements():
+        kind = part.field("type")
+        if kind.value == "text":
+            texts.append(part.field("text").text().strip())
+        elif kind.value == "image_url":
+            address = part.field("image_url")
+            image_ids.append(pictures.add(address if isinstance(address.value, str) else address.field("url")))
+        else:
+            raise kind.wrong_type("'text' or 'image_url'")
+    return role.text(), "\n".join(text for text in texts if text), image_ids
+
+
+def _speaker(message: JsonNode, role: str) -> Speaker:
+    speaker = _SPEAKERS.get(role)
+    if speaker is None:
+        known = ", ".join([*_SPEAKERS, *sorted(_INSTRUCTIONS)])
+        raise BadRecordError("unknown_speaker", f"{message.path}: role {role[:40]!r} is none of {known}")
+    return speaker
+
+
+def _split(node: JsonNode, default: Split) -> Split:
+    given = node.get("split")
+    if given is None:
+        return default
+    if given.value == "train":
+        return "train"
+    if given.value == "test":
+        return "test"
+    raise given.wrong_type("'train' or 'test'")
+
+
+def _labels(node: JsonNode) -> dict[str, str]:
+    labels = node.get("labels")
+    return {task: label.text() for task, label in labels.fields()} if labels else {}
+
+
+def _read_tasks(raw: bytes, where: str) -> dict[str, tuple[str, ...]]:
+    try:
+        tasks = {task: tuple(e.text() for e in labels.elements()) for task, labels in decode_record(raw).fields()}
+    except BadRecordError as err:
+        raise CorpusError(f"{where}: {err}. Expected {json.dumps({'task': ['label', 'label']})}.") from err
+    for task, labels in tasks.items():
+        if not labels or len(set(labels)) < len(labels):
+            raise CorpusError(f"{where}: task {task!r} has no labels, or one twice; list each label once.")
+    return tasks

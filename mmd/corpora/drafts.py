@@ -1,0 +1,79 @@
+"""A dialogue in the making: utterances as a reader finds them, pictures placed where they were sent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from mmd.schema import Speaker, Turn
+
+IMAGE_MARKER = "<image>"
+
+
+@dataclass(slots=True)
+class Draft:
+    """A turn whose text and pictures are still being collected."""
+
+    speaker: Speaker
+    text: str
+    image_ids: list[str] = field(default_factory=list)
+    item_ids: list[str] = field(default_factory=list)
+
+    def turn(self) -> Turn:
+        """Return the finished turn."""
+        return Turn(self.speaker, self.text, tuple(self.image_ids), tuple(self.item_ids))
+
+    @property
+    def empty(self) -> bool:
+        """Whether neither text nor pictures nor items were said."""
+        return not (self.text or self.image_ids or self.item_ids)
+
+
+def place_images(drafts: Sequence[Draft], names: Sequence[str]) -> dict[str, str]:
+    """Put each next picture where the next ``<image>`` marker stands, and take the markers out of the texts.
+
+    Pictures without a marker go to the last user turn (the last turn where no user spoke).
+
+    Returns:
+        Meta that counts what did not match: ``images_unplaced``, ``image_markers_unmatched``; empty when all did.
+    """
+    waiting = list(names)
+    unmatched = 0
+    for draft in drafts:
+        pieces = draft.text.split(IMAGE_MARKER)
+        for _ in pieces[1:]:
+            if waiting:
+                draft.image_ids.append(waiting.pop(0))
+            else:
+                unmatched += 1
+        if len(pieces) > 1:
+            draft.text = " ".join(piece for piece in map(str.strip, pieces) if piece)
+    meta: dict[str, str] = {}
+    if unmatched:
+        meta["image_markers_unmatched"] = str(unmatched)
+    if waiting and drafts:
+        users = [draft for draft in drafts if draft.speaker == "user"]
+        (users or drafts)[-1].image_ids.extend(waiting)
+        meta["images_unplaced"] = str(len(waiting))
+    return meta
+
+
+def drop_empty(drafts: Iterable[Draft]) -> tuple[list[Draft], dict[str, str]]:
+    """Drop turns in which nothing was said; the meta counts them by speaker (``empty_agent_turns``, …)."""
+    kept: list[Draft] = []
+    dropped: dict[str, int] = {}
+    for draft in drafts:
+        if draft.empty:
+            key = f"empty_{draft.speaker}_turns"
+            dropped[key] = dropped.get(key, 0) + 1
+        else:
+            kept.append(draft)
+    return kept, {key: str(count) for key, count in dropped.items()}
+
+
+def content_id(*parts: object) -> str:
+    """Return an id for a record that has none: the first 16 hex digits of a hash of its canonical JSON."""
+    canonical = json.dumps(parts, ensure_ascii=True, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
