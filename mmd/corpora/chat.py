@@ -6,7 +6,8 @@ Two shapes: OpenAI-style ``{"messages": [{"role", "content"}]}``, where content 
 (``train`` or ``test``), ``meta`` {key: scalar}, and ``images`` (or ``image``), a list of addresses that take the places
 of ``<image>`` markers in the texts.
 
-An address is a data URL or a path relative to the file's folder; addresses on the network are refused.
+An address is a data URL or a path relative to the file's folder; addresses on the network are refused. An ``ocr.jsonl``
+at the top of the folder gives recognised text by the pictures' paths, see :mod:`mmd.corpora.ocr_lines`.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ import binascii
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import PurePosixPath
 from urllib.parse import unquote_to_bytes
 
 from mmd.corpora.base import ImageSource, ParsedRecord, RawRecord
 from mmd.corpora.drafts import Draft, content_id, place_images
-from mmd.corpora.folder import CorpusFile, FolderReader, files_by_section
+from mmd.corpora.folder import RECORD_SUFFIXES, CorpusFile, FolderReader, files_by_section
 from mmd.corpora.json_records import JsonNode, decode_record
+from mmd.corpora.ocr_lines import OCR_FILE, read_ocr
 from mmd.errors import BadRecordError, CorpusError
-from mmd.schema import Dialogue, Speaker, Split, image_id
+from mmd.schema import Dialogue, OcrLine, Speaker, Split, image_id
 
 TASKS_FILE = "tasks.json"
-_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson"})
-_NO_CORPUS_FILES = frozenset({TASKS_FILE, "ocr.jsonl"})
+_NO_RECORD_FILES = frozenset({TASKS_FILE, OCR_FILE})
 _SPEAKERS: Mapping[str, Speaker] = {
     "user": "user",
     "human": "user",
@@ -56,7 +58,7 @@ class ChatReader(FolderReader):
         """Return the record files: those of the folder itself and of subfolders named after a section."""
         named = {file.source: file for file in files_by_section(self._folder)}
         for path in self._folder.glob("*.*"):
-            if path.suffix.lower() in _SUFFIXES and path.is_file() and path.name not in _NO_CORPUS_FILES:
+            if path.suffix.lower() in RECORD_SUFFIXES and path.is_file() and path.name not in _NO_RECORD_FILES:
                 named.setdefault(path.name, CorpusFile(path.name, "train", "train"))
         return [named[source] for source in sorted(named)]
 
@@ -80,7 +82,7 @@ class ChatReader(FolderReader):
         node = decode_record(record.raw)
         split = _split(node, record.split)
         meta = {key: value.scalar() for key, value in extra.fields()} if (extra := node.get("meta")) else {}
-        pictures = _Pictures(PurePosixPath(record.source).parent)
+        pictures = _Pictures(PurePosixPath(record.source).parent, self._ocr)
         drafts: list[Draft] = []
         system: list[str] = []
         for message in _messages(node):
@@ -96,7 +98,7 @@ class ChatReader(FolderReader):
             meta |= place_images(drafts, [pictures.add(entry) for entry in entries])
         given = node.get("id")
         dialogue = Dialogue(
-            id=given.identifier() if given else content_id(split, node.value),
+            id=given.identifier() if given else f"{split}-{content_id(record.raw)}",
             source=self.name,
             split=split,
             turns=tuple(draft.turn() for draft in drafts),
@@ -104,6 +106,10 @@ class ChatReader(FolderReader):
             meta=meta,
         )
         return ParsedRecord(dialogue, pictures.sources)
+
+    @cached_property
+    def _ocr(self) -> Mapping[str, tuple[OcrLine, ...]]:
+        return read_ocr(self._folder / OCR_FILE)
 
     def _training_labels(self) -> Iterator[dict[str, str]]:
         for file in self.existing_files():
@@ -121,9 +127,10 @@ class ChatReader(FolderReader):
 class _Pictures:
     """Collects the pictures of one record under keys: the path, or the hash of bytes that came along."""
 
-    def __init__(self, folder: PurePosixPath) -> None:
+    def __init__(self, folder: PurePosixPath, ocr: Mapping[str, tuple[OcrLine, ...]]) -> None:
         self.sources: dict[str, ImageSource] = {}
         self._folder = folder
+        self._ocr = ocr
 
     def add(self, address: JsonNode) -> str:
         url = address.identifier()
@@ -136,7 +143,7 @@ class _Pictures:
             )
         else:
             key = str(self._folder / url)
-            source = ImageSource(path=key)
+            source = ImageSource(path=key, ocr=self._ocr.get(key))
         self.sources[key] = source
         return key
 

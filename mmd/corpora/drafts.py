@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -73,7 +72,6 @@ def drop_empty(drafts: Iterable[Draft]) -> tuple[list[Draft], dict[str, str]]:
     return kept, {key: str(count) for key, count in dropped.items()}
 
 
-def content_id(*parts: object) -> str:
-    """Return an id for a record that has none: the first 16 hex digits of a hash of its canonical JSON."""
-    canonical = json.dumps(parts, ensure_ascii=True, sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+def content_id(raw: bytes) -> str:
+    """Return an id for a record that has none: the first 16 hex digits of the SHA-256 of its bytes."""
+    return hashlib.sha256(raw).hexdigest()[:16]

@@ -6,15 +6,17 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from mmd.corpora.base import CatalogueItem, Graph, ParsedRecord, Part, RawRecord
 from mmd.corpora.json_records import Plan, RecordFile, plan_file, read_part
 from mmd.errors import CorpusError
 from mmd.schema import Split
 
-_RECORD_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson"})
-_SECTION = re.compile(r"(train|test|dev|val)(?:ing|id|idation)?(?![a-z])", re.IGNORECASE)
+RECORD_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson"})
+_SECTION = re.compile(r"(train|test|dev|val)(?:ing|elopment|id|idation)?(?![a-z])", re.IGNORECASE)
 _SECTION_ORDER = ("train", "dev", "val", "test")
 
 
@@ -97,6 +99,11 @@ class FolderReader(ABC):
         """Return the empty graph."""
         return Graph()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave cached tables out: each worker reads them once instead of getting them with every task."""
+        kind = type(self)
+        return {key: v for key, v in self.__dict__.items() if not isinstance(getattr(kind, key, None), cached_property)}
+
     def _open(self, source: str) -> RecordFile:
         return RecordFile(self._folder / source, self.marks)
 
@@ -115,14 +122,13 @@ def files_by_section(folder: Path) -> list[CorpusFile]:
     mmd knows two splits. ``train`` and ``test`` are what they say; a development section is ``test`` where no test
     section is there, else ``train`` (validation folds are drawn from the training split anyway).
     """
-    found = [
-        (section, path.relative_to(folder).as_posix())
-        for path in [*folder.glob("*.*"), *folder.glob("*/*.*")]
-        if path.suffix.lower() in _RECORD_SUFFIXES and path.is_file() and (section := _section(path, folder))
-    ]
-    has_test = any(section == "test" for section, _ in found)
-    found.sort(key=lambda pair: (_SECTION_ORDER.index(pair[0]), pair[1]))
-    return [CorpusFile(source, _split(section, has_test=has_test), section) for section, source in found]
+    named = [path for path in folder.iterdir() if _SECTION.match(path.name)]
+    paths = [path for top in named for path in (top.iterdir() if top.is_dir() else (top,))]
+    sources = [p.relative_to(folder).as_posix() for p in paths if p.suffix.lower() in RECORD_SUFFIXES and p.is_file()]
+    sections = {source: section_of(source) for source in sources}
+    has_test = "test" in sections.values()
+    ordered = sorted(sources, key=lambda source: (_SECTION_ORDER.index(sections[source]), source))
+    return [CorpusFile(source, _split(sections[source], has_test=has_test), sections[source]) for source in ordered]
 
 
 def section_of(source: str) -> str:
@@ -139,14 +145,6 @@ def image_folder(root: Path, source: str) -> str | None:
         if (root / parent / "images").is_dir():
             return (parent / "images").as_posix()
     return None
-
-
-def _section(path: Path, folder: Path) -> str | None:
-    parents = path.relative_to(folder).parts
-    if len(parents) > 1 and not _SECTION.match(parents[0]):
-        return None  # an unrelated subfolder
-    match = _SECTION.match(parents[0])
-    return match.group(1).lower() if match else None
 
 
 def _split(section: str, *, has_test: bool) -> Split:

@@ -37,6 +37,7 @@ _SNIFFED_LINES = 20
 _CUTTER = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
 _SEPARATORS = re.compile(r"[\s,]*")
 _OBJECT_START = re.compile(r'\{(?=\s*")')
+_HALF = re.compile("[\ud800-\udfff]")
 _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -371,12 +372,19 @@ class JsonNode:
 
     def wrong_type(self, needed: str) -> BadRecordError:
         """Build the error for a value of the wrong type or range."""
-        shown = json.dumps(self.value, ensure_ascii=False)
-        shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
-        return BadRecordError("wrong_type", f"{self.path or 'record'}: is {shown}, needs {needed}")
+        return BadRecordError("wrong_type", f"{self.path or 'record'}: is {_shown(self.value)}, needs {needed}")
 
     def _join(self, key: str) -> str:
         return f"{self.path}.{key}" if self.path else key
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401 (any JSON)
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def decode_record(raw: bytes) -> JsonNode:
@@ -408,8 +416,13 @@ def decode_record(raw: bytes) -> JsonNode:
 
 
 def _refuse_half_pairs(value: Any) -> None:  # noqa: ANN401 (any JSON)
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as err:
-        half = f"\\u{ord(err.object[err.start]):04x}"
-        raise BadRecordError("invalid_utf8", f"the escape {half} is half of a surrogate pair") from err
+    waiting = [value]
+    while waiting:  # a loop, not a recursion: the record may be nested to the limit
+        node = waiting.pop()
+        if isinstance(node, dict):
+            waiting += [*node, *node.values()]
+        elif isinstance(node, list):
+            waiting += node
+        elif isinstance(node, str) and (half := _HALF.search(node)):
+            escape = f"\\u{ord(half.group()):04x}"
+            raise BadRecordError("invalid_utf8", f"the escape {escape} is half of a surrogate pair")

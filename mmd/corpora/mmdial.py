@@ -56,7 +56,7 @@ class MmdialReader(FolderReader):
             meta["replaced_text"] = drafts[turn].text
             drafts[turn] = Draft(drafts[turn].speaker, "", image_ids=list(images))
         dialogue = Dialogue(
-            id=f"{section}-{_record_id(node, turn, name)}",
+            id=f"{section}-{_record_id(node, turn, name) or content_id(record.raw)}",
             source=self.name,
             split=record.split,
             turns=tuple(draft.turn() for draft in drafts),
@@ -69,10 +69,10 @@ class MmdialReader(FolderReader):
         return {name: ImageSource(path=str(PurePosixPath(folder) / name))} if folder else {}
 
 
-def _record_id(node: JsonNode, turn: int, image: str) -> str:
+def _record_id(node: JsonNode, turn: int, image: str) -> str | None:
     """Name a record by the chat it came from, the turn replaced and the picture: together unique in the release."""
     chat = node.get("dialog_file")
     dataset = node.get("dialog_dataset")
     if chat is None:
-        return content_id(node.value)
+        return None
     return f"{dataset.scalar() if dataset else 'chat'}/{chat.scalar()}#{turn}={image}"

@@ -53,7 +53,7 @@ class MmdialogReader(FolderReader):
             for draft in drafts:
                 draft.image_ids.clear()
         given = node.first("conversation_id", "dialogue_id", "id")
-        identity = given.identifier() if given else content_id(node.value["conversation"])
+        identity = given.identifier() if given else content_id(record.raw)
         dialogue = Dialogue(
             f"{section}-{identity}", self.name, record.split, tuple(draft.turn() for draft in drafts), meta=meta
         )

@@ -14,6 +14,7 @@ from mmd.corpora.json_records import JsonNode, RecordFile, decode_record
 from mmd.errors import BadRecordError
 from mmd.schema import OcrLine
 
+OCR_FILE = "ocr.jsonl"
 log = structlog.get_logger()
 
 

@@ -16,14 +16,13 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any
 
 from mmd.corpora.base import ImageSource, ParsedRecord, RawRecord
 from mmd.corpora.drafts import Draft, drop_empty, place_images
 from mmd.corpora.folder import CorpusFile, FolderReader
 from mmd.corpora.json_records import JsonNode, decode_record
-from mmd.corpora.ocr_lines import read_ocr
-from mmd.errors import BadRecordError
+from mmd.corpora.ocr_lines import OCR_FILE, read_ocr
+from mmd.errors import BadRecordError, CorpusError
 from mmd.schema import Dialogue, OcrLine, Speaker
 
 IMAGE_SCENE = "image_scene"
@@ -31,7 +30,7 @@ DIALOGUE_INTENT = "dialogue_intent"
 START = "<用户与客服的对话 START>"
 END = "<用户与客服的对话 END>"
 _SPEAKERS: Mapping[str, Speaker] = {"用户": "user", "客服": "agent"}
-_SPEAKER = re.compile(r"(用户|客服)\s*[:：]")
+_SPEAKER = re.compile(r"\s*(用户|客服)\s*[:：]")
 _DECODER = json.JSONDecoder()
 
 
@@ -43,7 +42,13 @@ class TaobaoReader(FolderReader):
     marks = frozenset({"instruction"})
 
     def files(self) -> list[CorpusFile]:
-        """Return ``train.json`` and ``dev.json``, as far as they exist."""
+        """Return ``train.json`` and ``dev.json``, as far as they exist.
+
+        Raises:
+            CorpusError: the picture folder is missing; without it every record would be a bad one.
+        """
+        if not (self._folder / "images").is_dir():
+            raise CorpusError(f"{self.root}/images: does not exist. The taobao reader expects {self.layout}.")
         return self._named({"train.json": "train", "dev.json": "test"})
 
     def tasks(self) -> Mapping[str, tuple[str, ...]]:
@@ -90,7 +95,7 @@ class TaobaoReader(FolderReader):
 
     @cached_property
     def _ocr(self) -> Mapping[str, tuple[OcrLine, ...]]:
-        return read_ocr(self._folder / "ocr.jsonl")
+        return read_ocr(self._folder / OCR_FILE)
 
     def _instructions(self, files: list[CorpusFile]) -> Iterator[str]:
         for file in files:
@@ -99,10 +104,6 @@ class TaobaoReader(FolderReader):
                     yield decode_record(cut.raw).field("instruction").text()
                 except BadRecordError:
                     continue  # ingest reports it
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the OCR out: each worker reads it once instead of getting it with every task."""
-        return {key: value for key, value in self.__dict__.items() if key != "_ocr"}
 
 
 def task_of(instruction: str) -> str | None:
@@ -131,7 +132,7 @@ def parse_turns(conversation: str) -> list[Draft]:
         BadRecordError: ``unknown_speaker``, when text comes before the first known speaker.
     """
     drafts: list[Draft] = []
-    for line in conversation.splitlines():
+    for line in conversation.split("\n"):
         match = _SPEAKER.match(line)
         if match:
             drafts.append(Draft(_SPEAKERS[match.group(1)], line[match.end() :].strip()))
