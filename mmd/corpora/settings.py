@@ -22,10 +22,15 @@ class CorpusSettings(Settings):
 class LimitSettings(Settings):
     """Above these a record goes to quarantine, before its pictures are decoded."""
 
+    max_record_mb: float = Field(
+        default=32.0, gt=0, description="Bytes of one raw record, MiB; checked before parsing."
+    )
     max_text_chars: int = Field(default=200_000, ge=1, description="Characters of one turn.")
     max_turns: int = Field(default=2_000, ge=1, description="Turns of one dialogue.")
     max_image_mb: float = Field(default=20.0, gt=0, description="Bytes of one picture, MiB.")
-    max_image_megapixels: float = Field(default=50.0, gt=0, description="Width x height of one picture, 10^6 px.")
+    max_image_megapixels: float = Field(
+        default=50.0, gt=0, le=175, description="Width x height of one picture, 10^6 px; Pillow itself stops at 178."
+    )
 
 
 class ShopSettings(Settings):

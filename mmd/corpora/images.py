@@ -1,0 +1,145 @@
+"""Pictures on their way into a corpus: found inside the corpus folder, checked, hashed and decoded once.
+
+Checks go from cheap to dear: where the path leads, the file's size, the header's width and height, and only then the
+pixels, since truncation shows nowhere else.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import threading
+import warnings
+from pathlib import Path
+
+import PIL.Image
+
+from mmd.corpora.base import ImageSource
+from mmd.corpora.settings import LimitSettings
+from mmd.errors import BadRecordError
+from mmd.schema import Image, image_id
+
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
+"""Pillow's names of what is decoded. Short on purpose: some of its other formats run external programs."""
+
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"RIFF", b"BM")
+_REMOTE = ("http:", "https:", "ftp:", "s3:", "gs:")
+_MEGA = 10**6
+_KNOWN_MAX = 200_000  # about 40 MB of hashes and sizes a process
+# Pillow warns of large pictures through the warnings module, whose filters belong to all threads.
+_header_lock = threading.Lock()
+
+
+def check_image(data: bytes, limits: LimitSettings) -> tuple[str, int, int]:
+    """Decode an encoded picture completely, after checking its size from the header.
+
+    Only the first frame of an animation is decoded.
+
+    Returns:
+        Format (one of :data:`FORMATS`, or ``MPO``), width and height in pixels.
+
+    Raises:
+        BadRecordError: ``image_empty``, ``image_too_large``, ``not_an_image``, ``image_bomb`` or ``image_truncated``.
+    """
+    _check_bytes(len(data), limits)
+    with _open_header(data) as picture:
+        width, height = picture.size
+        if width * height == 0:
+            raise BadRecordError("image_empty", f"the picture is {width} x {height} pixels")
+        if width * height > limits.max_image_megapixels * _MEGA:
+            raise BadRecordError(
+                "image_bomb",
+                f"{width} x {height} pixels; data.limits.max_image_megapixels allows {limits.max_image_megapixels:g}",
+            )
+        try:
+            picture.load()
+        # Pillow's decoders raise whatever their parser stumbled over; the header was fine, so the rest is damaged.
+        except (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, MemoryError) as err:
+            raise BadRecordError("image_truncated", f"the pixels cannot be decoded to the end ({err})") from err
+        return str(picture.format), width, height
+
+
+def _check_bytes(size: int, limits: LimitSettings) -> None:
+    if size == 0:
+        raise BadRecordError("image_empty", "the picture has no bytes")
+    if size > limits.max_image_mb * 2**20:
+        raise BadRecordError(
+            "image_too_large", f"{size / 2**20:.1f} MiB; data.limits.max_image_mb allows {limits.max_image_mb:g}"
+        )
+
+
+def _open_header(data: bytes) -> PIL.Image.Image:
+    try:
+        with _header_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the size is checked against our own limit
+            return PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+    except PIL.Image.DecompressionBombError as err:
+        raise BadRecordError("image_bomb", str(err)) from err
+    except ValueError as err:  # a compressed text chunk that unpacks beyond Pillow's bound
+        raise BadRecordError("image_bomb", f"the header unpacks to too much ({err})") from err
+    except (OSError, SyntaxError, LookupError, TypeError, ArithmeticError, EOFError) as err:
+        if data.startswith(_SIGNATURES):
+            raise BadRecordError("image_truncated", f"the header breaks off or is damaged ({len(data)} bytes)") from err
+        raise BadRecordError("not_an_image", f"none of {', '.join(FORMATS)}: starts with {data[:12]!r}") from err
+
+
+class ImageLoader:
+    """Loads the pictures of one corpus; equal bytes are decoded once for as long as the loader lives.
+
+    Args:
+        root: folder that paths are relative to and must stay inside; None when pictures come with the records.
+        limits: of bytes and pixels.
+    """
+
+    def __init__(self, root: str | None, limits: LimitSettings) -> None:
+        self.limits = limits
+        self.decoded = 0  # pictures decoded, for throughput
+        self._root = None if root is None else os.path.realpath(root)
+        self._known: dict[str, tuple[str, int, int]] = {}
+
+    def load(self, source: ImageSource) -> Image:
+        """Read, hash and check one picture.
+
+        Raises:
+            BadRecordError: the picture cannot be used.
+        """
+        data = self._read(source)
+        identity = image_id(data)
+        found = self._known.get(identity)
+        if found is None:
+            found = check_image(data, self.limits)
+            self.decoded += 1
+            if len(self._known) < _KNOWN_MAX:
+                self._known[identity] = found
+        return Image(identity, *found, data=data, ocr=source.ocr, description=source.description)
+
+    def _read(self, source: ImageSource) -> bytes:
+        if source.data is not None:
+            _check_bytes(len(source.data), self.limits)
+            return source.data
+        if source.path is None:
+            raise BadRecordError("image_missing", "the record names neither a path nor bytes")
+        where = self._inside(source.path)
+        try:
+            status = where.stat()
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+                raise BadRecordError("image_missing", f"{source.path}: is not a file")
+            _check_bytes(status.st_size, self.limits)
+            return where.read_bytes()
+        except (OSError, ValueError) as err:
+            reason = err.strerror if isinstance(err, OSError) else err
+            raise BadRecordError("image_missing", f"{source.path}: cannot be read ({reason})") from err
+
+    def _inside(self, path: str) -> Path:
+        if path.lower().startswith(_REMOTE):
+            raise BadRecordError("remote_image", f"{path[:80]}: is not fetched; save the picture in the corpus folder")
+        if self._root is None or Path(path).is_absolute():
+            raise BadRecordError("path_escape", f"{path}: must be relative to the corpus folder")
+        try:
+            real = os.path.realpath(Path(self._root, path))  # follows symbolic links
+        except (OSError, ValueError) as err:
+            raise BadRecordError("image_missing", f"{path!r}: is not a path ({err})") from err
+        if os.path.commonpath((real, self._root)) != self._root:
+            raise BadRecordError("path_escape", f"{path}: leads out of the corpus folder")
+        return Path(real)
