@@ -12,6 +12,7 @@ from mmd.errors import RuleError
 
 MAX_PATTERN_CHARS = 1000
 MAX_PATTERN_BYTES = 1 << 20  # memory of one compiled pattern; RE2 refuses larger ones
+MAX_SET_BYTES = 64 << 20  # memory of patterns searched together, most of it a cache that fills on demand
 
 
 @functools.lru_cache(maxsize=1)
@@ -20,6 +21,15 @@ def regex_options() -> Any:  # noqa: ANN401 (re2 is untyped)
     options = re2.Options()
     options.case_sensitive = False
     options.max_mem = MAX_PATTERN_BYTES
+    options.log_errors = False
+    return options
+
+
+def set_options() -> Any:  # noqa: ANN401 (re2 is untyped)
+    """Return the options of a set of patterns: as for one, with the memory a joint automaton needs."""
+    options = re2.Options()
+    options.case_sensitive = False
+    options.max_mem = MAX_SET_BYTES
     options.log_errors = False
     return options
 
