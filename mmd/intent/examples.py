@@ -44,8 +44,17 @@ def make_example(
         items=_items(dialogue, items),
         meta=dialogue.meta,
     )
-    vector = text_vectors.get(text_id(example.text("last_user")))
-    return example if vector is None else replace(example, last_user_vector=vector)
+    return replace(
+        example,
+        last_user_vector=text_vectors.get(text_id(example.text("last_user"))),
+        reply_vector=text_vectors.get(text_id(example.text("reply"))),
+    )
+
+
+def vector_texts(dialogue: Dialogue) -> list[str]:
+    """Return the texts of a dialogue that examples want sentence vectors of: the last user turn and the reply."""
+    example = IntentExample(dialogue.id, "", None, dialogue.turns)
+    return [text for text in (example.text("last_user"), example.text("reply")) if text.strip()]
 
 
 def load_examples(corpus: Corpus, features: Features | None, task: str, split: Split) -> list[IntentExample]:

@@ -42,13 +42,35 @@ class SearchSettings(Settings):
         default=3.0, ge=0, description="Weight of a child's own reward in its prior: P x exp(lookahead x reward)."
     )
     patience: int = Field(default=150, ge=1, description="Rollouts without a better rule after which a search stops.")
+    rules_per_search: int = Field(default=30, ge=1, description="Rules a search hands on, chosen to cover the label.")
     seeds: int = Field(default=2, ge=1, description="Searches a label, each with its own seed.")
 
 
-class ProbeSettings(Settings):
-    """The ``probe`` classifier: frozen features and a regularised linear head."""
+class BlockWeights(Settings):
+    """Length of each feature block of the probe; 0 leaves a block out."""
 
-    c: float = Field(default=1.0, gt=0, description="Inverse regularisation of the linear head.")
+    last_user: float = Field(default=1.0, ge=0, description="Character n-grams of the last user turn.")
+    user: float = Field(default=0.5, ge=0, description="Character n-grams of all user turns.")
+    agent: float = Field(default=0.0, ge=0, description="Character n-grams of all agent turns.")
+    reply: float = Field(default=0.5, ge=0, description="Character n-grams of the agent's reply to the last user turn.")
+    ocr: float = Field(default=1.0, ge=0, description="Character n-grams of the text in pictures.")
+    sentence: float = Field(default=1.0, ge=0, description="Sentence vector of the last user turn.")
+    reply_sentence: float = Field(default=0.5, ge=0, description="Sentence vector of the agent's reply.")
+    image: float = Field(default=0.7, ge=0, description="Picture vectors, pooled by their mean.")
+
+
+class ProbeSettings(Settings):
+    """The ``probe`` classifier: frozen features and a regularised linear head. Defaults: cross-validation."""
+
+    c: float = Field(default=20.0, gt=0, description="Inverse regularisation of the linear head.")
+    ngram_min: int = Field(default=1, ge=1, description="Shortest character n-gram.")
+    ngram_max: int = Field(default=4, ge=1, description="Longest character n-gram.")
+    min_df: int = Field(default=2, ge=1, description="Training examples an n-gram must occur in.")
+    max_terms: int = Field(default=200_000, ge=1, description="N-grams a block keeps, the most frequent ones.")
+    label_name_weight: float = Field(
+        default=1.0, ge=0, description="Weight of each label's name as a training example; 0: unused."
+    )
+    weights: BlockWeights = Field(default_factory=BlockWeights)
 
 
 class IntentSettings(Settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,6 +13,12 @@ from numpy.typing import NDArray
 from mmd.schema import Item, OcrLine, Turn
 
 Vector = NDArray[np.float32]
+_TAG = re.compile(r"<[^<>\n]{1,40}>")
+
+
+def has_words(text: str) -> bool:
+    """Say whether a turn says anything besides tokens such as ``<http>``, a link that was taken out."""
+    return any(c.isalnum() for c in _TAG.sub("", text))
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +37,8 @@ class IntentExample:
     """One labelled (or to be labelled) situation: a dialogue up to the turn whose intent is asked.
 
     ``images`` are in order of appearance; ``items`` are the products that the turns name.
-    ``last_user_vector`` is the sentence vector of the last user turn's text, shape (dim,), when extracted.
+    ``last_user_vector`` and ``reply_vector`` are the sentence vectors of ``text("last_user")`` and ``text("reply")``,
+    shape (dim,), when extracted.
     """
 
     dialogue_id: str
@@ -40,17 +48,24 @@ class IntentExample:
     images: tuple[ImageFacts, ...] = ()
     items: tuple[Item, ...] = ()
     last_user_vector: Vector | None = None
+    reply_vector: Vector | None = None
     meta: Mapping[str, str] = field(default_factory=dict)
 
     def text(self, scope: str) -> str:
         """Return the text of a scope, turns joined by newlines.
 
         Args:
-            scope: ``user``, ``agent``, ``last_user`` (the last user turn that has text) or ``any``.
+            scope: ``user``, ``agent``, ``any``, ``last_user`` (the last user turn that has text) or ``reply`` (what
+                the agent said after it: known in logs, not yet when the intent is asked for online).
         """
-        if scope == "last_user":
-            texts = [t.text for t in self.turns if t.speaker == "user" and t.text.strip()]
-            return texts[-1] if texts else ""
+        if scope in ("last_user", "reply"):
+            asked = [i for i, t in enumerate(self.turns) if t.speaker == "user" and has_words(t.text)]
+            if not asked:
+                return ""
+            if scope == "last_user":
+                return self.turns[asked[-1]].text
+            after = self.turns[asked[-1] + 1 :]
+            return "\n".join(t.text for t in after if t.speaker == "agent")
         return "\n".join(t.text for t in self.turns if scope in ("any", t.speaker))
 
     def ocr_text(self) -> str:
