@@ -1,0 +1,127 @@
+"""The pipeline: one command from corpus to report, resumable, skipping what did not change."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import pipeline
+from jobs.glue.entry import JobContext, with_options
+from mmd.artifacts import Artifact, ArtifactStore
+from mmd.config import AppConfig, build_config, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {"data.shop.dialogues": 60, "data.shop.items": 12, "intent.search.rollouts": 20, "intent.folds": 2}
+
+
+def small_config(store: Path, **changes: object) -> AppConfig:
+    values: dict[str, object] = {"store": str(store)}
+    for key, value in (SMALL | changes).items():
+        section = values
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})  # type: ignore[assignment]
+        section[leaf] = value
+    return build_config(values)
+
+
+def made(store: Path) -> dict[str, str]:
+    """kind → newest version of everything in the store."""
+    return {a.manifest.kind: a.ref for a in ArtifactStore(str(store)).find()}
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> tuple[Path, Artifact]:
+    store = tmp_path_factory.mktemp("pipeline") / "store"
+    return store, pipeline.run(JobContext(small_config(store)))
+
+
+@pytest.mark.ray
+def test_one_run_makes_every_artefact_and_a_report(first_run: tuple[Path, Artifact]):
+    store, report = first_run
+    assert set(made(store)) == {"corpus", "features", "rulebase", "classifier", "gate", "report"}
+    html = report.read_bytes("report.html").decode()
+    assert "<html" in html
+    assert "http://" not in html.replace("http://www.w3.org", "")  # self-contained: nothing is fetched
+
+
+@pytest.mark.ray
+def test_an_unchanged_run_is_skipped_whole(first_run: tuple[Path, Artifact]):
+    store, report = first_run
+    before = made(store)
+    again = pipeline.run(JobContext(small_config(store)))
+    assert again.manifest == report.manifest
+    assert made(store) == before
+
+
+@pytest.mark.ray
+def test_a_changed_setting_redoes_only_what_depends_on_it(first_run: tuple[Path, Artifact]):
+    store, _ = first_run
+    before = made(store)
+    pipeline.run(JobContext(small_config(store, **{"intent.probe.c": 3.0})))
+    after = made(store)
+    changed = {kind for kind in after if after[kind] != before[kind]}
+    assert changed == {"classifier", "gate", "report"}
+
+
+@pytest.mark.ray
+def test_until_stops_early(tmp_path: Path, ray_local: None):
+    context = JobContext(small_config(tmp_path / "store"))
+    last = pipeline.run(with_options(context, until="ingest"))
+    assert last.manifest.kind == "corpus"
+    assert set(made(tmp_path / "store")) == {"corpus"}
+
+
+def mmd_pipeline(store: Path, *more: str) -> list[str]:
+    changes = [f"--set={key}={value}" for key, value in SMALL.items()]
+    return [sys.executable, "-m", "mmd.cli", "pipeline", f"--set=store={store}", *changes, *more]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_result(tmp_path: Path):
+    """kill -9 after the first artefact; the rerun ends with what an uninterrupted run gives."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    with subprocess.Popen(mmd_pipeline(killed), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 240
+        while "corpus" not in made(killed) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGKILL)
+    for store in (killed, whole):
+        done = subprocess.run(mmd_pipeline(store), cwd=ROOT, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    for kind in ("corpus", "features", "rulebase", "classifier", "gate"):
+        a, b = (ArtifactStore(str(s)).open(f"{kind}/shop").manifest.digest for s in (killed, whole))
+        assert a == b, kind
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--corpus", "taobao=nowhere"], "nowhere"),
+        (["--corpus", "tabao=nowhere"], "data.corpus.reader"),
+        (["--profile", "desktop"], "unknown; "),
+        (["--set", "intent.fold=3"], "Did you mean 'folds'"),
+        (["--config", "nowhere.yaml"], "no such settings file"),
+        (["--set", "data.shop.catalogue_csv=nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_a_users_mistake_ends_with_one_clear_message_and_nothing_written(
+    tmp_path: Path, arguments: list[str], message: str
+):
+    command = [*mmd_pipeline(tmp_path / "store"), *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stdout.replace("\n", " ")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not list((tmp_path / "store").rglob("manifest.json"))
+
+
+def test_the_shipped_laptop_profile_is_what_make_demo_runs():
+    assert load_config(ROOT / "ray_config.yaml", profile="laptop").data.corpus.reader == "shop"
