@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mmd.schema import Speaker, Turn
 
 IMAGE_MARKER = "<image>"
+_MARKERS = re.compile(rf"[ \t]*(?:{IMAGE_MARKER}[ \t]*)+")
 
 
 @dataclass(slots=True)
@@ -41,14 +43,12 @@ def place_images(drafts: Sequence[Draft], names: Sequence[str]) -> dict[str, str
     waiting = list(names)
     unmatched = 0
     for draft in drafts:
-        pieces = draft.text.split(IMAGE_MARKER)
-        for _ in pieces[1:]:
+        for _ in range(draft.text.count(IMAGE_MARKER)):
             if waiting:
                 draft.image_ids.append(waiting.pop(0))
             else:
                 unmatched += 1
-        if len(pieces) > 1:
-            draft.text = " ".join(piece for piece in map(str.strip, pieces) if piece)
+        draft.text = _MARKERS.sub(_gap, draft.text).strip()
     meta: dict[str, str] = {}
     if unmatched:
         meta["image_markers_unmatched"] = str(unmatched)
@@ -57,6 +57,12 @@ def place_images(drafts: Sequence[Draft], names: Sequence[str]) -> dict[str, str
         (users or drafts)[-1].image_ids.extend(waiting)
         meta["images_unplaced"] = str(len(waiting))
     return meta
+
+
+def _gap(markers: re.Match[str]) -> str:
+    """Return what takes the place of markers: a space between words, nothing at the edge of a line."""
+    before, after = markers.string[: markers.start()], markers.string[markers.end() :]
+    return "" if before[-1:] in {"", "\n"} or after[:1] in {"", "\n"} else " "
 
 
 def drop_empty(drafts: Iterable[Draft]) -> tuple[list[Draft], dict[str, str]]:

@@ -203,6 +203,8 @@ def _cut_array(file: io.BufferedReader, start: Checkpoint, marks: frozenset[str]
             return
         end = window.value_end()
         yield Cut(position, offset, window.take(end) if end else window.take_broken(marks))
+        if end is None and window.at_end:
+            return  # the broken record took the closing bracket with it
         position += 1
 
 
@@ -270,6 +272,11 @@ class _Window:
         rest = self.take(len(self._text) - self._at)
         self._eof = True
         return rest.rstrip()
+
+    @property
+    def at_end(self) -> bool:
+        """Whether nothing is left."""
+        return self._eof and self._at == len(self._text)
 
     @property
     def _complete(self) -> bool:
