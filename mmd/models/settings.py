@@ -15,3 +15,8 @@ class ModelSettings(Settings):
         description="Language model that proposes rule predicates (a name of mmd.models.resolve); null: mined only.",
     )
     allow_hub: bool = Field(default=False, description="Allow downloads from a model hub at run time.")
+    cache_dir: str = Field(
+        default="~/.cache/mmd",
+        description="Folder for weights that mmd assembles or converts once, so that later loads take seconds.",
+    )
+    threads: int = Field(default=1, ge=1, description="CPU threads of one loaded model.")

