@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mmd.schema import Speaker, Turn
 
 IMAGE_MARKER = "<image>"
-_MARKERS = re.compile(rf"[ \t]*(?:{IMAGE_MARKER}[ \t]*)+")
 
 
 @dataclass(slots=True)
@@ -48,7 +46,7 @@ def place_images(drafts: Sequence[Draft], names: Sequence[str]) -> dict[str, str
                 draft.image_ids.append(waiting.pop(0))
             else:
                 unmatched += 1
-        draft.text = _MARKERS.sub(_gap, draft.text).strip()
+        draft.text = _without_markers(draft.text)
     meta: dict[str, str] = {}
     if unmatched:
         meta["image_markers_unmatched"] = str(unmatched)
@@ -59,10 +57,16 @@ def place_images(drafts: Sequence[Draft], names: Sequence[str]) -> dict[str, str
     return meta
 
 
-def _gap(markers: re.Match[str]) -> str:
-    """Return what takes the place of markers: a space between words, nothing at the edge of a line."""
-    before, after = markers.string[: markers.start()], markers.string[markers.end() :]
-    return "" if before[-1:] in {"", "\n"} or after[:1] in {"", "\n"} else " "
+def _without_markers(text: str) -> str:
+    """Take markers out; a space takes their place between words, nothing at the edge of a line."""
+    if IMAGE_MARKER not in text:
+        return text
+    joined: list[str] = []
+    for piece in filter(None, (piece.strip(" \t") for piece in text.split(IMAGE_MARKER))):
+        if joined and not joined[-1].endswith("\n") and not piece.startswith("\n"):
+            joined.append(" ")
+        joined.append(piece)
+    return "".join(joined).strip()
 
 
 def drop_empty(drafts: Iterable[Draft]) -> tuple[list[Draft], dict[str, str]]:

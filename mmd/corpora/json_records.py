@@ -283,13 +283,16 @@ class _Window:
         return self._eof or len(self._text) - self._at >= MAX_RECORD_BYTES
 
     def _next_record(self, marks: frozenset[str]) -> int | None:
-        for match in _OBJECT_START.finditer(self._text, self._at + 1):
+        start = self._at + 1
+        while match := _OBJECT_START.search(self._text, start):
             try:
-                value, _ = _CUTTER.raw_decode(self._text, match.start())
+                value, end = _CUTTER.raw_decode(self._text, match.start())
             except (ValueError, RecursionError):
+                start = match.end()
                 continue
             if not marks.isdisjoint(value):
                 return match.start()
+            start = end  # part of the broken record, and so is all inside it
         return None
 
     def _grow(self) -> None:
@@ -331,7 +334,11 @@ class JsonNode:
 
     def first(self, *keys: str) -> JsonNode | None:
         """Return the first of several spellings of an optional field that is there."""
-        return next((node for key in keys if (node := self.get(key)) is not None), None)
+        values = self.mapping()
+        for key in keys:
+            if values.get(key) is not None:
+                return JsonNode(values[key], self._join(key))
+        return None
 
     def mapping(self) -> Mapping[str, Any]:
         """Return the object as a mapping."""
