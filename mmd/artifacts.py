@@ -239,6 +239,11 @@ class ArtifactWriter:
         """Write a JSON file, keys in the given order."""
         self.write_bytes(relative, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
+    def remove(self, folder: str) -> None:
+        """Remove a folder of intermediate files, so that it does not become part of the artefact."""
+        if self._fs.exists(f"{self.root}/{folder}"):
+            self._fs.rm(f"{self.root}/{folder}", recursive=True)
+
     def write_table(self, folder: str, table: pa.Table, rows_per_shard: int = 10_000) -> None:
         """Write a table as ``part-00000.parquet`` … of at most ``rows_per_shard`` rows; equal tables, equal bytes."""
         for index, start in enumerate(range(0, table.num_rows, rows_per_shard)):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mmd.config import ClusterSettings
+from mmd.errors import MmdError
 
 _held: contextvars.ContextVar[bool] = contextvars.ContextVar("held", default=False)
 
@@ -67,3 +68,50 @@ def _connect(settings: ClusterSettings) -> None:
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
+
+
+def worker_count() -> int:
+    """Return how many busy processes the cluster has cores for.
+
+    The logical CPUs of a local cluster are not cores (see :func:`ray_cluster`); on one node the true number is known.
+    """
+    import ray
+
+    logical = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+    if len(ray.nodes()) > 1:  # type: ignore[no-untyped-call]
+        return max(1, logical)
+    return max(1, min(logical, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical))
+
+
+@contextmanager
+def quiet_data() -> Iterator[None]:
+    """Run Ray Data without its own bars and banners; jobs show progress in their own units."""
+    from ray.data import DataContext
+
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    data_context = DataContext.get_current().copy()
+    data_context.enable_progress_bars = False
+    data_context.print_on_execution_start = False
+    try:
+        with DataContext.current(data_context):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Raise an :class:`MmdError` that a worker met as itself, without the trace of how it got here."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as err:
+        cause: BaseException | None = err
+        while cause is not None and not isinstance(cause, MmdError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
