@@ -32,7 +32,7 @@ class CorpusFile:
 class FolderReader(ABC):
     """A corpus of JSON records in a folder.
 
-    Parts hold record numbers (line numbers in JSON Lines): at most 256 records or about 4 MiB each, so that one large
+    Parts hold record numbers (line numbers in JSON Lines): at most 128 records or about 4 MiB each, so that one large
     file is read by many workers. ``plan`` also notes at which byte each part starts; the notes travel with the
     pickled reader. A copy that has not planned reads the same records, by scanning from the start of the file.
 

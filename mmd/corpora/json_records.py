@@ -21,7 +21,7 @@ from mmd.corpora.base import Part, RawRecord
 from mmd.errors import BadRecordError, CorpusError
 from mmd.schema import Split
 
-PART_RECORDS = 256
+PART_RECORDS = 128
 PART_BYTES = 4 * 2**20
 """Bounds of one part: whichever is reached first ends it (a single record may be larger)."""
 
