@@ -66,8 +66,19 @@ class ServeSettings(Settings):
     batch_max_size: int = Field(default=8, ge=1, description="Dialogues predicted together at most.")
     batch_wait_ms: float = Field(default=5.0, ge=0, description="Longest wait for a batch to fill, ms.")
     max_body_mb: float = Field(default=16.0, gt=0, description="Largest request body, MiB.")
-    max_images: int = Field(default=8, ge=0, description="Pictures a request may carry.")
+    max_turns: int = Field(default=500, ge=1, description="Turns of one dialogue.")
+    max_text_chars: int = Field(default=50_000, ge=1, description="Characters of one dialogue.")
+    max_images: int = Field(default=8, ge=0, description="Pictures of one dialogue.")
+    max_image_mb: float = Field(default=10.0, gt=0, description="Bytes of one picture, MiB.")
+    max_image_megapixels: float = Field(default=40.0, gt=0, description="Width x height of one picture, 10^6 px.")
+    request_timeout_s: float = Field(default=30.0, gt=0, description="Longest time to an answer, s; then 504.")
     run_ocr: bool = Field(default=True, description="Recognise text in pictures that come without OCR.")
+    cached_images: int = Field(default=512, ge=0, description="Recent pictures whose features a replica keeps.")
+    cached_texts: int = Field(default=4096, ge=0, description="Recent texts whose vectors a replica keeps.")
+    examples: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Show training dialogues of the corpus on the page; auto: only of the simulated shop.",
+    )
 
 
 class AppConfig(Settings):

@@ -1,0 +1,229 @@
+"""What goes over the wire: requests, responses and the one shape of errors.
+
+A dialogue comes either as ``turns`` (this project's own shape) or as ``messages`` (OpenAI's chat shape); both become
+the same :class:`~mmd.schema.Dialogue`. These models describe shape only; sizes are checked in :mod:`serve_apps.limits`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mmd.errors import RequestError
+
+IMAGE_HELP = "A picture as a data URL: data:image/png;base64,… (PNG, JPEG, WebP, GIF or BMP)."
+Stage = Literal["decode", "pictures", "texts", "decide", "wait", "total"]
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# ---------------------------------------------------------------- request
+
+
+class TurnIn(_Wire):
+    """One utterance of a dialogue, with the pictures sent along."""
+
+    speaker: Literal["user", "agent"] = Field(description="Who speaks: the customer (user) or the service (agent).")
+    text: str = Field(default="", description="What was said; may be empty when a picture was sent.")
+    images: tuple[str, ...] = Field(default=(), description=IMAGE_HELP)
+    item_ids: tuple[str, ...] = Field(default=(), description="Products the turn names; unknown ids are ignored.")
+
+
+class TextPart(_Wire):
+    """A text part of an OpenAI-style message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(_Wire):
+    """The address of a picture; only data URLs are accepted."""
+
+    url: str = Field(description=IMAGE_HELP)
+    detail: Literal["auto", "low", "high"] | None = Field(default=None, description="Accepted and ignored.")
+
+
+class ImagePart(_Wire):
+    """A picture part of an OpenAI-style message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class MessageIn(_Wire):
+    """One OpenAI-style message. ``system`` and ``developer`` messages are no part of the dialogue and are left out."""
+
+    role: Literal["user", "assistant", "system", "developer"] = Field(description="user is the customer.")
+    content: str | tuple[ContentPart, ...] = Field(description="A text, or text and picture parts in order.")
+    name: str | None = Field(default=None, description="Accepted and ignored.")
+
+
+class IntentRequest(_Wire):
+    """A dialogue up to the customer turn whose intent is asked; exactly one of ``turns`` and ``messages``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"turns": [{"speaker": "user", "text": "The sleeves are too long, can I send it back?"}]},
+                {"messages": [{"role": "user", "content": "The sleeves are too long, can I send it back?"}]},
+            ]
+        }
+    )
+    task: str | None = Field(
+        default=None,
+        description="The question to answer (see /v1/tasks). Absent: every task whose training dialogues look like this "
+        "one, that is, have text and pictures where it has them.",
+    )
+    turns: tuple[TurnIn, ...] | None = Field(default=None, description="The dialogue, oldest turn first.")
+    messages: tuple[MessageIn, ...] | None = Field(default=None, description="The dialogue as OpenAI-style messages.")
+
+    @model_validator(mode="after")
+    def _one_dialogue(self) -> IntentRequest:
+        if (self.turns is None) == (self.messages is None):
+            raise ValueError("give the dialogue once: either as turns or as messages")
+        return self
+
+
+# ---------------------------------------------------------------- response
+
+
+class Words(_Wire):
+    """One sentence in both languages."""
+
+    en: str
+    zh: str
+
+
+class FiredRuleOut(_Wire):
+    """A rule that held, with what it was worth on training dialogues that its discovery had not seen."""
+
+    id: str
+    label: str = Field(description="The label that the rule speaks for.")
+    words: Words = Field(description="The rule as a sentence.")
+    precision: float = Field(ge=0, le=1, description="Share of its firings that were right, out of fold.")
+    wilson_lower: float = Field(ge=0, le=1, description="Lower end of precision's 95 % Wilson interval.")
+    support: int = Field(ge=0, description="Training dialogues it fired on, out of fold.")
+
+
+class Alternative(_Wire):
+    """Another label, and how likely the classifier finds it."""
+
+    label: str
+    probability: float = Field(ge=0, le=1)
+
+
+class PredictionOut(_Wire):
+    """The answer to one task."""
+
+    task: str
+    label: str
+    confidence: float = Field(ge=0, le=1)
+    arm: str = Field(description="Who decided: rules, classifier, or default (no rule fired and no classifier).")
+    fired: tuple[FiredRuleOut, ...] = Field(description="Rules that fired, best first; the first decides under 'rules'.")
+    alternatives: tuple[Alternative, ...] = Field(description="The classifier's labels, likeliest first.")
+
+
+class IntentResponse(_Wire):
+    """One prediction a task, with what was used and how long it took."""
+
+    id: str = Field(description="Request id; also in the header X-Request-Id and in the log.")
+    predictions: tuple[PredictionOut, ...]
+    degraded: tuple[str, ...] = Field(description="Parts that were missing or failed; the answer was made without them.")
+    timings_ms: dict[Stage, float] = Field(description="Milliseconds a stage; total is from request to answer.")
+    artifacts: dict[str, str] = Field(description="Role → kind/name@version of what answered.")
+
+
+class TaskOut(_Wire):
+    """A question that the service answers."""
+
+    name: str
+    labels: tuple[str, ...]
+    takes: tuple[str, ...] = Field(description="Shapes of dialogue it was trained on: text, picture, text+picture.")
+
+
+class TasksResponse(_Wire):
+    """Every task of the served corpus."""
+
+    tasks: tuple[TaskOut, ...]
+
+
+class ExampleOut(_Wire):
+    """A dialogue to try, with the labels that it carries in the corpus."""
+
+    id: str
+    turns: tuple[TurnIn, ...]
+    labels: dict[str, str]
+
+
+class ExamplesResponse(_Wire):
+    """Dialogues to try; empty where the corpus may not be shown."""
+
+    examples: tuple[ExampleOut, ...]
+
+
+class ReadyResponse(_Wire):
+    """What is serving, and what is missing."""
+
+    status: Literal["ready"]
+    artifacts: dict[str, str]
+    degraded: tuple[str, ...]
+    rejected_update: str | None = Field(description="Why the last change of artefacts was refused, if it was.")
+
+
+class HealthResponse(_Wire):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+# ---------------------------------------------------------------- errors
+
+
+class ErrorDetail(_Wire):
+    """What is wrong, in OpenAI's error shape."""
+
+    message: str = Field(description="What is wrong, where, and the way out.")
+    type: str = Field(description="invalid_request_error, overloaded_error, timeout_error or server_error.")
+    param: str | None = Field(description="Path of the offending field, e.g. turns[2].images[0].")
+    code: str = Field(description="Stable machine-readable reason.")
+
+
+class ErrorResponse(_Wire):
+    """Every error has this body."""
+
+    error: ErrorDetail
+
+
+_TYPES = {429: "overloaded_error", 503: "overloaded_error", 504: "timeout_error", 408: "timeout_error"}
+
+
+class ApiError(RequestError):
+    """A request that cannot be answered.
+
+    Args:
+        status: HTTP status code.
+        code: stable machine-readable reason.
+        message: what is wrong, where, and the way out.
+        param: path of the offending field.
+        retry_after_s: for overload, when to come back.
+    """
+
+    def __init__(
+        self, status: int, code: str, message: str, param: str | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> ErrorResponse:
+        """Return the response body."""
+        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return ErrorResponse(error=ErrorDetail(message=str(self), type=kind, param=self.param, code=self.code))

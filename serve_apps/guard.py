@@ -1,0 +1,177 @@
+"""What every HTTP exchange goes through: request id, body limit, security headers, one shape of errors, one log event.
+
+A pure ASGI layer, so that it bounds a body before any framework parses it. The log event has sizes and times, never a
+word of a dialogue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import Mapping
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_apps.api import ApiError
+
+# Scripts and styles only from here; pictures also from data: (thumbnails). No inline code, no frame, no form target.
+SECURITY_HEADERS: Mapping[str, str] = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_DRAIN_BYTES = 64 * 2**20  # a client that is still sending cannot read the refusal: take this much, keep none of it
+
+
+class Guard:
+    """ASGI middleware around the whole application.
+
+    Args:
+        app: the application.
+        max_body_bytes: largest body that is read.
+        body_timeout_s: longest wait for the next piece of a body.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, body_timeout_s: float) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
+        self._log = structlog.get_logger("mmd.http")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one exchange."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, send)
+        try:
+            body = await self._read_body(exchange, receive)
+            await self._app(scope, _replay(body, receive), exchange.send)
+        except ApiError as err:
+            await exchange.respond(error_response(err), receive)
+        except Exception:
+            self._log.exception("unhandled_error", request_id=exchange.request_id, path=scope["path"])
+            if exchange.status:  # the response has begun; all that is left is to break it off
+                raise
+            message = f"the service failed; its log has the reason under request id {exchange.request_id}."
+            await exchange.respond(error_response(ApiError(500, "internal_error", message)), receive)
+        finally:
+            elapsed_ms = round((time.perf_counter() - exchange.started) * 1000, 1)
+            self._log.info(
+                "http_request",
+                request_id=exchange.request_id,
+                method=scope["method"],
+                path=scope["path"],
+                status=exchange.status,
+                body_bytes=exchange.body_bytes,
+                ms=elapsed_ms,
+            )
+
+    async def _read_body(self, exchange: _Exchange, receive: Receive) -> bytes:
+        if exchange.method not in ("POST", "PUT", "PATCH"):
+            return b""
+        declared = exchange.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > self._max_body_bytes:
+            await self._drain(receive)
+            raise self._too_large(int(declared))
+        pieces, size, more = [], 0, True
+        while more:
+            message = await self._next(receive)
+            if message["type"] == "http.disconnect":
+                raise ApiError(400, "disconnected", "the client went away before the body was complete.")
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            more = message.get("more_body", False)
+            if size > self._max_body_bytes:
+                pieces.clear()
+                if more:
+                    await self._drain(receive)
+                raise self._too_large(size)
+        exchange.body_bytes = size
+        # Also what keeps other sites out: a cross-origin page cannot send JSON without asking first (CORS), and is
+        # never allowed to.
+        media = exchange.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media != "application/json":
+            message = f"content type {media[:60]!r} is not taken; send application/json."
+            raise ApiError(415, "unsupported_media_type", message)
+        return b"".join(pieces)
+
+    async def _drain(self, receive: Receive) -> None:
+        size, more = 0, True
+        while more and size < _DRAIN_BYTES:
+            message = await self._next(receive)
+            size += len(message.get("body", b""))
+            more = message.get("more_body", False)
+
+    async def _next(self, receive: Receive) -> Message:
+        try:
+            return await asyncio.wait_for(receive(), self._body_timeout_s)
+        except TimeoutError:
+            message = f"the body stopped arriving for {self._body_timeout_s:g} s; send it again."
+            raise ApiError(408, "body_timeout", message) from None
+
+    def _too_large(self, size: int) -> ApiError:
+        limit = self._max_body_bytes / 2**20
+        message = f"the request is {size / 2**20:.1f} MiB or more; at most {limit:g} MiB are taken. Scale pictures down."
+        return ApiError(413, "body_too_large", message)
+
+
+class _Exchange:
+    """One request and its response: id, headers, status."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.headers = Headers(scope=scope)
+        self.method = str(scope["method"])
+        given = self.headers.get("x-request-id", "")
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self.started = time.perf_counter()
+        self.status = 0
+        self.body_bytes = 0
+        self._scope = scope
+        self._send = send
+        scope.setdefault("state", {})["request_id"] = self.request_id
+        scope["state"]["started"] = self.started
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on, with our headers on the first."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            for name, value in SECURITY_HEADERS.items():
+                headers.setdefault(name, value)
+            headers["X-Request-Id"] = self.request_id
+        await self._send(message)
+
+    async def respond(self, response: Response, receive: Receive) -> None:
+        """Send a whole response."""
+        await response(self._scope, receive, self.send)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a receiver that gives the body once, then what comes after it (the disconnect)."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def error_response(err: ApiError) -> JSONResponse:
+    """Return the response of an error; 429 and 503 say when to come back."""
+    headers = {"Retry-After": str(err.retry_after_s)} if err.retry_after_s is not None else None
+    return JSONResponse(err.body().model_dump(), err.status, headers)

@@ -1,0 +1,164 @@
+"""From a request to a dialogue, every limit checked before the work that it bounds.
+
+Order: body bytes (:class:`BodyLimit`, while they arrive), turns and characters, number of pictures, bytes of each as told by
+its base64 length, then its header's width and height, and only then its pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mmd.config import ServeSettings
+from mmd.corpora.images import check_image
+from mmd.corpora.settings import LimitSettings
+from mmd.errors import BadRecordError
+from mmd.intent.engine import IntentQuery
+from mmd.schema import Dialogue, Image, Speaker, Turn, image_id
+from serve_apps.api import ApiError, ImagePart, IntentRequest, MessageIn, TextPart
+
+MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp")
+_ADVICE = {
+    "image_empty": "send a picture that has bytes and pixels",
+    "image_bomb": "scale the picture down",
+    "image_truncated": "save the picture again and send the whole file",
+    "not_an_image": "send PNG, JPEG, WebP, GIF or BMP",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DraftTurn:
+    """A turn whose pictures are still data URLs, each with the path of its field for error messages."""
+
+    speaker: Speaker
+    text: str
+    where: str
+    images: tuple[tuple[str, str], ...] = ()  # (field path, data URL)
+    item_ids: tuple[str, ...] = ()
+
+
+def read_query(request: IntentRequest, request_id: str, limits: ServeSettings) -> IntentQuery:
+    """Turn a request into what the engine takes; pictures are decoded once to prove that they can be.
+
+    Raises:
+        ApiError: 400 for anything malformed, 413 for anything too large.
+    """
+    turns = list(_draft_turns(request))
+    _check_sizes(turns, limits)
+    pictures: dict[str, Image] = {}
+    done = []
+    for turn in turns:
+        images = [read_picture(url, where, limits) for where, url in turn.images]
+        pictures.update((image.id, image) for image in images)
+        done.append(Turn(turn.speaker, turn.text, tuple(image.id for image in images), turn.item_ids))
+    dialogue = Dialogue(id=request_id, source="request", split="test", turns=tuple(done))
+    return IntentQuery(dialogue=dialogue, task=request.task, images=pictures)
+
+
+def _draft_turns(request: IntentRequest) -> Iterator[DraftTurn]:
+    for index, turn in enumerate(request.turns or ()):
+        where = f"turns[{index}]"
+        images = tuple((f"{where}.images[{number}]", url) for number, url in enumerate(turn.images))
+        yield DraftTurn(turn.speaker, turn.text, where, images, turn.item_ids)
+    for index, message in enumerate(request.messages or ()):
+        if message.role in ("user", "assistant"):
+            yield _draft_message(message, f"messages[{index}]")
+
+
+def _draft_message(message: MessageIn, where: str) -> DraftTurn:
+    speaker: Speaker = "user" if message.role == "user" else "agent"
+    if isinstance(message.content, str):
+        return DraftTurn(speaker, message.content, where)
+    text = "\n".join(part.text for part in message.content if isinstance(part, TextPart))
+    images = tuple(
+        (f"{where}.content[{number}].image_url.url", part.image_url.url)
+        for number, part in enumerate(message.content)
+        if isinstance(part, ImagePart)
+    )
+    return DraftTurn(speaker, text, where, images)
+
+
+def _check_sizes(turns: list[DraftTurn], limits: ServeSettings) -> None:
+    if len(turns) > limits.max_turns:
+        message = f"{len(turns)} turns; at most {limits.max_turns} are taken. Send the last {limits.max_turns}."
+        raise ApiError(400, "too_many_turns", message, "turns")
+    characters = sum(len(turn.text) for turn in turns)
+    if characters > limits.max_text_chars:
+        message = f"{characters} characters; at most {limits.max_text_chars} are taken. Send fewer or shorter turns."
+        raise ApiError(400, "text_too_long", message, "turns")
+    pictures = sum(len(turn.images) for turn in turns)
+    if pictures > limits.max_images:
+        message = f"{pictures} pictures; at most {limits.max_images} are taken. Send the ones that matter."
+        raise ApiError(400, "too_many_images", message, "turns")
+    for turn in turns:
+        _check_encodable(turn)
+    if not any(turn.speaker == "user" and (turn.text.strip() or turn.images) for turn in turns):
+        message = "no customer turn has text or a picture; there is nothing to recognise. Add a user turn."
+        raise ApiError(400, "empty_dialogue", message, "turns")
+
+
+def _check_encodable(turn: DraftTurn) -> None:
+    try:
+        "".join((turn.text, *turn.item_ids)).encode()
+    except UnicodeEncodeError:  # a lone surrogate, which JSON's \\u escapes can smuggle in
+        message = f"{turn.where}: holds half of a surrogate pair, which is no character. Send valid Unicode."
+        raise ApiError(400, "invalid_unicode", message, turn.where) from None
+
+
+def read_picture(url: str, where: str, limits: ServeSettings) -> Image:
+    """Decode one data URL into a checked picture.
+
+    Args:
+        url: the data URL.
+        where: path of its field, for error messages.
+        limits: of bytes and pixels.
+
+    Raises:
+        ApiError: 400, or 413 when it has too many bytes.
+    """
+    data = _decode(_payload(url, where), where, limits)
+    try:
+        kind, width, height = check_image(data, _picture_limits(limits))
+    except BadRecordError as err:
+        detail = err.detail.replace("data.limits.", "serve.")
+        advice = _ADVICE.get(err.reason, "send another picture")
+        raise ApiError(400, err.reason, f"{where}: {detail}; {advice}.", where) from err
+    return Image(image_id(data), kind, width, height, data)
+
+
+def _picture_limits(limits: ServeSettings) -> LimitSettings:
+    return LimitSettings(max_image_mb=limits.max_image_mb, max_image_megapixels=limits.max_image_megapixels)
+
+
+def _payload(url: str, where: str) -> str:
+    """Return the base64 part of a data URL."""
+    if url[:6].lower() in ("http:/", "https:"):
+        message = f"{where}: pictures are not fetched from the network. Send the picture itself as a data URL."
+        raise ApiError(400, "remote_image", message, where)
+    head, comma, payload = url.partition(",")
+    kinds = ", ".join(MEDIA_TYPES)
+    if not comma or not head.lower().startswith("data:"):
+        message = f"{where}: not a data URL. Write data:image/png;base64,… with one of {kinds}."
+        raise ApiError(400, "not_a_data_url", message, where)
+    media, _, encoding = head[5:].lower().partition(";")
+    if media not in MEDIA_TYPES:
+        message = f"{where}: media type {media[:40]!r} is not taken. Convert the picture to one of {kinds}."
+        raise ApiError(400, "unsupported_media_type", message, where)
+    if encoding != "base64":
+        message = f"{where}: must be base64. Write data:{media};base64,…"
+        raise ApiError(400, "not_base64", message, where)
+    return payload
+
+
+def _decode(payload: str, where: str, limits: ServeSettings) -> bytes:
+    size = len(payload) * 3 // 4
+    if size > limits.max_image_mb * 2**20 + 2:  # up to two characters of padding
+        message = f"{where}: {size / 2**20:.1f} MiB; at most {limits.max_image_mb:g} MiB a picture. Scale it down."
+        raise ApiError(413, "image_too_large", message, where)
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError) as err:
+        message = f"{where}: not valid base64 ({err}). Encode the file's bytes with the standard alphabet, no spaces."
+        raise ApiError(400, "not_base64", message, where) from err
