@@ -190,17 +190,19 @@ def _cut_array(file: io.BufferedReader, start: Checkpoint, marks: frozenset[str]
     position = start.position
     if start.offset == 0:
         window.skip_opening()
+    closed = False
     while True:
         head = window.skip_separators()
         offset = window.offset
-        if head == "]":
+        if head == "]":  # a stray one, if anything follows
             window.take(1)
-            if window.skip_separators():
-                yield Cut(position, window.offset, window.take_rest())
+            closed = True
+            continue
+        if not head:
+            if not closed:  # say so rather than lose what may have followed
+                yield Cut(position, offset, b"")
             return
-        if not head:  # the closing bracket is missing: say so rather than lose what may have followed
-            yield Cut(position, offset, b"")
-            return
+        closed = False
         end = window.value_end()
         yield Cut(position, offset, window.take(end) if end else window.take_broken(marks))
         if end is None and window.at_end:

@@ -85,6 +85,11 @@ def test_text_after_the_array_is_a_broken_record(tmp_path: Path) -> None:
     assert cuts(tmp_path / "a.json", '[{"text": "1"}] and more ')[1:] == [(1, b"and more")]
 
 
+def test_a_stray_closing_bracket_hides_no_records(tmp_path: Path) -> None:
+    found = cuts(tmp_path / "a.json", '[{"text": "1"}], {"text": "2"}, }], {"text": "3"}]')
+    assert found == [(0, b'{"text": "1"}'), (1, b'{"text": "2"}'), (2, b"}]"), (3, b'{"text": "3"}')]
+
+
 def test_invalid_bytes_in_an_array_spoil_one_record(tmp_path: Path) -> None:
     found = cuts(tmp_path / "a.json", b'[{"text": "\xff\xfe"}, {"text": "2"}]')
     assert [raw for _, raw in found] == [b'{"text": "\xff\xfe"}', b'{"text": "2"}']
