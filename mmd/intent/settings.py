@@ -16,6 +16,9 @@ class PredicateSettings(Settings):
     max_negated: int = Field(default=15, ge=0, description="Negated predicates among them at most.")
     min_support: int = Field(default=2, ge=1, description="Training examples a predicate must hold on.")
     max_word_chars: int = Field(default=6, ge=1, description="Longest keyword, characters (Chinese) or words.")
+    kinds: tuple[Literal["text", "ocr", "image", "item", "near"], ...] = Field(
+        default=("text", "ocr", "image", "item", "near"), description="Kinds of predicates that are mined."
+    )
     near_scopes: tuple[Literal["last_user", "image"], ...] = Field(
         default=("last_user", "image"), description="What `near` prototypes are made of."
     )
@@ -73,6 +76,18 @@ class ProbeSettings(Settings):
     weights: BlockWeights = Field(default_factory=BlockWeights)
 
 
+class GateSettings(Settings):
+    """How rules and classifier are joined; τ and weight are chosen on held-out predictions of the training part."""
+
+    arm: Literal["auto", "override", "vote"] = Field(
+        default="auto",
+        description="override: a strong rule answers; vote: rules shift the classifier; auto: validation decides.",
+    )
+    vote_weights: tuple[float, ...] = Field(
+        default=(0.25, 0.5, 1.0, 2.0), min_length=1, description="Weights of the rules' log-odds that vote tries."
+    )
+
+
 class IntentSettings(Settings):
     """KDSL as a whole."""
 
@@ -82,3 +97,4 @@ class IntentSettings(Settings):
     predicates: PredicateSettings = Field(default_factory=PredicateSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
+    gate: GateSettings = Field(default_factory=GateSettings)
