@@ -9,6 +9,7 @@ from pydantic import Field
 from mmd.base import Settings
 
 ReaderName = Literal["shop", "taobao", "redial", "photochat", "mmdial", "mmdialog", "chat"]
+Language = Literal["en", "zh"]
 
 
 class CorpusSettings(Settings):
@@ -39,7 +40,7 @@ class ShopSettings(Settings):
     dialogues: int = Field(default=600, ge=10, description="Dialogues to write, train and test together.")
     items: int = Field(default=120, ge=10, description="Products of the drawn catalogue (unused with a CSV).")
     test_fraction: float = Field(default=0.25, gt=0, lt=1, description="Share of dialogues in the test split.")
-    languages: tuple[Literal["en", "zh"], ...] = Field(
+    languages: tuple[Language, ...] = Field(
         default=("en", "zh"), min_length=1, description="Languages to write dialogues in, in equal shares."
     )
     catalogue_csv: str | None = Field(
