@@ -116,7 +116,8 @@ def main(
 
 def print_summary(verb: str, artifact: Artifact, seconds: float) -> None:
     """Print what a job made: reference, place, time and its metrics."""
-    table = Table(title=f"{verb}: {artifact.ref} in {seconds:.1f} s", title_justify="left", show_header=False)
+    console.print(f"{verb}: {artifact.ref} in {seconds:.1f} s", markup=False, soft_wrap=True)
+    table = Table(show_header=False)
     for key, value in artifact.manifest.metrics.items():
         if not isinstance(value, (dict, list)):
             table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
