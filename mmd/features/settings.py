@@ -22,6 +22,9 @@ class FeatureSettings(Settings):
         default="auto", description="Sentence vectors; none leaves character n-grams only."
     )
     actors_max: int = Field(default=2, ge=1, description="Actors a pool may grow to.")
-    batch_images: int = Field(default=16, ge=1, description="Pictures a batch.")
+    threads: int = Field(default=1, ge=1, description="CPU threads of one extractor.")
+    batch_images: int = Field(
+        default=16, ge=1, description="Pictures a batch; a killed run loses at most one an actor."
+    )
     batch_texts: int = Field(default=64, ge=1, description="Texts a batch.")
     ocr_side_px: int = Field(default=960, ge=64, description="Longest side of a picture given to OCR.")

@@ -16,6 +16,7 @@ from typing import Any
 from mmd.errors import ModelError
 from mmd.models.resolve import Weights, publish_folder, resolve
 from mmd.models.settings import ModelSettings
+from mmd.models.threads import torch_threads
 
 
 class LanguageModel:
@@ -46,7 +47,7 @@ class LanguageModel:
             encoded = self._tokenizer(
                 list(prompts[start : start + batch]), return_tensors="pt", padding=True, padding_side="left"
             )
-            with torch.inference_mode(), _threads(self._settings.threads):
+            with torch.inference_mode(), torch_threads(self._settings.threads):
                 tokens = self._model.generate(
                     input_ids=encoded["input_ids"],
                     attention_mask=encoded["attention_mask"],
@@ -100,31 +101,13 @@ class LanguageModel:
             mask[index, : len(tokens)] = 1
         # Logits for the last context token onwards are all that is needed: (rows, 1 + longest ending, vocabulary).
         keep = width - len(context) + 1
-        with torch.inference_mode(), _threads(self._settings.threads):
+        with torch.inference_mode(), torch_threads(self._settings.threads):
             logits = self._model(input_ids=rows, attention_mask=mask, logits_to_keep=keep).logits
             log_probs = logits[:, :-1].float().log_softmax(dim=-1)
         return [
             float(log_probs[index, torch.arange(len(ending)), torch.tensor(ending)].sum())
             for index, ending in enumerate(endings)
         ]
-
-
-class _threads:  # noqa: N801 (used like a function, as contextlib's own classes are)
-    """Limit torch's threads inside a ``with``; the limit before comes back afterwards."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __enter__(self) -> None:
-        import torch
-
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(self._count)
-
-    def __exit__(self, *_: object) -> None:
-        import torch
-
-        torch.set_num_threads(self._before)
 
 
 def _load(weights: Weights, settings: ModelSettings) -> tuple[Any, Any]:
@@ -149,7 +132,7 @@ def _load_folder(name: str, place: str, *, offline: bool) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(place, local_files_only=offline, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as err:
         raise ModelError(f"model {name!r}: cannot be loaded as a causal language model from {place} ({err}).") from err
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     return tokenizer, model
 
 
