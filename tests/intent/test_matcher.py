@@ -183,16 +183,14 @@ def test_catastrophic_patterns_take_linear_time() -> None:
 
 def test_a_pattern_set_that_runs_out_of_memory_is_searched_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the sentinel gone RE2's answer means "failed", not "nothing found"."""
-    patterns = matcher._PatternSet(["fade", "light"])
+    patterns = matcher.PatternSet([("fade", 3), ("light", 5)])
 
     class Exhausted:
         def Match(self, _: bytes) -> None:  # noqa: N802 (RE2's name)
             return None
 
     monkeypatch.setattr(patterns, "_set", Exhausted())
-    found: set[str] = set()
-    patterns.add_matches("it fades", b"it fades", found)
-    assert found == {"fade"}
+    assert patterns.matches("it fades") == [3]
 
 
 def test_more_patterns_than_one_set_holds_all_match() -> None:
@@ -211,7 +209,7 @@ def test_compiled_rules_survive_a_trip_between_processes() -> None:
 def test_a_prepared_view_gives_the_same_answer_twice() -> None:
     compiled = CompiledRules(RuleBase((rule("r", "user contains a", "not ocr contains b"),)), "t")
     view = ExampleView(said("a"))
-    assert compiled.fired_view(view) == compiled.fired_view(view)
+    assert compiled.fired_views([view]) == compiled.fired_views([view]) == [compiled.fired(view.example)]
 
 
 def test_a_prototype_of_another_dimension_is_an_error_with_a_way_out() -> None:
