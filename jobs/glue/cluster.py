@@ -90,10 +90,11 @@ def quiet_data() -> Iterator[None]:
 
     logger = logging.getLogger("ray.data")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)  # failures are raised; logging them too would double them
     data_context = DataContext.get_current().copy()
     data_context.enable_progress_bars = False
     data_context.print_on_execution_start = False
+    data_context.raise_original_map_exception = True
     try:
         with DataContext.current(data_context):
             yield

@@ -119,6 +119,8 @@ def plan_file(
 ) -> Plan:
     """Split a file into parts of at most ``max_records`` records and about ``max_bytes`` bytes."""
     starts, stop = file.checkpoints(max_records, max_bytes)
+    if not starts:
+        return Plan((), ())
     stops = [place.position for place in starts[1:]] + [stop]
     parts = tuple(Part(source, split, place.position, end) for place, end in zip(starts, stops, strict=True))
     return Plan(parts, tuple(starts))
