@@ -77,8 +77,8 @@ class IntentRequest(_Wire):
     )
     task: str | None = Field(
         default=None,
-        description="The question to answer (see /v1/tasks). Absent: every task whose training dialogues look like this "
-        "one, that is, have text and pictures where it has them.",
+        description="The question to answer (see /v1/tasks). Absent: every task whose training dialogues have this "
+        "one's shape: text, picture or both.",
     )
     turns: tuple[TurnIn, ...] | None = Field(default=None, description="The dialogue, oldest turn first.")
     messages: tuple[MessageIn, ...] | None = Field(default=None, description="The dialogue as OpenAI-style messages.")
@@ -124,8 +124,8 @@ class PredictionOut(_Wire):
     task: str
     label: str
     confidence: float = Field(ge=0, le=1)
-    arm: str = Field(description="Who decided: rules, classifier, or default (no rule fired and no classifier).")
-    fired: tuple[FiredRuleOut, ...] = Field(description="Rules that fired, best first; the first decides under 'rules'.")
+    arm: str = Field(description="Who decided: rules, classifier, vote (both), or default (neither had a say).")
+    fired: tuple[FiredRuleOut, ...] = Field(description="Rules that fired, best first.")
     alternatives: tuple[Alternative, ...] = Field(description="The classifier's labels, likeliest first.")
 
 
@@ -134,7 +134,7 @@ class IntentResponse(_Wire):
 
     id: str = Field(description="Request id; also in the header X-Request-Id and in the log.")
     predictions: tuple[PredictionOut, ...]
-    degraded: tuple[str, ...] = Field(description="Parts that were missing or failed; the answer was made without them.")
+    degraded: tuple[str, ...] = Field(description="Parts that were missing or failed, and why.")
     timings_ms: dict[Stage, float] = Field(description="Milliseconds a stage; total is from request to answer.")
     artifacts: dict[str, str] = Field(description="Role → kind/name@version of what answered.")
 

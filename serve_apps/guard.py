@@ -61,7 +61,7 @@ class Guard:
             await exchange.respond(error_response(err), receive)
         except Exception:
             self._log.exception("unhandled_error", request_id=exchange.request_id, path=scope["path"])
-            if exchange.status:  # the response has begun; all that is left is to break it off
+            if exchange.status:  # a response has begun; all that is left is to break it off
                 raise
             message = f"the service failed; its log has the reason under request id {exchange.request_id}."
             await exchange.respond(error_response(ApiError(500, "internal_error", message)), receive)
@@ -84,7 +84,8 @@ class Guard:
         if declared.isdigit() and int(declared) > self._max_body_bytes:
             await self._drain(receive)
             raise self._too_large(int(declared))
-        pieces, size, more = [], 0, True
+        pieces: list[bytes] = []
+        size, more = 0, True
         while more:
             message = await self._next(receive)
             if message["type"] == "http.disconnect":
@@ -102,8 +103,8 @@ class Guard:
         # never allowed to.
         media = exchange.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != "application/json":
-            message = f"content type {media[:60]!r} is not taken; send application/json."
-            raise ApiError(415, "unsupported_media_type", message)
+            reason = f"content type {media[:60]!r} is not taken; send application/json."
+            raise ApiError(415, "unsupported_media_type", reason)
         return b"".join(pieces)
 
     async def _drain(self, receive: Receive) -> None:
@@ -117,12 +118,14 @@ class Guard:
         try:
             return await asyncio.wait_for(receive(), self._body_timeout_s)
         except TimeoutError:
-            message = f"the body stopped arriving for {self._body_timeout_s:g} s; send it again."
-            raise ApiError(408, "body_timeout", message) from None
+            reason = f"the body stopped arriving for {self._body_timeout_s:g} s; send it again."
+            raise ApiError(408, "body_timeout", reason) from None
 
     def _too_large(self, size: int) -> ApiError:
         limit = self._max_body_bytes / 2**20
-        message = f"the request is {size / 2**20:.1f} MiB or more; at most {limit:g} MiB are taken. Scale pictures down."
+        message = (
+            f"the request is {size / 2**20:.1f} MiB or more; at most {limit:g} MiB are taken. Scale pictures down."
+        )
         return ApiError(413, "body_too_large", message)
 
 

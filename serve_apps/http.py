@@ -73,8 +73,8 @@ class IntentBackend(Protocol):
         ...
 
 
-def create_app(backend: IntentBackend, settings: ServeSettings) -> Guard:
-    """Return the ASGI application.
+def create_app(backend: IntentBackend, settings: ServeSettings) -> FastAPI:
+    """Return the application, its guard around it.
 
     Args:
         backend: what answers.
@@ -92,7 +92,20 @@ def create_app(backend: IntentBackend, settings: ServeSettings) -> Guard:
     _add_api(app, backend, settings)
     _add_pages(app)
     limit = int(settings.max_body_mb * 2**20)
-    return Guard(app, max_body_bytes=limit, body_timeout_s=settings.request_timeout_s)
+    app.add_middleware(Guard, max_body_bytes=limit, body_timeout_s=settings.request_timeout_s)
+    describe = app.openapi
+    app.openapi = lambda: drop_unused_errors(describe())  # type: ignore[method-assign]  # FastAPI's documented way
+    return app
+
+
+def drop_unused_errors(document: dict[str, Any]) -> dict[str, Any]:
+    """Take the framework's own 422 out of an OpenAPI document: malformed requests get 400 here."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    for schema in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(schema, None)
+    return document
 
 
 def _add_api(app: FastAPI, backend: IntentBackend, settings: ServeSettings) -> None:
@@ -143,7 +156,7 @@ def to_response(request_id: str, answer: IntentAnswer, decoded_ms: float, total_
         id=request_id,
         predictions=tuple(_prediction(p, answer.words) for p in answer.predictions),
         degraded=answer.degraded,
-        timings_ms={stage: round(ms, 2) for stage, ms in timings.items()},  # type: ignore[misc]  # keys are stages
+        timings_ms={stage: round(ms, 2) for stage, ms in timings.items()},
         artifacts=dict(answer.artifacts),
     )
 

@@ -1,7 +1,7 @@
 """From a request to a dialogue, every limit checked before the work that it bounds.
 
-Order: body bytes (:class:`BodyLimit`, while they arrive), turns and characters, number of pictures, bytes of each as told by
-its base64 length, then its header's width and height, and only then its pixels.
+Order: body bytes (:class:`~serve_apps.guard.Guard`, while they arrive), turns and characters, number of pictures, bytes
+of each as told by its base64 length, then its header's width and height, and only then its pixels.
 """
 
 from __future__ import annotations

@@ -79,7 +79,6 @@ function operation(path, method, op, schemas) {
 
   const answers = make("table");
   for (const [status, answer] of Object.entries(op.responses)) {
-    if (status === "422") continue; // the framework's default; this service answers 400
     const row = answers.insertRow();
     row.insertCell().append(make("code", "", status));
     row.insertCell().textContent = answer.description;

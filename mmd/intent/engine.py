@@ -1,0 +1,245 @@
+"""The engine behind online intent recognition: trained artefacts and extractors in one object, called in process.
+
+It goes the same way as evaluation, from a :class:`~mmd.schema.Dialogue` through
+:func:`~mmd.intent.examples.make_example` and the gate; only the features are computed on the spot instead of being
+read, with the extractors that the features artefact names. A part that is missing or fails is left out and
+named in the answer; it does not fail the request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from mmd.artifacts import ArtifactStore
+from mmd.errors import RequestError
+from mmd.intent.examples import make_example
+from mmd.intent.gate import Gate
+from mmd.intent.online import OnlineFeatures, OnlineSettings
+from mmd.intent.types import ImageFacts, IntentExample, IntentPrediction, Vector
+from mmd.intent.wording import describe_rule
+from mmd.schema import Dialogue, Image, Item
+
+LANGUAGES = ("en", "zh")
+SHAPES = ("text", "picture", "text+picture")
+_RARE = 0.01  # a shape that fewer than this share of a task's training dialogues have is an accident
+
+
+# ---------------------------------------------------------------- what goes in and out
+
+
+@dataclass(frozen=True)
+class IntentQuery:
+    """A dialogue to recognise, with the pictures that its turns name by id.
+
+    ``task`` None asks every task whose training dialogues have this one's shape. Pictures that carry OCR keep it.
+    """
+
+    dialogue: Dialogue
+    task: str | None = None
+    images: Mapping[str, Image] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class IntentAnswer:
+    """The predictions of one query, one a task, and how they came about.
+
+    ``words`` maps rule id → language → sentence for every fired rule; ``degraded`` names the parts that were left
+    out and why; ``timings_ms`` has the stages ``pictures``, ``texts`` and ``decide`` (the last two shared by a batch).
+    """
+
+    predictions: tuple[IntentPrediction, ...]
+    words: Mapping[str, Mapping[str, str]]
+    degraded: tuple[str, ...]
+    timings_ms: Mapping[str, float]
+    artifacts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class PreparedQuery:
+    """A query whose pictures have been read; the slow part that is not worth batching."""
+
+    query: IntentQuery
+    tasks: tuple[str, ...]
+    images: Mapping[str, ImageFacts]
+    problems: tuple[str, ...]
+    pictures_ms: float
+
+
+@dataclass(frozen=True)
+class IntentModel:
+    """Everything that was trained.
+
+    Args:
+        gate: rules, classifiers and how they are joined.
+        tasks: task → labels, those that are answered.
+        shapes: task → the shapes (of :data:`SHAPES`) of its training dialogues.
+        items: the catalogue.
+        artifacts: role → reference, repeated in answers.
+        degraded: what was missing at loading, repeated in answers.
+    """
+
+    gate: Gate
+    tasks: Mapping[str, tuple[str, ...]]
+    shapes: Mapping[str, frozenset[str]]
+    items: Mapping[str, Item] = field(default_factory=dict)
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+    degraded: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------- the engine
+
+
+class IntentEngine:
+    """Recognises intents with a trained model; safe to call from several threads.
+
+    Args:
+        model: what was trained.
+        features: reads pictures and texts that come without features.
+    """
+
+    def __init__(self, model: IntentModel, features: OnlineFeatures) -> None:
+        self.model = model
+        self._features = features
+        self._rules = {rule.id: rule for rule in model.gate.rulebase.rules}
+
+    # ------------------------------------------------------------ answering
+
+    def predict(self, queries: Sequence[IntentQuery]) -> list[IntentPrediction]:
+        """Return the predictions of all queries in order; a query that names its task has one.
+
+        Raises:
+            RequestError: see :meth:`tasks_for`.
+        """
+        return [p for answer in self.answer(queries) for p in answer.predictions]
+
+    def answer(self, queries: Sequence[IntentQuery]) -> list[IntentAnswer]:
+        """Return one answer a query, in order.
+
+        Raises:
+            RequestError: see :meth:`tasks_for`.
+        """
+        return self.decide([self.prepare(query) for query in queries])
+
+    def tasks_for(self, query: IntentQuery) -> tuple[str, ...]:
+        """Return the tasks that a query asks: the named one, or all that were trained on dialogues of its shape.
+
+        Raises:
+            RequestError: the task is unknown, or there is none of this shape.
+        """
+        have = ", ".join(self.model.tasks)
+        if query.task is not None:
+            if query.task not in self.model.tasks:
+                raise RequestError(f"task: {query.task[:80]!r} is unknown; this service answers {have}.")
+            return (query.task,)
+        shape = shape_of(query.dialogue)
+        found = tuple(task for task in self.model.tasks if shape in self.model.shapes.get(task, ()))
+        if not found:
+            raise RequestError(
+                f"task: no task was trained on dialogues of {shape} alone; name one to ask it all the same: {have}."
+            )
+        return found
+
+    def prepare(self, query: IntentQuery) -> PreparedQuery:
+        """Resolve the tasks and read the pictures of one query: OCR where they come without, and image vectors.
+
+        Raises:
+            RequestError: see :meth:`tasks_for`.
+        """
+        tasks = self.tasks_for(query)
+        started = time.perf_counter()
+        facts, problems = self._features.look(query.images)
+        return PreparedQuery(query, tasks, facts, problems, (time.perf_counter() - started) * 1000)
+
+    def decide(self, prepared: Sequence[PreparedQuery]) -> list[IntentAnswer]:
+        """Read the texts of several prepared queries together and predict all their tasks together."""
+        started = time.perf_counter()
+        vectors, problem = self._features.read(_last_text(entry.query.dialogue) for entry in prepared)
+        read = time.perf_counter()
+        examples = [self._example(entry, task, vectors) for entry in prepared for task in entry.tasks]
+        predictions = iter(self.model.gate.predict(examples))
+        decided = time.perf_counter()
+        timings = {"texts": (read - started) * 1000, "decide": (decided - read) * 1000}
+        return [
+            self._answer(entry, tuple(next(predictions) for _ in entry.tasks), problem, timings) for entry in prepared
+        ]
+
+    def _answer(
+        self,
+        entry: PreparedQuery,
+        predictions: tuple[IntentPrediction, ...],
+        text_problem: str | None,
+        timings: Mapping[str, float],
+    ) -> IntentAnswer:
+        problems = [*self.model.degraded, *entry.problems]
+        if text_problem and _last_text(entry.query.dialogue):
+            problems.append(text_problem)
+        return IntentAnswer(
+            predictions=predictions,
+            words={fired.rule_id: self.words(fired.rule_id) for p in predictions for fired in p.fired},
+            degraded=tuple(problems),
+            timings_ms={"pictures": entry.pictures_ms, **timings},
+            artifacts=self.model.artifacts,
+        )
+
+    def words(self, rule_id: str) -> dict[str, str]:
+        """Return a rule as a sentence in each of :data:`LANGUAGES`."""
+        prototypes = self.model.gate.rulebase.prototypes
+        return {language: describe_rule(self._rules[rule_id], language, prototypes) for language in LANGUAGES}
+
+    def _example(self, entry: PreparedQuery, task: str, vectors: Mapping[str, Vector]) -> IntentExample:
+        dialogue = replace(entry.query.dialogue, labels={})  # nothing here may know the answer
+        return make_example(dialogue, task, images=entry.images, items=self.model.items, text_vectors=vectors)
+
+    @classmethod
+    def from_store(
+        cls,
+        store: ArtifactStore,
+        name: str,
+        *,
+        refs: Mapping[str, str] | None = None,
+        settings: OnlineSettings | None = None,
+    ) -> IntentEngine:
+        """Load what was trained on a corpus, and the extractors that it was trained with.
+
+        Args:
+            store: where the artefacts are.
+            name: name of the corpus and of everything made from it.
+            refs: role (``corpus``, ``features``, ``rulebase``, ``classifier``, ``gate``) → ``kind/name@version``
+                where another version is wanted than the newest gate and what it was made from.
+            settings: of the extractors.
+
+        Raises:
+            ArtifactError: corpus, features or rule base are missing or damaged.
+            ModelError: an extractor here differs from the one that the model was trained with.
+        """
+        from mmd.intent.loading import load_engine_parts  # noqa: PLC0415 (it needs this module's classes)
+
+        model, features = load_engine_parts(store, name, refs or {}, settings or OnlineSettings())
+        return cls(model, features)
+
+
+def _last_text(dialogue: Dialogue) -> str:
+    """Return the text whose sentence vector an example carries."""
+    return IntentExample(dialogue.id, "", None, dialogue.turns).text("last_user")
+
+
+def shape_of(dialogue: Dialogue) -> str:
+    """Return the shape of a dialogue, one of :data:`SHAPES`: what its customer sent."""
+    text = any(turn.speaker == "user" and turn.text.strip() for turn in dialogue.turns)
+    picture = any(turn.image_ids for turn in dialogue.turns)
+    return "text+picture" if text and picture else "picture" if picture else "text"
+
+
+def training_shapes(dialogues: Iterable[Dialogue], tasks: Iterable[str]) -> dict[str, frozenset[str]]:
+    """Return task → the shapes that its training dialogues have, accidents left out."""
+    counts: dict[str, Counter[str]] = {task: Counter() for task in tasks}
+    for dialogue in dialogues:
+        for task in dialogue.labels.keys() & counts.keys():
+            counts[task][shape_of(dialogue)] += 1
+    return {
+        task: frozenset(shape for shape, n in found.items() if n >= _RARE * found.total())
+        for task, found in counts.items()
+    }

@@ -1,0 +1,156 @@
+"""From artefacts to what an :class:`~mmd.intent.engine.IntentEngine` is made of.
+
+The newest gate leads: it names the rule base, classifier, features and corpus that it was made from, so that what
+answers belongs together even while newer parts are being trained. A part that may be missing is left out and
+named: without a classifier the rules answer alone, without OCR the pictures' text is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from mmd.artifacts import Artifact, ArtifactStore
+from mmd.corpora.store import Corpus
+from mmd.errors import ArtifactError
+from mmd.features.extract import ROLES, VECTOR_ROLES, Extractors, Role, build_extractors
+from mmd.features.store import Features
+from mmd.intent.engine import IntentModel, training_shapes
+from mmd.intent.gate import Gate, TaskGate, load_gates
+from mmd.intent.online import OnlineExtractors, OnlineFeatures, OnlineSettings
+from mmd.intent.probe import ProbeClassifier
+from mmd.intent.rulebase import RuleBase
+from mmd.intent.types import IntentClassifier
+
+Part = Literal["gate", "classifier", "rulebase", "features", "corpus"]
+PARTS: tuple[Part, ...] = get_args(Part)
+"""In the order in which one names the others."""
+_OPTIONAL: Mapping[Part, str] = {
+    "gate": "rules alone, every one that fires",
+    "classifier": "rules alone",
+}
+
+
+def load_engine_parts(
+    store: ArtifactStore, name: str, refs: Mapping[str, str], settings: OnlineSettings
+) -> tuple[IntentModel, OnlineFeatures]:
+    """Load a model and the extractors that it was trained with.
+
+    Args:
+        store: where the artefacts are.
+        name: name of the corpus.
+        refs: part → reference, where a certain version is wanted.
+        settings: of the extractors.
+
+    Raises:
+        ArtifactError: corpus, features or rule base are missing or damaged, or a wanted version is.
+        ModelError: an extractor here differs from the one that the model was trained with.
+    """
+    found, missing = open_parts(store, name, refs)
+    corpus, features = Corpus(found["corpus"]), Features(found["features"])
+    model = IntentModel(
+        gate=load_gate(found, corpus.tasks),
+        tasks=corpus.tasks,
+        shapes=training_shapes(corpus.dialogues("train"), corpus.tasks),
+        items=corpus.items(),
+        artifacts={part: found[part].ref for part in PARTS if part in found},
+        degraded=tuple(missing),
+    )
+    extractors = load_extractors(features, corpus, settings)
+    return model, OnlineFeatures(extractors, settings)
+
+
+def open_parts(store: ArtifactStore, name: str, refs: Mapping[str, str]) -> tuple[dict[str, Artifact], list[str]]:
+    """Open the artefacts that belong together.
+
+    Returns:
+        Part → artefact, and what is missing of the parts that may be, with the consequence.
+
+    Raises:
+        ArtifactError: a part that must be there is not, or a wanted version is not.
+    """
+    found: dict[str, Artifact] = {}
+    missing = []
+    named = dict(refs)
+    for part in PARTS:
+        wanted = named.get(part)
+        try:
+            found[part] = store.open(wanted or f"{part}/{name}")
+        except ArtifactError as err:
+            if part not in _OPTIONAL or part in refs:
+                raise
+            missing.append(f"{part}: {err} Until then: {_OPTIONAL[part]}.")
+            continue
+        for role, ref in found[part].manifest.inputs.items():
+            if role in PARTS:
+                named.setdefault(role, ref.split(" ")[0])  # inputs are "kind/name@version digest"
+    return found, missing
+
+
+def load_gate(found: Mapping[str, Artifact], tasks: Mapping[str, tuple[str, ...]]) -> Gate:
+    """Return the gate over what there is; without classifier or gate every rule that fires answers."""
+    rulebase = RuleBase.load(found["rulebase"], labels=tasks)
+    classifiers = load_classifiers(found["classifier"], tasks) if "classifier" in found else {}
+    gates = load_gates(found["gate"]) if "gate" in found else {}
+    rules_alone = {task: TaskGate(task, "override", tau=0.0) for task in tasks if task not in classifiers}
+    if not gates:
+        rules_alone |= {task: TaskGate(task, "override", tau=0.0) for task in tasks}
+    return Gate(rulebase, classifiers, {**gates, **rules_alone})
+
+
+def load_classifiers(artifact: Artifact, tasks: Mapping[str, tuple[str, ...]]) -> dict[str, IntentClassifier]:
+    """Return task → classifier of those tasks that the artefact has one for."""
+    return {task: ProbeClassifier.load(artifact, task) for task in tasks if artifact.has(f"{task}/probe.json")}
+
+
+# ---------------------------------------------------------------- extractors
+
+
+def load_extractors(features: Features, corpus: Corpus, settings: OnlineSettings) -> OnlineExtractors:
+    """Build the extractors that the model was trained with and load their weights; one that cannot be is told.
+
+    Raises:
+        ModelError: vision or text here is another than the one that the model was trained with.
+    """
+    absent: dict[str, str] = {}
+    built = {role: _load(role, _choice(role, features, corpus), settings, absent) for role in ROLES}
+    for role in VECTOR_ROLES:
+        if built[role]:
+            Extractors(ocr=None, vision=built["vision"], text=built["text"]).check(features.extractors, (role,))
+    return OnlineExtractors(ocr=built["ocr"], vision=built["vision"], text=built["text"], absent=absent)
+
+
+def _choice(role: Role, features: Features, corpus: Corpus) -> str:
+    """Return the setting that leads to the extractor of a role that the model was trained with."""
+    trained = features.extractors[role]
+    if trained:
+        return trained.name.partition("-")[0]
+    # The corpus may have come with its own OCR; pictures that come online do not.
+    return "auto" if role == "ocr" and _has_ocr(corpus) else "none"
+
+
+def _has_ocr(corpus: Corpus) -> bool:
+    column = corpus.image_table(["ocr"])["ocr"]
+    return int(column.null_count) < len(column)
+
+
+def _load(role: Role, choice: str, settings: OnlineSettings, absent: dict[str, str]) -> Any:  # noqa: ANN401 (by role)
+    """Return a warm extractor, or None with the reason in ``absent``, unless none is wanted."""
+    if choice == "none":
+        return None
+    if role == "ocr" and not settings.run_ocr:
+        absent[role] = "switched off (serve.run_ocr); text in pictures is not read"
+        return None
+    off = {"ocr": "none", "text": "none"} | {role: choice}
+    try:
+        extractors = build_extractors(settings.features.model_copy(update=off))
+        extractor = getattr(extractors, role)
+        warm = getattr(extractor, "warm", None)
+        if warm:
+            warm()
+    except Exception as err:  # noqa: BLE001 (whatever its package raises: the answers go on without it)
+        absent[role] = f"cannot be used here ({err})"
+        return None
+    if extractor is None:
+        absent[role] = "no engine is installed (`pip install 'mmd[ocr]'`); text in pictures is not read"
+    return extractor

@@ -1,0 +1,167 @@
+"""Serve a trained corpus online: ``mmd serve`` or ``python -m serve_apps.run``.
+
+    mmd serve                                       the shop corpus at http://127.0.0.1:8000
+    mmd serve --corpus taobao --set serve.port=9000
+    mmd serve --artifact rulebase/shop@1a2b3c4d5e6f  a rule base of your choice
+
+Runs until interrupted. On a running Ray cluster use ``serve deploy serve_apps/serve_config.yaml`` instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from mmd.artifacts import ArtifactStore
+from mmd.config import DEFAULT_PATH, AppConfig, ServeSettings, load_config
+from mmd.errors import ConfigError, MmdError
+from mmd.log import configure_logging
+
+_console = Console(highlight=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve from the command line; return the exit code (0 stopped, 2 a user's mistake)."""
+    args = build_parser().parse_args(argv)
+    configure_logging()
+    try:
+        config = load_config(args.config, profile=args.profile, overrides=args.overrides)
+        run(config, args.corpus or config.data.corpus.name, args.artifact)
+    except MmdError as err:
+        _console.print(f"mmd serve: {err}", style="red", markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        _console.print("mmd serve: stopped")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="mmd serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (default: %(default)s)")
+    parser.add_argument("--profile", help="profile of the settings file: laptop or gpu")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one setting"
+    )
+    parser.add_argument("--corpus", metavar="NAME", help="corpus whose artefacts answer (default: the settings')")
+    parser.add_argument(
+        "--artifact",
+        action="append",
+        default=[],
+        metavar="KIND/NAME@VERSION",
+        help="answer with this rulebase, classifier, gate or features artefact instead of the newest; repeatable",
+    )
+    return parser
+
+
+def run(config: AppConfig, corpus: str, refs: Sequence[str] = ()) -> None:
+    """Start the application and keep it until interrupted.
+
+    Raises:
+        MmdError: artefacts are missing, or the port is taken; both are found before Ray starts.
+    """
+    check_artifacts(config.store, corpus, refs)
+    check_port(config.serve)
+    from ray import serve
+
+    from serve_apps.intent import IntentAppArgs, build, refs_from
+
+    settings = config.serve
+    app = build(
+        IntentAppArgs(
+            store=absolute_store(config.store),
+            corpus=corpus,
+            artifacts=refs_from(refs),
+            serve=settings,
+            features=config.features,
+        )
+    )
+    _start_ray(config)
+    try:
+        serve.start(
+            http_options={
+                "host": settings.host,
+                "port": settings.port,
+                # the ingress answers 504 first; this is for what it cannot see
+                "request_timeout_s": settings.request_timeout_s + 5,
+            }
+        )
+        try:
+            serve.run(app, name="mmd")
+        except RuntimeError as err:
+            raise ConfigError(f"the application did not start: {err}") from err
+        _console.print(f"mmd serve: {corpus} at http://{settings.host}:{settings.port} (API: /docs; stop: Ctrl+C)")
+        _wait()
+    finally:
+        serve.shutdown()  # type: ignore[no-untyped-call]  # upstream has no annotation
+
+
+def check_artifacts(store: str, corpus: str, refs: Sequence[str] = ()) -> None:
+    """Open what will be served, without checking hashes, so that mistakes show at once.
+
+    Raises:
+        ArtifactError: something is missing; the message names the job that makes it.
+    """
+    opened = ArtifactStore(store)
+    kinds = {ref.partition("/")[0] for ref in refs}
+    needed = [f"{kind}/{corpus}" for kind in ("corpus", "features", "rulebase") if kind not in kinds]
+    for ref in (*refs, *needed):
+        opened.open(ref, verify=False)
+
+
+def check_port(settings: ServeSettings) -> None:
+    """Refuse a port that something else listens on.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as err:
+            reason = err.strerror or str(err)
+            raise ConfigError(
+                f"serve.port: {settings.host}:{settings.port} cannot be used ({reason}); choose another with "
+                "--set serve.port=N, or stop what listens there."
+            ) from err
+
+
+def absolute_store(store: str) -> str:
+    """Return the store so that workers in other folders find it."""
+    return store if "://" in store else str(Path(store).resolve())
+
+
+def _start_ray(config: AppConfig) -> None:
+    import ray
+
+    if config.cluster.address or os.environ.get("RAY_ADDRESS"):
+        ray.init(address=config.cluster.address, log_to_driver=False)
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster on the loopback interface
+    ray.init(
+        num_cpus=config.cluster.logical_cpus,
+        object_store_memory=config.cluster.object_store_mb * 2**20,
+        include_dashboard=config.cluster.dashboard,
+        log_to_driver=False,
+    )
+
+
+def _wait() -> None:
+    """Block until interrupted."""
+    import threading
+
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
