@@ -52,10 +52,10 @@ class RapidOcr:
 
         params = {
             "Global.log_level": "critical",
-            # Pictures from dialogues stand upright; the orientation classifier flipped more good lines than bad.
+            # Pictures from dialogues stand upright, and the orientation classifier turns some upright lines over.
             "Global.use_cls": False,
             "Global.max_side_len": self._side_px,
-            # Shrink only. The default blows the shorter side up to 736 px: three times the work, no better text.
+            # Shrink only. The default blows the shorter side up to 736 px: about three times the work for the same lines.
             "Det.limit_type": "max",
             "Det.limit_side_len": self._side_px,
             "EngineConfig.onnxruntime.intra_op_num_threads": self._threads,
