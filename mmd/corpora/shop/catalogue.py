@@ -273,7 +273,7 @@ def _drawn_product(
         title=_english_title(attributes),
         title_zh=_chinese_title(attributes),
         kind=kind.name,
-        attributes=attributes | {"stock": "in stock" if in_stock else "sold out"},
+        attributes={**attributes, "stock": "in stock" if in_stock else "sold out"},
         family=family,
         taste=taste,
         look=look,
@@ -347,7 +347,7 @@ def _check_pictures(path: Path, ids: Sequence[str], images: Path) -> None:
     if missing:
         shown = ", ".join(f"{item_id}.jpg" for item_id in missing[:5])
         raise CorpusError(
-            f"{images}: {len(missing)} of {len(ids)} pictures are missing ({shown}{', …' if len(missing) > 5 else ''}). "
+            f"{images}: {len(missing)} of {len(ids)} pictures are missing, the first: {shown}. "
             f"Add them or remove the rows from {path}."
         )
 

@@ -22,15 +22,19 @@ from mmd.corpora.shop.specs import INTENTS, SCENES, STYLES, PictureSpec
 from mmd.corpora.shop.wording import Wording
 from mmd.schema import Speaker, Split
 
-PICTURE_SHARE = 0.25
+PICTURE_SHARE = 0.22
 """Records that are one picture to be told by its scene (task ``image_scene``)."""
-SERVICE_SHARE = 0.10
+SERVICE_SHARE = 0.08
 """Conversations without label that end with the shop's answer; many of them are recommendations."""
 LABEL_NOISE = 0.015
 """Labels that are wrong, as they are in real annotations."""
-_BY_PICTURE_SHARE = 0.45
+_BY_PICTURE_SHARE = 0.4
 _SCENERY = 64
+_SHOTS = 3
 _SAVINGS = (3, 5, 8, 10)
+_EARLIER_WEIGHTS = {"ask_size": 6, "ask_colour": 6, "ask_care": 6, "compare_versions": 6, "recommend_set": 5}
+_NAMED_WITHOUT_DETAILS = {"ask_material", "ask_capacity", "ask_colour"}
+"""Intents whose customers do not name the product by the very thing that they ask for."""
 
 Modality = Literal["text", "image", "product"]
 Trouble = Literal["explain", "trouble"]
@@ -70,6 +74,10 @@ INTENT_KINDS: Mapping[str, IntentKind] = {
     "coupon_use": IntentKind("any", "coupon_page", "", "explain", about_item=False),
     "payment_problem": IntentKind("any", "payment_page", "failed", "trouble", about_item=False),
 }
+
+
+_LEAVES_IT = {name for name, kind in INTENT_KINDS.items() if kind.about_item} - {"recommend_one", "recommend_set"}
+"""Intents after whose topic "it" is still the product that was asked about."""
 
 
 @dataclass
@@ -119,6 +127,7 @@ class Writer:
         self._language: Language = language
         self._rng = rng
         self._wording = Wording(language, split, rng)
+        self._answered = False
         self.messages: list[Message] = []
         self.meta: dict[str, str] = {"language": language}
 
@@ -128,13 +137,13 @@ class Writer:
         if self._chance(0.35):
             self._user(self._wording.say("greet"))
             self._agent(self._wording.say("greet_back"))
-        earlier = self._rng.choices((0, 1, 2), (0.55, 0.33, 0.12))[0]
+        earlier = self._rng.choices((0, 1, 2), (0.62, 0.28, 0.10))[0]
         product: Product | None = None
         for _ in range(earlier):
-            topic = self.topic(self._earlier_intent(), product)
+            topic = self.topic(self._earlier_intent(intent), product)
             self._request(topic)
             self._answer(topic)
-            product = topic.product if self._chance(0.4) else None
+            product = topic.product if topic.intent in _LEAVES_IT and self._chance(0.4) else None
         topic = self.topic(intent, product)
         self._request(topic, last=not answered)
         if answered:
@@ -154,30 +163,28 @@ class Writer:
             if len(seen) >= len(self._catalogue.by_category[want]):
                 break
 
-    def _earlier_intent(self) -> str:
-        """Draw an intent so that text, picture and product answers come about equally often."""
-        weights = [3 if i in ("ask_size", "ask_colour", "ask_care", "compare_versions") else 1 for i in INTENTS]
-        weights = [5 if i.startswith("recommend") else w for i, w in zip(INTENTS, weights, strict=True)]
-        choice = self._rng.choices(INTENTS, weights)[0]
-        return choice if choice in possible_intents(self._catalogue) else "ask_material"
+    def _earlier_intent(self, last: str) -> str:
+        """Draw an intent other than the last topic's, so that text, picture and product answers balance."""
+        options = [name for name in possible_intents(self._catalogue) if name != last]
+        return self._rng.choices(options, [_EARLIER_WEIGHTS.get(name, 1) for name in options])[0]
 
     def _request(self, topic: Topic, *, last: bool = False) -> None:
         message = topic.request
-        if self.messages and self.messages[-1].speaker == "agent" and self._chance(0.3):
+        if self._answered and message.text and self._chance(0.35):
             self._before(message)
         elif message.pictures and not topic.by_picture and self._chance(0.3):
             self._user("", pictures=message.pictures, items=[])
             self._agent(self._wording.say("on_picture"))
             message.pictures = []
-        elif self._chance(0.12):
+        elif not self.messages and self._chance(0.15):
             self._user(self._wording.typed(self._wording.say("vague")))
             self._agent(self._wording.say("vague_back"))
-        if message.text and self._chance(0.3 if last else 0.15):
+        if message.text and self._chance(0.22 if last else 0.12):
             self._distract(message)
         if message.text and self._chance(0.15):
-            message.text += self._wording.say("thanks")
+            message.text = self._joined(message.text, self._wording.say("thanks"))
         message.text = self._wording.typed(message.text)
-        self._merge_user(message)
+        self.messages.append(message)
 
     def _before(self, message: Message) -> None:
         """Put a word of thanks before the request; a capital letter in mid-sentence goes."""
@@ -191,8 +198,12 @@ class Writer:
     def _distract(self, message: Message) -> None:
         """Add a sentence that sounds like another intent."""
         aside = self._wording.say("distract")
-        gap = " " if self._language == "en" else ""
-        message.text = f"{aside}{gap}{message.text}" if self._chance(0.5) else f"{message.text}{gap}{aside}"
+        pair = (aside, message.text) if self._chance(0.5) else (message.text, aside)
+        message.text = self._joined(*pair)
+
+    def _joined(self, first: str, second: str) -> str:
+        """Join two sentences as the language does."""
+        return f"{first} {second}" if self._language == "en" else f"{first}{second}"
 
     def _answer(self, topic: Topic) -> None:
         if self._chance(0.12):
@@ -200,15 +211,13 @@ class Writer:
             self._user(self._wording.say("still_there"))
         answer = topic.answer
         number = len(self.messages)
+        self._answered = True
         self.messages.append(Message("agent", answer.text, list(answer.pictures), list(answer.items)))
         self.meta[f"response_modality.{number}"] = answer.modality
         self.meta[f"response_about.{number}"] = topic.product.id
 
     def _user(self, text: str, pictures: Sequence[PictureSpec] = (), items: Sequence[str] = ()) -> None:
-        self._merge_user(Message("user", text, list(pictures), list(items)))
-
-    def _merge_user(self, message: Message) -> None:
-        self.messages.append(message)
+        self.messages.append(Message("user", text, list(pictures), list(items)))
 
     def _agent(self, text: str) -> None:
         self.messages.append(Message("agent", text))
@@ -245,9 +254,12 @@ class Writer:
 
     def _spoken(self, intent: str, kind: IntentKind, product: Product, *, known: bool) -> Topic:
         """Write a request whose words decide; the product is named, shown, or clear from before."""
-        shown = not known and self._chance(0.5)
+        shown = kind.about_item and not known and self._chance(0.5)
         slots = self._slots(product)
-        slots["it"] = self._it(product, shown=shown, known=known)
+        naming = "plain" if intent in _NAMED_WITHOUT_DETAILS else "named"
+        slots["it"] = self._it(product, "shown" if shown else naming, known=known)
+        if intent == "compare_versions" and not shown and not known:
+            slots["it"] = self._definite(product)
         family = (
             "report_leak" if intent == "report_damage" and self._can_leak(product) and self._chance(0.4) else intent
         )
@@ -349,7 +361,7 @@ class Writer:
             "capacity": product.attributes.get("capacity", ""),
             "price": self._money(product.price),
             "it": "it",
-            "other": self._it(other, shown=False, known=False),
+            "other": self._definite(other),
             "other_id": other.id,
             "other_title": self._title(other),
             "other_material": word(other.attributes.get("material", ""), self._language),
@@ -390,15 +402,21 @@ class Writer:
 
     def _other_version(self, product: Product) -> Product:
         versions = self._catalogue.versions(product) or [p for p in self._catalogue.products if p.id != product.id]
-        return versions[self._rng.randrange(len(versions))]
+        return versions[pick(self._catalogue.seed, len(versions), "other", product.id, self._rng.randrange(_SHOTS))]
 
-    def _it(self, product: Product, *, shown: bool, known: bool) -> str:
+    def _it(self, product: Product, naming: str, *, known: bool) -> str:
+        """Return how the customer refers to the product; ``naming`` is ``shown``, ``named`` or ``plain``."""
         if known:
             return "it" if self._language == "en" else "它"
-        suffix = "shown" if shown else "named"
         if product.picture is not None:
-            suffix = "row_shown" if shown else "row"
-        return self._wording.say(suffix, self._name_slots(product), section="naming")
+            naming = "row_shown" if naming == "shown" else "row"
+        return self._wording.say(naming, self._name_slots(product), section="naming")
+
+    def _definite(self, product: Product) -> str:
+        """Return the product by its full title, so that two versions are told apart."""
+        if product.picture is not None:
+            return self._wording.say("row", self._name_slots(product), section="naming")
+        return f"the {product.title}" if self._language == "en" else product.title_zh
 
     def _name_slots(self, product: Product) -> dict[str, str]:
         keys = ("colour", "material")
@@ -426,8 +444,9 @@ class Writer:
         return f"${amount}" if self._language == "en" else str(amount)
 
     def _product(self, trait: str) -> Product:
+        """Draw a product, the catalogue's first ones more often: shops have best-sellers."""
         pool = self._catalogue.by_trait.get(trait) or self._catalogue.products
-        return pool[self._rng.randrange(len(pool))]
+        return pool[int(len(pool) * self._rng.random() ** 2)]
 
     def _sold_out(self) -> Product | None:
         pool = self._catalogue.sold_out
@@ -435,8 +454,8 @@ class Writer:
 
     def _wanted(self, liked: Product) -> str:
         """Return the category to be recommended: that of something bought with the liked product."""
-        options = [p.category for p in self._catalogue.bought_with(liked)] or [liked.category]
-        return self._rng.choice(options)
+        options = [p.category for p in self._catalogue.bought_with(liked) if p.category != liked.category]
+        return self._rng.choice(options or [liked.category])
 
     def _chance(self, share: float) -> bool:
         return self._rng.random() < share
@@ -451,14 +470,18 @@ class Writer:
 
     def _random_page(self, product: Product) -> PictureSpec:
         scene = self._rng.choice(("order_page", "cart_page", "logistics_tracking", "review_page"))
-        return _page(scene, product, self._rng.randrange(STYLES))
+        return _page(scene, product, self._style(scene, product))
+
+    def _style(self, scene: str, product: Product) -> int:
+        """Draw one of the few screenshots that go around of a product's page."""
+        return pick(self._catalogue.seed, STYLES, "style", scene, product.id, self._rng.randrange(_SHOTS))
 
     def _deciding_picture(self, intent: str, product: Product) -> PictureSpec:
         kind = INTENT_KINDS[intent]
         if kind.scene == "damaged_item":
             return self.damaged(product, kind.focus)
         other = self._other_version(product).id if kind.scene == "compare_page" else ""
-        return _page(kind.scene, product, self._rng.randrange(STYLES), focus=kind.focus, other=other)
+        return _page(kind.scene, product, self._style(kind.scene, product), focus=kind.focus, other=other)
 
     def damaged(self, product: Product, focus: str) -> PictureSpec:
         """Return a customer's photograph of a damaged product; what can leak may leak instead of being cracked."""
@@ -486,7 +509,7 @@ class Writer:
         if scene == "order_page" and self._chance(0.3):
             focus = "short"
         other = self._other_version(product).id if scene == "compare_page" else ""
-        return _page(scene, product, self._rng.randrange(STYLES), focus=focus, other=other)
+        return _page(scene, product, self._style(scene, product), focus=focus, other=other)
 
 
 def _detail_sections(product: Product) -> list[str]:

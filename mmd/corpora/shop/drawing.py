@@ -57,9 +57,13 @@ class Brush:
     def _px(self, points: Sequence[float]) -> list[float]:
         return [round(value * self._side) for value in points]
 
+    def _corners(self, box: Sequence[float]) -> tuple[float, float, float, float]:
+        x0, y0, x1, y1 = self._px(box)
+        return x0, y0, x1, y1
+
     def box(self, *xyxy: float, fill: Colour, radius: float = 0.0) -> None:
         """Fill a rectangle with rounded corners."""
-        self._draw.rounded_rectangle(self._px(xyxy), radius=radius * self._side, fill=fill)
+        self._draw.rounded_rectangle(self._corners(xyxy), radius=radius * self._side, fill=fill)
 
     def oval(self, *xyxy: float, fill: Colour) -> None:
         """Fill an ellipse."""
@@ -80,7 +84,8 @@ class Brush:
     def text(self, x: float, y: float, words: str, *, size: float, fill: Colour, middle: bool = False) -> None:
         """Write one line; ``size`` is its height as a share of the picture's edge."""
         anchor = "mm" if middle else "la"
-        self._draw.text(tuple(self._px((x, y))), words, fill=fill, font=font(round(size * self._side)), anchor=anchor)
+        place = (round(x * self._side), round(y * self._side))
+        self._draw.text(place, words, fill=fill, font=font(round(size * self._side)), anchor=anchor)
 
 
 # ------------------------------------------------------------------------------------------------ shapes
@@ -216,23 +221,44 @@ def _pattern(image: Image.Image, body: Colour, name: str, pitch: float) -> None:
     lighter = mix(body, (255, 255, 255), 0.55) if sum(body) < 560 else mix(body, _INK, 0.35)
     cloth = Image.new("RGB", image.size, body)
     b = Brush(cloth)
-    steps = range(int(1 / pitch) + 2)
-    if name in ("striped", "checked"):
-        for step in steps:
-            b.box(0, step * pitch, 1, step * pitch + pitch * 0.4, fill=lighter)
-    if name == "checked":
-        for step in steps:
-            b.box(step * pitch, 0, step * pitch + pitch * 0.3, 1, fill=mix(lighter, body, 0.3))
-    if name == "dotted":
-        for row in steps:
-            for column in steps:
-                x, y = column * pitch + (row % 2) * pitch / 2, row * pitch
-                b.oval(x, y, x + pitch * 0.45, y + pitch * 0.45, fill=lighter)
-    if name == "zigzag":
-        for row in steps:
-            points = [value for c in steps for value in (c * pitch, row * pitch + (c % 2) * pitch * 0.5)]
-            b.stroke(*points, fill=lighter, width=pitch * 0.22)
+    _WEAVES[name](b, lighter, mix(lighter, body, 0.3), pitch)
     image.paste(cloth, mask=_where(image, body))
+
+
+def _steps(pitch: float) -> range:
+    return range(int(1 / pitch) + 2)
+
+
+def _stripes(b: Brush, colour: Colour, _: Colour, pitch: float) -> None:
+    for step in _steps(pitch):
+        b.box(0, step * pitch, 1, step * pitch + pitch * 0.4, fill=colour)
+
+
+def _checks(b: Brush, colour: Colour, second: Colour, pitch: float) -> None:
+    _stripes(b, colour, second, pitch)
+    for step in _steps(pitch):
+        b.box(step * pitch, 0, step * pitch + pitch * 0.3, 1, fill=second)
+
+
+def _dots(b: Brush, colour: Colour, _: Colour, pitch: float) -> None:
+    for row in _steps(pitch):
+        for column in _steps(pitch):
+            x, y = column * pitch + (row % 2) * pitch / 2, row * pitch
+            b.oval(x, y, x + pitch * 0.45, y + pitch * 0.45, fill=colour)
+
+
+def _zigzags(b: Brush, colour: Colour, _: Colour, pitch: float) -> None:
+    for row in _steps(pitch):
+        points = [value for c in _steps(pitch) for value in (c * pitch, row * pitch + (c % 2) * pitch * 0.5)]
+        b.stroke(*points, fill=colour, width=pitch * 0.22)
+
+
+_WEAVES: dict[str, Callable[[Brush, Colour, Colour, float], None]] = {
+    "striped": _stripes,
+    "checked": _checks,
+    "dotted": _dots,
+    "zigzag": _zigzags,
+}
 
 
 def _where(image: Image.Image, colour: Colour) -> Image.Image:

@@ -243,12 +243,7 @@ def _detail(s: Sheet, f: PageFacts) -> None:
     else:
         s.big(f.rng.choice(("Care", "Washing and care", "Care label")))
         s.line(words["care"].get(material, words["care"][kind.materials[0]]))
-        _care_signs(s)
-
-
-def _care_signs(s: Sheet) -> None:
-    s.down(4)
-    s.buttons("30 C", "no bleach", "low heat")
+        s.line(f.rng.choice(("Keep this label.", "Colours may vary.", "Questions? Write to us.")), 11)
 
 
 def _size_chart(s: Sheet, f: PageFacts) -> None:
@@ -298,8 +293,9 @@ def _payment(s: Sheet, f: PageFacts) -> None:
         s.banner(f.rng.choice(("Payment failed", "Card declined", "Error 402, try again")), _RED)
         s.buttons("Cancel", "Try again")
     else:
-        s.banner(f.rng.choice(("Paid", "Choose how to pay", "Payment received")), _GREEN)
-        s.buttons(f.rng.choice(("Pay now", "Done")))
+        words, button = f.rng.choice((("Paid", "Done"), ("Choose how to pay", "Pay now"), ("Payment received", "Done")))
+        s.banner(words, _GREEN)
+        s.buttons(button)
 
 
 def _tracking(s: Sheet, f: PageFacts) -> None:
@@ -326,10 +322,11 @@ def _parcel_head(s: Sheet, f: PageFacts) -> None:
 
 
 def _story(f: PageFacts, newest: str, before: str) -> list[tuple[str, str]]:
-    def clock() -> str:
-        return f"{f.date()} {f.rng.randint(6, 21):02d}:{f.rng.randint(0, 59):02d}"
-
-    return [(clock(), newest), (clock(), before), (clock(), "Picked up"), (clock(), "Order received")]
+    month, day = f.rng.choice(_MONTHS), f.rng.randint(8, 28)
+    days = (day, day - 2, day - 3, day - 4)
+    whats = (newest, before, "Picked up", "Order received")
+    clocks = [f"{d} {month} {f.rng.randint(6, 21):02d}:{f.rng.randint(0, 59):02d}" for d in days]
+    return list(zip(clocks, whats, strict=True))
 
 
 def _refund(s: Sheet, f: PageFacts) -> None:

@@ -1,6 +1,6 @@
 """Turns phrase families into sentences: alternatives, slots, and the slips of people who type.
 
-Every family keeps a quarter of its phrases for the test split, so that a model must generalise over wording.
+Every family keeps a sixth of its phrases for the test split, so that a model must generalise over wording.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 
 from mmd.corpora.settings import Language
-from mmd.schema import Split
+from mmd.schema import NO_STRINGS, Split
 
-_HELD_OUT_EVERY = 4
+_HELD_OUT_EVERY = 6
 _ALTERNATIVES = re.compile(r"\(([^()]*\|[^()]*)\)")
 _SLOT = re.compile(r"\{(\w+)(?:\|(\w+))?\}")
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU])")
@@ -57,15 +57,16 @@ class Wording:
         self._families = phrases(language)
 
     def ask(self, section: str, family: str, slots: Mapping[str, str]) -> Line:
-        """Return a customer's sentence from a family of ``ask`` or ``point``; held-out phrases only in ``test``."""
+        """Return a customer's sentence from a family of ``ask`` or ``point``; held-out phrases only in ``test``.
+
+        Earlier phrases are commoner (weight 1 / place), as some ways to ask are commoner than others.
+        """
         lines: list[str] = self._families[section][family]
-        numbers = range(len(lines))
-        if self._split == "train":
-            numbers = [n for n in numbers if not _held_out(n)]  # type: ignore[assignment]  # a sequence either way
-        number = self._rng.choice(numbers)
+        numbers = [n for n in range(len(lines)) if self._split == "test" or not _held_out(n)]
+        number = self._rng.choices(numbers, [1 / (n + 1) for n in numbers])[0]
         return Line(self._fill(lines[number], slots), _held_out(number))
 
-    def say(self, family: str, slots: Mapping[str, str] = {}, *, section: str = "") -> str:  # noqa: B006 - read only
+    def say(self, family: str, slots: Mapping[str, str] = NO_STRINGS, *, section: str = "") -> str:
         """Return a sentence of a family that both splits share: greetings, answers, names."""
         lines: list[str] = self._families[section][family] if section else self._families[family]
         return self._fill(self._rng.choice(lines), slots)
@@ -80,7 +81,7 @@ class Wording:
         text = _SLOT.sub(lambda match: _shaped(slots[match[1]], match[2]), chosen)
         if self.language == "en":
             text = re.sub(r"  +", " ", _ARTICLE.sub(r"\1n ", text)).replace(" ?", "?").replace(" .", ".")
-        return text.strip(" ") if not line.endswith(" ") else text
+        return text
 
     def typed(self, text: str) -> str:
         """Return the text as a hurried customer types it: now and then a slip, no capital, no full stop."""
@@ -93,7 +94,7 @@ class Wording:
         return text
 
     def _typed_english(self, text: str) -> str:
-        if self._rng.random() < 0.12:
+        if self._rng.random() < 0.08:
             text = self._slip(text)
         if self._rng.random() < 0.18:
             text = text.lower()
@@ -103,7 +104,7 @@ class Wording:
 
     def _slip(self, text: str) -> str:
         """Swap two letters of a word, or lose one."""
-        words = [match for match in re.finditer(r"[a-z]{5,}", text)]
+        words = list(re.finditer(r"[a-z]{5,}", text))
         if not words:
             return text
         word = self._rng.choice(words)
