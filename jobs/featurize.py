@@ -32,8 +32,7 @@ from mmd.features.cache import CachedStage, FeatureCache
 from mmd.features.extract import TABLES, Extractors, Role, build_extractors, build_stage
 from mmd.features.settings import FeatureSettings
 from mmd.features.store import INFO_FILE
-from mmd.intent.examples import vector_texts
-from mmd.schema import text_id
+from mmd.intent.examples import wanted_texts
 
 UNITS: dict[Role, str] = {"ocr": "pictures", "vision": "pictures", "text": "texts"}
 
@@ -84,7 +83,7 @@ class Featurize:
         """Fill the writer."""
         pictures = self._corpus.image_table(["id", "ocr"])
         without_ocr = pictures.filter(pc.is_null(pictures["ocr"]))["id"].to_pylist()
-        texts = {text_id(t): t for dialogue in self._corpus.dialogues() for t in vector_texts(dialogue)}
+        texts = wanted_texts(self._corpus)
         self._writer.metrics |= {"pictures": pictures.num_rows, "ocr_given": pictures.num_rows - len(without_ocr)}
         with hold_cluster():  # one for all roles, none when the cache has everything
             self._role("ocr", without_ocr)

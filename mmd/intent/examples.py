@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from mmd.corpora.store import Corpus
@@ -55,6 +55,19 @@ def vector_texts(dialogue: Dialogue) -> list[str]:
     """Return the texts of a dialogue that examples want sentence vectors of: the last user turn and the reply."""
     example = IntentExample(dialogue.id, "", None, dialogue.turns)
     return [text for text in (example.text("last_user"), example.text("reply")) if text.strip()]
+
+
+def wanted_texts(corpus: Corpus) -> dict[str, str]:
+    """Return text id → text of all that sentence vectors are wanted of: dialogues' texts and labels' names."""
+    texts = [text for dialogue in corpus.dialogues() for text in vector_texts(dialogue)]
+    names = [label for labels in corpus.tasks.values() for label in labels]
+    return {text_id(text): text for text in (*texts, *names)}
+
+
+def label_vectors(features: Features, labels: Sequence[str]) -> dict[str, Vector]:
+    """Return the sentence vectors of labels' names, as far as featurize made them."""
+    found = {label: features.text_vectors.get(text_id(label)) for label in labels}
+    return {label: vector for label, vector in found.items() if vector is not None}
 
 
 def load_examples(corpus: Corpus, features: Features | None, task: str, split: Split) -> list[IntentExample]:

@@ -134,10 +134,11 @@ def choose_gate(
         probabilities: per example the classifier's distribution, from a fit without the example.
         settings: the arms and weights to try.
     """
-    taus = _tau_grid(fired)
     arms: tuple[Arm, ...] = ("override", "vote") if settings.arm == "auto" else (settings.arm,)
     best = []
     for arm in arms:
+        # Votes are weighed by their evidence already, so that they need no threshold, only to be heard or not.
+        taus = (0.0, NEVER) if arm == "vote" else _tau_grid(fired)
         weights = settings.vote_weights if arm == "vote" else (0.0,)
         tried = [
             _validate(TaskGate(task, arm, tau, weight), golds, fired, probabilities)
@@ -147,10 +148,10 @@ def choose_gate(
     return sorted(best, key=lambda v: (-round(v.weighted_f1, 9), arms.index(v.gate.arm)))
 
 
-def _tau_grid(fired: Sequence[Sequence[Firing]]) -> list[float]:
+def _tau_grid(fired: Sequence[Sequence[Firing]]) -> tuple[float, ...]:
     """Return 0, every strength seen (in hundredths, rounded down) and NEVER."""
     seen = {math.floor(rule.stats.wilson_lower * 100) / 100 for rules in fired for rule in rules}
-    return sorted({0.0, NEVER} | seen)
+    return tuple(sorted({0.0, NEVER} | seen))
 
 
 def _validate(
@@ -158,6 +159,13 @@ def _validate(
 ) -> Validated:
     answers = [decide(gate, rules, p).label for rules, p in zip(fired, probabilities, strict=True)]
     return Validated(gate, Confusion.of(golds, answers).weighted_f1)
+
+
+def working_point(fired: Sequence[Sequence[Firing]], coverage: float) -> float:
+    """Return the largest τ that the best rules of at least this share of examples reach; 0 if too few fire."""
+    strengths = sorted((rules[0].stats.wilson_lower for rules in fired if rules), reverse=True)
+    needed = math.ceil(coverage * len(fired))
+    return strengths[needed - 1] if 0 < needed <= len(strengths) else 0.0
 
 
 # ---------------------------------------------------------------- predicting

@@ -433,3 +433,18 @@ def _fit(rows: Rows, targets: NDArray[np.int64], names: Rows, settings: ProbeSet
     n_labels = names.size
     blocks = fit_blocks(rows, settings)
     return blocks, fit_head(transform_blocks(blocks, rows), targets, weights, n_labels, settings.c)
+
+
+# ---------------------------------------------------------------- several tasks
+
+
+def save_probes(writer: ArtifactWriter, probes: Mapping[str, ProbeClassifier]) -> None:
+    """Write one probe a task, each in a folder named after its task."""
+    for task, probe in probes.items():
+        probe.save(writer, task)
+
+
+def load_probes(artifact: Artifact) -> dict[str, ProbeClassifier]:
+    """Return task → probe for every task that the artefact has one for."""
+    tasks = [name.removesuffix("/probe.json") for name in artifact.manifest.files if name.endswith("/probe.json")]
+    return {task: ProbeClassifier.load(artifact, task) for task in sorted(tasks)}

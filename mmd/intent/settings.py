@@ -26,7 +26,9 @@ class PredicateSettings(Settings):
         default=("exemplar", "centre", "contrast", "name"),
         description="Prototypes: single examples, label centres, discriminant directions, label names.",
     )
-    threshold_step: float = Field(default=0.05, gt=0, le=0.5, description="Grid of cosine thresholds.")
+    level_step: float = Field(
+        default=0.5, gt=0, description="Grid of near thresholds: standard deviations above the average cosine."
+    )
     name_affinity: float = Field(
         default=1.0, ge=0, description="Prior added to keywords that share characters with the label's name."
     )
@@ -84,7 +86,10 @@ class GateSettings(Settings):
         description="override: a strong rule answers; vote: rules shift the classifier; auto: validation decides.",
     )
     vote_weights: tuple[float, ...] = Field(
-        default=(0.25, 0.5, 1.0, 2.0), min_length=1, description="Weights of the rules' log-odds that vote tries."
+        default=(0.5, 1.0, 1.5, 2.0), min_length=1, description="Weights of the rules' log-odds that vote tries."
+    )
+    rule_coverage: float = Field(
+        default=0.45, gt=0, le=1, description="Share of held-out examples that rules alone shall cover when reported."
     )
 
 

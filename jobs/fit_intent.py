@@ -1,0 +1,154 @@
+"""Fit the intent classifier and the gate that joins it with the rules.
+
+Makes two artefacts: classifier/NAME (one probe a task) and gate/NAME (how each task joins rules and classifier),
+from the training split of corpus/NAME, features/NAME and rulebase/NAME. The gate is chosen on predictions and
+firings that were both held out fold by fold; no test example is looked at.
+
+    mmd fit_intent                                            the built-in shop corpus
+    mmd fit_intent --corpus taobao=../shared/data/taobao
+    mmd fit_intent --set intent.gate.arm=override
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from jobs.glue.entry import JobContext, console, main
+from mmd.artifacts import Artifact, version_for
+from mmd.corpora.store import Corpus
+from mmd.errors import CorpusError
+from mmd.features.store import Features
+from mmd.intent.examples import label_vectors, load_examples
+from mmd.intent.firings import load_firings
+from mmd.intent.folds import assign_folds
+from mmd.intent.gate import Firing, Validated, choose_gate, save_gates, working_point
+from mmd.intent.matcher import CompiledRules
+from mmd.intent.probe import FittedProbe, fit_probe, save_probes
+from mmd.intent.rulebase import RuleBase
+from mmd.intent.types import IntentExample, Probabilities
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One task's fitted probe and validated gates, the best first."""
+
+    probe: FittedProbe
+    gates: list[Validated]
+    classifier_f1: float
+    rule_tau: float
+    held_out_rules: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the gate artefact keeps of the validation."""
+        return {
+            "classifier_weighted_f1": self.classifier_f1,
+            "arms": [{**asdict(v.gate), "weighted_f1": v.weighted_f1} for v in self.gates],
+            "rule_tau": self.rule_tau,
+            "held_out_rules": self.held_out_rules,
+            "temperature": self.probe.classifier.temperature,
+        }
+
+
+def run(context: JobContext) -> Artifact:
+    """Write classifier/NAME and gate/NAME unless the same was fitted before; return the gate."""
+    inputs = {kind: context.store.open(f"{kind}/{context.name}") for kind in ("corpus", "features", "rulebase")}
+    corpus = Corpus(inputs["corpus"])
+    intent = context.config.intent
+    seeds = {"folds": context.config.seed}
+    settings = {"folds": intent.folds, "probe": intent.probe.model_dump(mode="json")}
+    gate_settings = settings | {"gate": intent.gate.model_dump(mode="json"), "min_precision": intent.min_precision}
+    trained_on = {"corpus": inputs["corpus"], "features": inputs["features"]}
+    version = version_for("classifier", settings, trained_on, seeds)
+    if context.store.exists("classifier", context.name, version):
+        before = context.store.open(f"classifier/{context.name}@{version}")
+        if found := context.existing("gate", gate_settings, inputs | {"classifier": before}, seeds):
+            return found
+    fitted = fit_tasks(context, corpus, Features(inputs["features"]), inputs["rulebase"])
+    with context.store.write("classifier", context.name, settings=settings, inputs=trained_on, seeds=seeds) as writer:
+        save_probes(writer, {task: f.probe.classifier for task, f in fitted.items()})
+        writer.metrics = {f"{task} held-out weighted F1": f.classifier_f1 for task, f in fitted.items()}
+    classifier = context.store.open(f"classifier/{context.name}@{version}")
+    inputs = inputs | {"classifier": classifier}
+    with context.store.write("gate", context.name, settings=gate_settings, inputs=inputs, seeds=seeds) as writer:
+        save_gates(
+            writer,
+            {task: f.gates[0].gate for task, f in fitted.items()},
+            {task: f.to_json() for task, f in fitted.items()},
+        )
+        writer.metrics = {f"{task} held-out weighted F1": f.gates[0].weighted_f1 for task, f in fitted.items()}
+    print_fitted(fitted)
+    return context.store.open(f"gate/{context.name}@{version_for('gate', gate_settings, inputs, seeds)}")
+
+
+def fit_tasks(context: JobContext, corpus: Corpus, features: Features, rulebase: Artifact) -> dict[str, Fitted]:
+    """Fit every task of the corpus that has labelled training examples.
+
+    Raises:
+        CorpusError: there is none.
+    """
+    examples = {task: load_examples(corpus, features, task, "train") for task in corpus.tasks}
+    labelled = {task: rows for task, rows in examples.items() if rows}
+    if not labelled:
+        raise CorpusError(
+            f"{corpus.artifact.ref}: no training dialogue has an intent label; its tasks: "
+            f"{', '.join(corpus.tasks) or 'none'}. Label some dialogues, or work on a corpus such as shop or taobao."
+        )
+    base = RuleBase.load(rulebase)
+    return {task: fit_task(context, corpus, features, base, rulebase, rows) for task, rows in labelled.items()}
+
+
+def fit_task(
+    context: JobContext,
+    corpus: Corpus,
+    features: Features,
+    base: RuleBase,
+    rulebase: Artifact,
+    examples: Sequence[IntentExample],
+) -> Fitted:
+    """Fit one task's probe, then choose its gate on held-out predictions."""
+    task, intent = examples[0].task, context.config.intent
+    labels, golds = corpus.tasks[task], [str(e.label) for e in examples]
+    folds = assign_folds([e.dialogue_id for e in examples], golds, intent.folds, context.config.seed)
+    probe = fit_probe(task, examples, labels, intent.probe, folds, label_vectors=label_vectors(features, labels))
+    firings = load_firings(rulebase, task)
+    fired = _fired(firings, base, examples)
+    distributions = [Probabilities(labels, tuple(map(float, row))) for row in probe.held_out]
+    gates = choose_gate(task, golds, fired, distributions, intent.gate)
+    return Fitted(
+        probe,
+        gates,
+        classifier_f1=choose_gate(task, golds, [()] * len(golds), distributions, intent.gate)[0].weighted_f1,
+        rule_tau=working_point(fired, intent.gate.rule_coverage),
+        held_out_rules=firings is not None,
+    )
+
+
+def _fired(
+    firings: Mapping[str, Sequence[Firing]] | None, base: RuleBase, examples: Sequence[IntentExample]
+) -> list[Sequence[Firing]]:
+    """Return the rules to validate with; a base that came without held-out firings is taken at its word."""
+    if firings is None:
+        return list(CompiledRules(base, examples[0].task).fired_batch(examples))
+    return [firings.get(example.dialogue_id, ()) for example in examples]
+
+
+def print_fitted(fitted: Mapping[str, Fitted]) -> None:
+    """Print each task's held-out scores and the gate that was chosen."""
+    table = Table(
+        "task", "classifier", "with rules", "arm", "τ", "weight", title="held-out weighted F1 (training part)"
+    )
+    for task, f in fitted.items():
+        best = f.gates[0]
+        gate = best.gate
+        tau = "never" if gate.tau > 1 else f"{gate.tau:.2f}"
+        table.add_row(task, f"{f.classifier_f1:.3f}", f"{best.weighted_f1:.3f}", gate.arm, tau, f"{gate.weight:g}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main("fit_intent", __doc__, run))
