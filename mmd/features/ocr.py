@@ -55,7 +55,7 @@ class RapidOcr:
             # Pictures from dialogues stand upright, and the orientation classifier turns some upright lines over.
             "Global.use_cls": False,
             "Global.max_side_len": self._side_px,
-            # Shrink only. The default blows the shorter side up to 736 px: about three times the work for the same lines.
+            # Shrink only: the default blows the shorter side up to 736 px, at three times the work for the same lines.
             "Det.limit_type": "max",
             "Det.limit_side_len": self._side_px,
             "EngineConfig.onnxruntime.intra_op_num_threads": self._threads,
