@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from mmd.artifacts import ArtifactStore
 from mmd.errors import RequestError
-from mmd.intent.examples import make_example
+from mmd.intent.examples import make_example, vector_texts
 from mmd.intent.gate import Gate
 from mmd.intent.online import OnlineFeatures, OnlineSettings
 from mmd.intent.types import ImageFacts, IntentExample, IntentPrediction, Vector
@@ -156,14 +156,16 @@ class IntentEngine:
     def decide(self, prepared: Sequence[PreparedQuery]) -> list[IntentAnswer]:
         """Read the texts of several prepared queries together and predict all their tasks together."""
         started = time.perf_counter()
-        vectors, problem = self._features.read(_last_text(entry.query.dialogue) for entry in prepared)
+        wanted = [vector_texts(entry.query.dialogue) for entry in prepared]
+        vectors, problem = self._features.read(text for texts in wanted for text in texts)
         read = time.perf_counter()
         examples = [self._example(entry, task, vectors) for entry in prepared for task in entry.tasks]
         predictions = iter(self.model.gate.predict(examples))
         decided = time.perf_counter()
         timings = {"texts": (read - started) * 1000, "decide": (decided - read) * 1000}
         return [
-            self._answer(entry, tuple(next(predictions) for _ in entry.tasks), problem, timings) for entry in prepared
+            self._answer(entry, tuple(next(predictions) for _ in entry.tasks), problem if texts else None, timings)
+            for entry, texts in zip(prepared, wanted, strict=True)
         ]
 
     def _answer(
@@ -174,7 +176,7 @@ class IntentEngine:
         timings: Mapping[str, float],
     ) -> IntentAnswer:
         problems = [*self.model.degraded, *entry.problems]
-        if text_problem and _last_text(entry.query.dialogue):
+        if text_problem and vector_texts(entry.query.dialogue):
             problems.append(text_problem)
         return IntentAnswer(
             predictions=predictions,
@@ -219,11 +221,6 @@ class IntentEngine:
 
         model, features = load_engine_parts(store, name, refs or {}, settings or OnlineSettings())
         return cls(model, features)
-
-
-def _last_text(dialogue: Dialogue) -> str:
-    """Return the text whose sentence vector an example carries."""
-    return IntentExample(dialogue.id, "", None, dialogue.turns).text("last_user")
 
 
 def shape_of(dialogue: Dialogue) -> str:
