@@ -355,8 +355,8 @@ def _check_pictures(path: Path, ids: Sequence[str], images: Path) -> None:
 def _csv_product(row: Mapping[str, str], columns: Mapping[str, str], title: str, images: Path, seed: int) -> Product:
     """Return a row as product. What the shop needs and the row lacks (price, material …) is simulated from its id."""
     item_id = row[columns["id"]]
-    category = _first(row, columns, _CATEGORY_COLUMNS) or "product"
-    kind = _csv_kind(f"{category} {row[title]}".lower())
+    category = _first(row, columns, _CATEGORY_COLUMNS)
+    kind = _csv_kind((category or row[title]).lower())
     rng = stream(seed, "csv", item_id)
     simulated = {
         "material": rng.choice(kind.materials),
@@ -373,7 +373,7 @@ def _csv_product(row: Mapping[str, str], columns: Mapping[str, str], title: str,
         simulated
         | known
         | {
-            "category": category,
+            "category": category or "product",
             "colour": (_first(row, columns, _COLOUR_COLUMNS) or "multi").lower(),
         }
     )
@@ -397,6 +397,6 @@ def _first(row: Mapping[str, str], columns: Mapping[str, str], names: Sequence[s
 def _csv_kind(words: str) -> Kind:
     kinds = goods().kinds
     for name, hints in goods().csv_kinds.items():
-        if any(hint in words for hint in hints):
+        if any(re.search(rf"\b{hint}(e?s)?\b", words) for hint in hints):
             return kinds[name]
     return kinds["tshirt"]

@@ -284,7 +284,7 @@ class Writer:
         return [self._deciding_picture(intent, product) if self._chance(0.6) else self._random_page(product)]
 
     def _recommend(self, liked: Product, want: str, seen: Sequence[Product], *, again: bool) -> Topic:
-        slots = self._slots(liked) | {"want": goods().word(want, self._language)}
+        slots = self._slots(liked) | {"want": self._category(want, liked)}
         slots["liked"], slots["liked_it"] = self._liked(liked)
         colour = ""
         if not again and self._chance(0.3):
@@ -423,6 +423,12 @@ class Writer:
         named = {key: goods().word(product.attributes.get(key, ""), self._language) for key in keys}
         category = goods().word(product.category, self._language)
         return named | {"cat": category, "brand": product.attributes.get("brand", ""), "title": self._title(product)}
+
+    def _category(self, name: str, product: Product) -> str:
+        """Return a category to follow "a"; a CSV's categories may be in any number or language and are quoted."""
+        if product.picture is None:
+            return goods().word(name, self._language)
+        return f'product from "{name}"' if self._language == "en" else f"“{name}”"
 
     def _liked(self, product: Product) -> tuple[str, str]:
         """Return how a liked product is named after "my", and alone."""
