@@ -66,7 +66,7 @@ def _measure(language: str, dialogues: int, small: int, repeats: int, seed: int)
     rules = world.rules(max(SIZES))
     views = [ExampleView(example) for example in examples]
     growth = [_size(rules[:size], views, small, repeats) for size in SIZES]
-    chars = [len(view.joined(("text", "any"))) for view in views]
+    chars = [len("".join(view.segments(("text", "any")))) for view in views]
     return {
         "mean_chars": round(float(np.mean(chars)), 1),
         "headline": _headline(rules[:HEADLINE_RULES], examples, views, repeats),
@@ -128,7 +128,6 @@ def _both(rules: Sequence[Rule], views: Sequence[ExampleView]) -> tuple[Compiled
     compiled, loop = CompiledRules(RuleBase(tuple(rules)), "t"), RuleLoop(rules)
     for view in views:
         loop.prepare(view)  # views keep what they normalised
-        view.segments(("text", "last_user"))
     compiled.fired_views(views[:200])
     for view in views[:200]:
         loop.fired(loop.prepare(view))
@@ -182,7 +181,7 @@ class RuleLoop:
             return view.buckets(scope)
         if kind == "item":
             return {normalise(item.attributes[scope]) for item in view.example.items}
-        return view.joined((kind, scope))
+        return "\n".join(view.segments((kind, scope)))
 
     def fired(self, contents: Sequence[Any]) -> list[str]:
         """Return the ids of the rules that fire."""
@@ -244,21 +243,22 @@ class World:
         return self._separator.join(self._numpy.choice(self._words, count, p=self._spoken))
 
     def example(self, index: int) -> IntentExample:
-        """Return one dialogue: 3 to 9 turns, up to two pictures with text, sometimes a product."""
+        """Return one dialogue: 4 to 9 turns, mostly a picture with some two dozen lines of text, perhaps a product."""
         rng = self._rng
         speakers: tuple[Speaker, Speaker] = ("user", "agent")
-        turns = tuple(Turn(speakers[n % 2], self._phrase(2, 14)) for n in range(rng.randint(3, 9)))
+        lengths = ((1, 12), (4, 30))
+        turns = tuple(Turn(speakers[n % 2], self._phrase(*lengths[n % 2])) for n in range(rng.randint(4, 9)))
         items = (Item("i", self._phrase(2, 6), {"colour": rng.choice(COLOURS)}),) if rng.random() < 0.5 else ()
-        pictures = tuple(self._picture() for _ in range(rng.choice((0, 1, 1, 2))))
+        pictures = tuple(self._picture() for _ in range(rng.choice((0, 1, 1, 1, 2))))
         return IntentExample(str(index), "t", None, turns, pictures, items)
 
     def _picture(self) -> ImageFacts:
         rng = self._rng
         width, height = rng.randint(100, 1200), rng.randint(100, 1200)
         lines = []
-        for _ in range(rng.randint(0, 8)):
+        for _ in range(rng.randint(2, 45)):
             top = rng.uniform(0, height)
-            lines.append(OcrLine(self._phrase(1, 4), 0.9, (0.0, top, 50.0, top)))
+            lines.append(OcrLine(self._phrase(1, 5), 0.9, (0.0, top, 50.0, top)))
         return ImageFacts("p", width, height, tuple(lines))
 
     def rules(self, count: int) -> list[Rule]:

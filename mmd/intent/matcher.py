@@ -1,10 +1,13 @@
 """Matching of many rules on many examples: one pass over the text whatever the number of rules.
 
-Predicates of one kind and scope form a *channel*: all its keywords are one Aho-Corasick automaton, its patterns RE2
-sets, its prototypes one matrix, its image buckets one table. Channels fill a truth table of examples × distinct
-predicates. Each rule waits at one of its positive predicates, its *anchor*, and is looked at only where that holds;
-the rest of its conditions are then read off the table, for all waiting rules of a batch at once. Channels that no
-rule is anchored in are evaluated last, and only for the examples where a rule still depends on them.
+All keywords that can occur in one *field* of an example (the last user turn, the earlier user turns, the agent's
+turns, a third of the pictures' text, …) are one Aho-Corasick automaton, run once over the texts of a whole batch.
+Other predicates form *channels* by kind and scope: patterns are RE2 sets, prototypes a matrix, image buckets and
+attributes a table. All of them fill a truth table of examples × distinct predicates.
+
+Each rule waits at one of its positive predicates, its *anchor*, and is looked at only where that holds; the rest of
+its conditions are then read off the table, for all waiting rules of a batch at once. A pattern's anchor is a literal
+that it cannot match without. Channels without an anchor in them are evaluated only for examples that still need them.
 
 Source of the automaton: Aho & Corasick 1975, "Efficient string matching: an aid to bibliographic search".
 """
@@ -20,8 +23,8 @@ import numpy as np
 import re2
 from numpy.typing import NDArray
 
-from mmd.intent.patterns import compile_regex, set_options
-from mmd.intent.predicates import cosine, image_buckets, is_near, ocr_segments, segments
+from mmd.intent.patterns import compile_regex, required_literal, set_options
+from mmd.intent.predicates import OCR_REGIONS, cosine, image_buckets, is_near, region_of
 from mmd.intent.rulebase import RuleBase
 from mmd.intent.rules import Predicate, Prototype, Prototypes, Rule, unit
 from mmd.intent.textnorm import normalise
@@ -36,10 +39,22 @@ DFA_KEYWORDS = 20_000  # above, the automaton's table grows past some 50 MB; the
 PATTERNS_PER_SET = 64  # keeps the joint automaton of a set small
 # BLAS sums in another order for a matrix than for a vector; nearer to the threshold than this, both are asked.
 COSINE_SLACK = 1e-4
-ALWAYS = 0  # column that holds on every example: padding, and the anchor of rules with only negated conditions
+ALWAYS = 0  # column that holds on every example: the anchor of rules with only negated conditions
 # Normalised text holds no control characters that count as whitespace, so these two cannot be part of a keyword.
 _SEGMENT_END = "\n"
 _EXAMPLE_END = "\x1e"
+# Scopes are read off disjoint fields, so that no text is searched twice.
+_FIELDS: Mapping[ChannelKey, tuple[str, ...]] = {
+    ("text", "last_user"): ("last_user",),
+    ("text", "user"): ("earlier_user", "last_user"),
+    ("text", "agent"): ("agent",),
+    ("text", "any"): ("earlier_user", "last_user", "agent"),
+    ("ocr", "top"): ("top",),
+    ("ocr", "middle"): ("middle",),
+    ("ocr", "bottom"): ("bottom",),
+    ("ocr", "any"): ("top", "middle", "bottom"),
+    ("item", "title"): ("title",),
+}
 
 
 class ExampleView:
@@ -49,22 +64,19 @@ class ExampleView:
 
     def __init__(self, example: IntentExample) -> None:
         self.example = example
-        self._segments: dict[ChannelKey, list[str]] = {}
-        self._joined: dict[ChannelKey, str] = {}
+        self._segments: dict[str, list[str]] = {}
+        self._joined: dict[str, str] = {}
         self._buckets: dict[str, set[str]] = {}
 
     def segments(self, key: ChannelKey) -> list[str]:
         """Return the normalised turns of a text scope, OCR lines of a region, or item titles."""
-        found = self._segments.get(key)
-        if found is None:
-            found = self._segments[key] = self._read(*key)
-        return found
+        return [text for field in _FIELDS[key] for text in self._field(field)]
 
-    def joined(self, key: ChannelKey) -> str:
-        """Return the segments joined by newlines, which no normalised keyword contains."""
-        found = self._joined.get(key)
+    def joined(self, field: str) -> str:
+        """Return a field's segments joined by newlines, which no normalised keyword contains."""
+        found = self._joined.get(field)
         if found is None:
-            found = self._joined[key] = _SEGMENT_END.join(self.segments(key))
+            found = self._joined[field] = _SEGMENT_END.join(self._field(field))
         return found
 
     def buckets(self, attribute: str) -> set[str]:
@@ -74,34 +86,68 @@ class ExampleView:
             found = self._buckets[attribute] = image_buckets(attribute, self.example, {})
         return found
 
-    def _read(self, kind: str, scope: str) -> list[str]:
-        if kind == "item":
-            return [normalise(item.title) for item in self.example.items]
-        if kind == "ocr" or scope == "ocr":
-            return ocr_segments(self.example, scope if kind == "ocr" else "any")
-        return segments(self.example, scope)
+    def _field(self, field: str) -> list[str]:
+        if field not in self._segments:
+            if field == "title":
+                self._segments[field] = [normalise(item.title) for item in self.example.items]
+            elif field in OCR_REGIONS:
+                self._segments.update(_ocr_fields(self.example))
+            else:
+                self._segments.update(_turn_fields(self.example))
+        return self._segments[field]
 
 
-# ---------------------------------------------------------------- channels
+def _turn_fields(example: IntentExample) -> dict[str, list[str]]:
+    """Split the normalised turns into the last user turn that has text, earlier user turns, and the agent's."""
+    fields: dict[str, list[str]] = {"last_user": [], "earlier_user": [], "agent": []}
+    for turn in reversed(example.turns):
+        is_last = turn.speaker == "user" and not fields["last_user"] and bool(turn.text.strip())
+        field = "last_user" if is_last else "agent" if turn.speaker == "agent" else "earlier_user"
+        fields[field].append(normalise(turn.text))
+    return fields
 
 
-class Channel(Protocol):
-    """All predicates of one kind and scope; ``columns`` maps their values to columns of the truth table."""
+def _ocr_fields(example: IntentExample) -> dict[str, list[str]]:
+    fields: dict[str, list[str]] = {"top": [], "middle": [], "bottom": []}
+    for image in example.images:
+        for line in image.ocr:
+            fields[region_of(line, image.height)].append(normalise(line.text))
+    return fields
 
-    def fill(self, table: Table, rows: Sequence[int], views: Sequence[ExampleView]) -> None:
-        """Set the cells of the values that hold on ``views[row]`` for each of ``rows``; they are False before."""
-        ...
+
+# ---------------------------------------------------------------- fields and channels
 
 
-class KeywordChannel:
-    """Keywords of one scope, found together in the texts of a whole batch.
+class _Lists:
+    """Lists of numbers in two flat arrays: list ``i`` is ``items[first[i]:first[i + 1]]``."""
+
+    def __init__(self, first: Indices, items: Indices) -> None:
+        self.first = first
+        self.items = items
+
+    @classmethod
+    def group(cls, keys: Indices, n_keys: int) -> _Lists:
+        """Return, for each key, the positions at which it stands in ``keys``."""
+        first = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=n_keys))]).astype(np.int64)
+        return cls(first, np.argsort(keys, kind="stable"))
+
+    def expand(self, owner: Indices, which: Indices) -> tuple[Indices, Indices]:
+        """Pair each owner with every item of the list it names; return both sides of the pairs."""
+        start = self.first[which]
+        lengths = self.first[which + 1] - start
+        offset = np.repeat(start - (np.cumsum(lengths) - lengths), lengths)
+        return np.repeat(owner, lengths), self.items[offset + np.arange(offset.size)]
+
+
+class FieldKeywords:
+    """The keywords of one field, found together in the texts of a whole batch.
 
     The end of an example is itself a keyword: matches come in text order, so counting these ends tells which
     example a match belongs to without an object per position.
     """
 
-    def __init__(self, key: ChannelKey, columns: Mapping[str, int]) -> None:
-        self._key = key
+    def __init__(self, field: str, columns: Mapping[str, Sequence[int]]) -> None:
+        self._field = field
         dense = len(columns) <= DFA_KEYWORDS
         implementations = ahocorasick_rs.Implementation
         automaton = ahocorasick_rs.AhoCorasick(
@@ -110,17 +156,29 @@ class KeywordChannel:
             implementation=implementations.DFA if dense else implementations.ContiguousNFA,
         )
         self._find = automaton.find_matches_as_strings
-        self._column_of = {**columns, _EXAMPLE_END: -1}.__getitem__
+        self._number_of = {word: number for number, word in enumerate([*columns, _EXAMPLE_END])}.__getitem__
+        self._end = len(columns)
+        # A word of several scopes has a column in each.
+        sizes = [len(of_word) for of_word in columns.values()]
+        first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self._columns = _Lists(first, np.array([c for of_word in columns.values() for c in of_word], dtype=np.int64))
+
+    def hits(self, views: Sequence[ExampleView]) -> tuple[Indices, Indices]:
+        """Return example and column of every occurrence of a keyword."""
+        field = self._field
+        text = _EXAMPLE_END.join([view.joined(field) for view in views])
+        found = self._find(text, overlapping=True)
+        words = np.fromiter(map(self._number_of, found), np.int64, len(found))
+        is_end = words == self._end
+        return self._columns.expand(np.cumsum(is_end)[~is_end], words[~is_end])
+
+
+class Channel(Protocol):
+    """All predicates of one kind and scope that are not keywords."""
 
     def fill(self, table: Table, rows: Sequence[int], views: Sequence[ExampleView]) -> None:
-        """Set the cells of the keywords found."""
-        key = self._key
-        text = _EXAMPLE_END.join([views[row].joined(key) for row in rows])
-        found = self._find(text, overlapping=True)
-        columns = np.fromiter(map(self._column_of, found), np.int64, len(found))
-        ends = columns < 0
-        example = np.cumsum(ends)[~ends]
-        table[np.asarray(rows)[example], columns[~ends]] = True
+        """Set the cells of the values that hold on ``views[row]`` for each of ``rows``; they are False before."""
+        ...
 
 
 class RegexChannel:
@@ -234,8 +292,6 @@ def value_key(predicate: Predicate) -> str:
 
 def _build_channel(key: ChannelKey, columns: Mapping[str, int], prototypes: Prototypes) -> Channel:
     kind, scope = key
-    if _is_keyword(key):
-        return KeywordChannel(key, columns)
     if kind == "regex":
         return RegexChannel(scope, columns)
     if kind == "near":
@@ -243,44 +299,66 @@ def _build_channel(key: ChannelKey, columns: Mapping[str, int], prototypes: Prot
     return ValueChannel(key, columns, prototypes)
 
 
-def _is_keyword(key: ChannelKey) -> bool:
-    return key[0] in ("text", "ocr") or key == ("item", "title")
+def _build_fields(columns: Mapping[ChannelKey, Mapping[str, int]]) -> list[FieldKeywords]:
+    by_field: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for key, of_scope in columns.items():
+        for field in _FIELDS[key]:
+            for word, column in of_scope.items():
+                by_field[field][word].append(column)
+    return [FieldKeywords(field, words) for field, words in by_field.items()]
 
 
 class Columns:
-    """Numbers distinct predicates, negation aside, and the channels that evaluate them.
+    """Numbers distinct predicates, negation aside, and what evaluates them.
 
     Attributes:
-        count: columns of a truth table, a multiple of eight.
-        channels: one per kind and scope.
-        channel_of: column → index into ``channels``; -1 for :data:`ALWAYS` and padding. Shape (count,).
+        count: columns of a truth table.
+        fields: the keywords of each field.
+        channels: one per kind and scope of the other predicates.
+        channel_of: column → index into ``channels``; -1 for keywords and :data:`ALWAYS`. Shape (count,).
     """
 
     def __init__(self, predicates: Iterable[Predicate], prototypes: Prototypes) -> None:
         columns: dict[ChannelKey, dict[str, int]] = defaultdict(dict)
         self._known: dict[Predicate, int] = {}
-        free = ALWAYS + 1
+        self.count = ALWAYS + 1
         for predicate in predicates:
             if predicate not in self._known:
-                column = columns[predicate.kind, predicate.scope].setdefault(value_key(predicate), free)
-                free = max(free, column + 1)
+                column = columns[predicate.kind, predicate.scope].setdefault(value_key(predicate), self.count)
+                self.count = max(self.count, column + 1)
                 self._known[predicate] = column
-        self.count = -(-free // 8) * 8
-        self.keys = tuple(columns)
-        self.channels = [_build_channel(key, columns[key], prototypes) for key in self.keys]
+        self.fields = _build_fields({key: columns[key] for key in columns if key in _FIELDS})
+        others = [key for key in columns if key not in _FIELDS]
+        self.channels = [_build_channel(key, columns[key], prototypes) for key in others]
         self.channel_of: Indices = np.full(self.count, -1, dtype=np.int64)
-        for number, key in enumerate(self.keys):
+        for number, key in enumerate(others):
             self.channel_of[list(columns[key].values())] = number
 
     def of(self, predicate: Predicate) -> int:
         """Return the column of a predicate that the constructor was given."""
         return self._known[predicate]
 
-    def empty_table(self, n_examples: int) -> Table:
-        """Return a table in which only :data:`ALWAYS` holds."""
-        table = np.zeros((n_examples, self.count), dtype=np.bool_)
-        table[:, ALWAYS] = True
-        return table
+    def start(self, views: Sequence[ExampleView]) -> tuple[Table, Indices, Indices]:
+        """Return a table with its keywords filled in, and row and column of its true cells, sorted."""
+        table = np.zeros((len(views), self.count), dtype=np.bool_)
+        found = [field.hits(views) for field in self.fields]
+        rows = np.concatenate([np.arange(len(views)), *(row for row, _ in found)])
+        columns = np.concatenate([np.full(len(views), ALWAYS), *(column for _, column in found)])
+        cells = np.sort(rows * self.count + columns)
+        cells = cells[np.diff(cells, prepend=-1) > 0]  # a word may occur more than once
+        table.reshape(-1)[cells] = True
+        row, column = np.divmod(cells, self.count)
+        return table, row, column
+
+
+def implied(predicate: Predicate) -> Predicate | None:
+    """Return the keyword predicate that holds wherever this pattern does, if there is one."""
+    if predicate.kind != "regex" or predicate.negated:
+        return None
+    literal = required_literal(predicate.value)
+    if literal is None:
+        return None
+    return Predicate("ocr", "any", literal) if predicate.scope == "ocr" else Predicate("text", predicate.scope, literal)
 
 
 # ---------------------------------------------------------------- rules
@@ -298,12 +376,14 @@ class CompiledRules:
         self.task = task
         self.rules = rulebase.of_task(task)
         self._rulebase = rulebase
-        self._columns = columns = Columns((p for r in self.rules for p in r.predicates), rulebase.prototypes)
-        anchors = _anchors(self.rules, columns)
-        self._is_eager = np.array([_is_keyword(key) for key in columns.keys], dtype=np.bool_)
-        self._is_eager[columns.channel_of[anchors[anchors != ALWAYS]]] = True
+        conditions = [_with_implied(rule) for rule in self.rules]
+        columns = Columns((p for predicates in conditions for p in predicates), rulebase.prototypes)
+        anchors = _anchors(conditions, columns)
+        used = columns.channel_of[anchors]
+        self._columns = columns
+        self._eager: list[int] = np.unique(used[used >= 0]).tolist()
         self._waiting = _Lists.group(anchors, columns.count)
-        self._conditions = _Conditions(self.rules, anchors, columns, self._is_eager)
+        self._conditions = _Conditions(conditions, anchors, columns)
 
     def __reduce__(self) -> tuple[type[CompiledRules], tuple[RuleBase, str]]:
         """Travel between processes as the rule base; automata are built again."""
@@ -327,9 +407,8 @@ class CompiledRules:
     def _fired_together(self, views: Sequence[ExampleView]) -> list[tuple[Rule, ...]]:
         if not self.rules:
             return [()] * len(views)
-        batch = _Batch(views, self._columns, self._is_eager)
-        held_example, held_column = _true_cells(batch.table)
-        example, rule = self._waiting.expand(held_example, held_column)
+        batch = _Batch(views, self._columns)
+        example, rule = self._waiting.expand(*batch.held(self._eager))
         passed = self._conditions.hold(batch, example, rule)
         # One sort orders by example, then by rank, which is the rule's number.
         ordered = np.sort(example[passed] * len(self.rules) + rule[passed])
@@ -339,61 +418,47 @@ class CompiledRules:
 
 
 class _Batch:
-    """The truth table of a batch: eager channels filled at once, the others where they are asked for."""
+    """The truth table of a batch: keywords filled in at once, channels where they are asked for."""
 
-    def __init__(self, views: Sequence[ExampleView], columns: Columns, is_eager: NDArray[np.bool_]) -> None:
-        self.table = columns.empty_table(len(views))
+    def __init__(self, views: Sequence[ExampleView], columns: Columns) -> None:
         self._views = views
         self._columns = columns
-        self._is_late = np.append(~is_eager, np.False_)  # the last entry serves channel -1
+        self.table, self._row, self._column = columns.start(views)
         self._filled = np.zeros((len(columns.channels), len(views)), dtype=np.bool_)
-        for number in np.flatnonzero(is_eager).tolist():
-            columns.channels[number].fill(self.table, range(len(views)), views)
+
+    def held(self, channels: Iterable[int]) -> tuple[Indices, Indices]:
+        """Return rows and columns of the cells that hold, of keywords and of the given channels."""
+        rows, columns = [self._row], [self._column]
+        for number in channels:
+            self._fill(number, np.arange(len(self._views)))
+            own = np.flatnonzero(self._columns.channel_of == number)
+            row, place = np.nonzero(self.table[:, own])
+            rows.append(row)
+            columns.append(own[place])
+        return np.concatenate(rows), np.concatenate(columns)
 
     def require(self, example: Indices, column: Indices) -> None:
         """Evaluate the channels of these cells on their examples, unless that was done before."""
         channel = self._columns.channel_of[column]
-        late = self._is_late[channel]
-        if not late.any():
-            return
-        example, channel = example[late], channel[late]
         for number in np.unique(channel).tolist():
-            rows = np.unique(example[channel == number])
-            rows = rows[~self._filled[number, rows]]
-            if rows.size:
-                self._filled[number, rows] = True
-                self._columns.channels[number].fill(self.table, rows.tolist(), self._views)
+            if number >= 0:
+                self._fill(number, np.unique(example[channel == number]))
 
-
-class _Lists:
-    """Lists of numbers in two flat arrays: list ``i`` is ``items[first[i]:first[i + 1]]``."""
-
-    def __init__(self, first: Indices, items: Indices) -> None:
-        self.first = first
-        self.items = items
-
-    @classmethod
-    def group(cls, keys: Indices, n_keys: int) -> _Lists:
-        """Return, for each key, the positions at which it stands in ``keys``."""
-        first = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=n_keys))]).astype(np.int64)
-        return cls(first, np.argsort(keys, kind="stable"))
-
-    def expand(self, owner: Indices, which: Indices) -> tuple[Indices, Indices]:
-        """Pair each owner with every item of the list it names; return both sides of the pairs."""
-        start = self.first[which]
-        lengths = self.first[which + 1] - start
-        offset = np.repeat(start - (np.cumsum(lengths) - lengths), lengths)
-        return np.repeat(owner, lengths), self.items[offset + np.arange(offset.size)]
+    def _fill(self, number: int, rows: Indices) -> None:
+        rows = rows[~self._filled[number, rows]]
+        if rows.size:
+            self._filled[number, rows] = True
+            self._columns.channels[number].fill(self.table, rows.tolist(), self._views)
 
 
 class _Conditions:
-    """What is left to ask of each rule whose anchor holds, eager channels first."""
+    """What is left to ask of each rule whose anchor holds, keywords first."""
 
-    def __init__(self, rules: Sequence[Rule], anchors: Indices, columns: Columns, is_eager: NDArray[np.bool_]) -> None:
+    def __init__(self, rules: Sequence[Sequence[Predicate]], anchors: Indices, columns: Columns) -> None:
         first, column, wanted = [0], [], []
-        for rule, anchor in zip(rules, anchors.tolist(), strict=True):
-            rest = {(columns.of(p), not p.negated) for p in rule.predicates} - {(anchor, True)}
-            for number, outcome in sorted(rest, key=lambda c: (not is_eager[columns.channel_of[c[0]]], not c[1], c[0])):
+        for predicates, anchor in zip(rules, anchors.tolist(), strict=True):
+            rest = {(columns.of(p), not p.negated) for p in predicates} - {(anchor, True)}
+            for number, outcome in sorted(rest, key=lambda c: (columns.channel_of[c[0]], not c[1], c[0])):
                 column.append(number)
                 wanted.append(outcome)
             first.append(len(column))
@@ -418,29 +483,27 @@ class _Conditions:
         return passed
 
 
-def _true_cells(table: Table) -> tuple[Indices, Indices]:
-    """Return rows and columns of the true cells; few are, so eight at a time are looked at."""
-    words = np.flatnonzero(table.view(np.uint64))
-    word, bit = np.nonzero(table.reshape(-1, 8)[words])
-    row, column = np.divmod(words[word] * 8 + bit, table.shape[1])
-    return row, column
+def _with_implied(rule: Rule) -> list[Predicate]:
+    return [*rule.predicates, *(keyword for p in rule.predicates if (keyword := implied(p)) is not None)]
 
 
-def _anchors(rules: Sequence[Rule], columns: Columns) -> Indices:
+def _anchors(rules: Sequence[Sequence[Predicate]], columns: Columns) -> Indices:
     """Return for every rule the column of its likely rarest positive predicate, :data:`ALWAYS` without one."""
-    popularity = Counter(columns.of(p) for rule in rules for p in set(rule.predicates))
+    popularity = Counter(columns.of(p) for predicates in rules for p in set(predicates))
     anchors = np.full(len(rules), ALWAYS, dtype=np.int64)
-    for number, rule in enumerate(rules):
-        positive = [p for p in rule.predicates if not p.negated]
+    for number, predicates in enumerate(rules):
+        positive = [p for p in predicates if not p.negated]
         if positive:
-            best = min(positive, key=lambda p: (*_anchor_cost(p), popularity[columns.of(p)], -len(p.value), p))
+            best = min(positive, key=lambda p: (_expense(p), popularity[columns.of(p)], -len(p.value), p))
             anchors[number] = columns.of(best)
     return anchors
 
 
-def _anchor_cost(predicate: Predicate) -> tuple[int]:
-    """Prefer channels that are cheap and selective; among these, values few rules share, then long (so rare) ones."""
-    return ({"text": 0, "ocr": 0, "item": 1, "ask": 1, "near": 2, "regex": 3}.get(predicate.kind, 4),)
+def _expense(predicate: Predicate) -> int:
+    """Order kinds by what a wait there costs; within a kind, values few rules share, then long ones, are rare."""
+    if (predicate.kind, predicate.scope) in _FIELDS:
+        return 0
+    return {"item": 1, "ask": 1, "near": 2, "regex": 3}.get(predicate.kind, 4)
 
 
 # ---------------------------------------------------------------- tables
@@ -454,7 +517,7 @@ def truth_table(predicates: Sequence[Predicate], examples: Sequence[IntentExampl
     parts = [np.zeros((len(predicates), 0), dtype=np.bool_)]
     for start in range(0, len(examples), BATCH):
         views = [ExampleView(example) for example in examples[start : start + BATCH]]
-        table = columns.empty_table(len(views))
+        table, *_ = columns.start(views)
         for channel in columns.channels:
             channel.fill(table, range(len(views)), views)
         parts.append(table[:, numbers].T ^ negated[:, None])

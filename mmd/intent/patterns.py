@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 from typing import Any
 
 import re2
@@ -75,3 +76,50 @@ def _regex_way_out(reason: str, fragment: str) -> str:
     if "too large" in reason:
         return "Use smaller repetition counts."
     return r"See github.com/google/re2/wiki/Syntax; put \ before a character that is meant literally."
+
+
+def required_literal(pattern: str) -> str | None:
+    """Return the longest text that every match surely contains, or None when none is plain to see.
+
+    Only literals outside groups, classes and alternatives count, of characters that case and normalisation leave
+    alone (ASCII letters aside, which are case-folded). It lets a matcher try a pattern only where a word occurs.
+    """
+    plain = _outside_groups(pattern)
+    if "|" in plain or "(?" in pattern.replace("(?:", "") or any(odd in pattern for odd in _ODD):
+        return None
+    runs = [""]
+    for char, following in zip(plain, [*plain[1:], ""], strict=True):
+        if _is_plain(char) and following not in ("?", "*", "{"):
+            runs[-1] += char.casefold()
+        else:
+            runs.append("")
+    best = max(runs, key=len).strip()
+    return best if best and unicodedata.is_normalized("NFKC", best) else None
+
+
+_ODD = ("\\", "[]", "[^]", "[:")  # escapes, and classes that a bracket does not end
+
+
+def _outside_groups(pattern: str) -> str:
+    """Return the pattern with each group and class replaced by ``.`` and each repetition count by ``{``."""
+    closing = {"(": ")", "[": "]", "{": "}"}
+    out: list[str] = []
+    stack: list[str] = []
+    for char in pattern:
+        if stack and stack[-1] == "]" and char != "]":
+            continue  # inside a class nothing opens
+        if char in closing:
+            if not stack:
+                out.append("{" if char == "{" else ".")
+            stack.append(closing[char])
+        elif stack and char == stack[-1]:
+            stack.pop()
+        elif not stack:
+            out.append(char)
+    return "".join(out)
+
+
+def _is_plain(char: str) -> bool:
+    if char.isascii():
+        return char.isalnum() or char in " ,;:!=<>'\"%&@#~`_-"
+    return char.casefold() == char == char.upper() and unicodedata.is_normalized("NFKC", char)
