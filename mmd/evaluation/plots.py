@@ -1,0 +1,151 @@
+"""Plots of the report as SVG that goes straight into the page.
+
+Plots carry numbers and ASCII only: labels in any script stand in the page's tables, where the browser's fonts render
+them, so no plot depends on a font. Lines and text are mid-grey on no background: readable on light and dark pages.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from mmd.evaluation.metrics import Calibration, Interval, RuleRecord
+
+INK = "#7d8590"
+COLOURS = {"rules": "#d29922", "classifier": "#4c8dff", "rules+classifier": "#2ea043"}
+_STYLE: Any = {
+    "svg.hashsalt": "mmd",  # equal plots, equal bytes
+    "svg.fonttype": "path",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": INK,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "savefig.transparent": True,
+}
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[tuple[Any, Any, list[str]]]:
+    """Yield figure, axes and a list that receives the SVG on leaving."""
+    import matplotlib as mpl  # noqa: PLC0415 (slow to import)
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    out: list[str] = []
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")  # no pyplot: no global state, no display
+        yield figure, figure.add_subplot(), out
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        out.append(_inline(buffer.getvalue()))
+
+
+def _inline(svg: str) -> str:
+    """Cut the XML prologue off and let the page decide the width."""
+    svg = svg[svg.index("<svg") :]
+    return re.sub(r'<svg([^>]*?) height="[^"]*"([^>]*?) width="[^"]*"', r"<svg\1\2", svg, count=1)
+
+
+def score_bars(rows: Mapping[str, Mapping[str, Interval]]) -> str:
+    """Draw each system's weighted F1 with its 95 % interval, grouped by row (task, or overall)."""
+    with _figure(6.4, 0.5 + 0.62 * len(rows)) as (_, axes, out):
+        names = list(rows)
+        systems = list(next(iter(rows.values())))
+        for number, system in enumerate(systems):
+            values = [rows[name][system] for name in names]
+            places = [row + (number - (len(systems) - 1) / 2) * 0.25 for row in range(len(names))]
+            # Resampling biases F1 a little downwards, so the value may lie outside of its own interval.
+            below = [max(0.0, v.value - v.low) for v in values]
+            above = [max(0.0, v.high - v.value) for v in values]
+            colour = COLOURS.get(system, INK)
+            axes.barh(places, [v.value for v in values], height=0.22, color=colour, label=system, alpha=0.85)
+            axes.errorbar(
+                [v.value for v in values], places, xerr=[below, above], fmt="none", ecolor=INK, elinewidth=1, capsize=2
+            )
+        axes.set_yticks(range(len(names)), [_ascii(name) for name in names])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("weighted F1, 95 % interval")
+        axes.grid(visible=False, axis="y")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.32 / len(rows)), ncols=3)
+    return out[0]
+
+
+def rule_curve(record: RuleRecord, tau: float) -> str:
+    """Draw precision against coverage of the best firing rule as τ falls, and the working point."""
+    with _figure(4.2, 3.0) as (_, axes, out):
+        points = sorted((coverage, precision) for _, coverage, precision in record.curve())
+        axes.plot([c for c, _ in points], [p for _, p in points], color=COLOURS["rules"], marker=".", linewidth=1.2)
+        axes.scatter(
+            [record.coverage(tau).value],
+            [record.precision(tau).value],
+            s=70,
+            facecolors="none",
+            edgecolors=COLOURS["rules+classifier"],
+            linewidths=2,
+            zorder=3,
+            label=f"working point, tau = {tau:.2f}",
+        )
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.03)
+        axes.set_xlabel("coverage")
+        axes.set_ylabel("precision")
+        axes.legend(loc="lower left")
+    return out[0]
+
+
+def reliability(by_system: Mapping[str, Calibration]) -> str:
+    """Draw accuracy against confidence; marks grow with the number of predictions."""
+    with _figure(4.2, 3.0) as (_, axes, out):
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--")
+        for system, calibration in by_system.items():
+            bins = calibration.bins
+            total = sum(n for _, _, n in bins) or 1
+            axes.plot([c for c, _, _ in bins], [a for _, a, _ in bins], color=COLOURS.get(system, INK), linewidth=1)
+            axes.scatter(
+                [c for c, _, _ in bins],
+                [a for _, a, _ in bins],
+                s=[20 + 300 * n / total for _, _, n in bins],
+                color=COLOURS.get(system, INK),
+                alpha=0.8,
+                label=f"{system} (ECE {calibration.error:.3f})",
+            )
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.03)
+        axes.set_xlabel("confidence")
+        axes.set_ylabel("accuracy")
+        axes.legend(loc="upper left", markerscale=0.5)
+    return out[0]
+
+
+def class_bars(before: Sequence[float], after: Sequence[float]) -> str:
+    """Draw F1 by class number: the classifier (hollow) and rules + classifier (filled), joined by a line."""
+    with _figure(6.4, 0.6 + 0.17 * len(before)) as (_, axes, out):
+        rows = range(1, len(before) + 1)
+        for row, low, high in zip(rows, before, after, strict=True):
+            axes.plot([low, high], [row, row], color=INK, linewidth=1.4, zorder=1)
+        colour = COLOURS["classifier"]
+        axes.scatter(before, rows, s=26, facecolors="none", edgecolors=colour, label="classifier", zorder=2)
+        axes.scatter(after, rows, s=26, color=COLOURS["rules+classifier"], label="rules+classifier", zorder=3)
+        axes.set_yticks(list(rows))
+        axes.set_ylim(len(before) + 0.7, 0.3)
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_xlabel("F1 by class number (names: the table)")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return out[0]
+
+
+def _ascii(name: str) -> str:
+    """Return a name that any font can draw."""
+    return name if name.isascii() else "".join(c if c.isascii() else "?" for c in name)
