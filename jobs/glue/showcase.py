@@ -1,4 +1,4 @@
-"""Answered conversations, printed: what the trained service says to dialogues of the test split, and how to serve it."""
+"""Answered conversations, printed: what the trained service says to test dialogues, and how to serve it."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def choose_dialogues(dialogues: list[Dialogue], count: int) -> Iterator[Dialogue
     queues = [iter(found) for found in by_task.values()]
     while queues and count > 0:
         queue = queues.pop(0)
-        dialogue = next(queue, None)
-        if dialogue is not None:
+        for dialogue in queue:
             yield dialogue
             count -= 1
             queues.append(queue)
+            break
 
 
 def query_of(dialogue: Dialogue, task: str, images: dict[str, Image]) -> IntentQuery:
