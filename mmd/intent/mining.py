@@ -6,7 +6,7 @@ Only the examples that are passed are looked at, so a fold's predicates never se
   short and one long form are kept when several nested ones occur in the same examples;
 * recognised text, anywhere or in a third of the picture; image attributes; item metadata;
 * ``near`` prototypes from vectors: quoted training phrases (or pictures), the centre of a label's examples, and the
-  direction that tells a label from the rest (linear discriminant with Ledoit–Wolf shrinkage), each at several thresholds.
+  direction that tells a label from the rest (linear discriminant, Ledoit–Wolf shrinkage), each at several levels.
 
 A prototype that was made from an example says nothing new about it, so on the training examples themselves the
 similarities are cross-fitted.
@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmd.intent.folds import assign_folds
-from mmd.intent.predicates import IMAGE_BUCKETS, OCR_REGIONS, Prototype, image_buckets, ocr_segments, segments
+from mmd.intent.predicates import IMAGE_BUCKETS, OCR_REGIONS, Prototype, holds, image_buckets, ocr_segments, segments
 from mmd.intent.rules import Predicate
 from mmd.intent.settings import PredicateSettings
 from mmd.intent.textnorm import normalise
@@ -31,16 +31,17 @@ from mmd.intent.types import IntentExample
 
 Truth = NDArray[np.bool_]
 Floats = NDArray[np.float32]
-Encode = Callable[[Sequence[str]], Floats]
-"""Sentence encoder: n texts → unit vectors, shape (n, dim)."""
+NameVectors = Mapping[str, Floats]
+"""Label → the sentence vector of its name, shape (dim,)."""
+NO_NAMES: NameVectors = {}
 
 TEXT_PRIORITY = ("last_user", "user", "agent", "any")
 _TOKEN = re.compile(r"[\u3400-\u9fff\u3040-\u30ff\uac00-\ud7af]|[a-z0-9]+(?:['’-][a-z0-9]+)*")
-THRESHOLD_MARK = " @"
-"""Between the name of a point and the threshold in the name of a prototype."""
+LEVEL_MARK = " +"
+"""Between the name of a point and the threshold, in standard deviations, in the name of a prototype."""
 _CROSS_FIT_FOLDS = 5
 _NAME_CHARS = 40
-_FITTED = (" (centre)", " (contrast)")  # points made from many examples
+_FITTED = (" centre)", " contrast)")  # points made from many examples
 
 
 # ---------------------------------------------------------------- points that `near` measures to
@@ -58,6 +59,25 @@ class Point:
     label: str
     vector: Floats
     words: str
+    mean: float = 0.0  # of the cosines of the examples
+    spread: float = 1.0  # their standard deviation
+
+    def prototype(self, level: float) -> Prototype:
+        """Return the prototype that examples pass ``level`` standard deviations above the average cosine."""
+        threshold = min(1.0, max(-1.0, self.mean + level * self.spread))
+        return Prototype(f"{self.name}{LEVEL_MARK}{level:.1f}σ", self.scope, self.vector, threshold, self.words)
+
+
+def standardised(points: Iterable[Point], vectors: Floats) -> list[Point]:
+    """Return the points with the mean and spread of their cosines to ``vectors``, shape (n, dim).
+
+    In standard deviations, points of different kinds and labels are comparable: 2σ is rare for each.
+    """
+    result = []
+    for point in points:
+        cosines = vectors @ point.vector
+        result.append(replace(point, mean=float(cosines.mean()), spread=float(cosines.std()) or 1.0))
+    return result
 
 
 def example_vector(example: IntentExample, scope: str) -> Floats | None:
@@ -70,16 +90,19 @@ def example_vector(example: IntentExample, scope: str) -> Floats | None:
 def label_points(vectors: Floats, labels: NDArray[np.str_], scope: str, kinds: Iterable[str]) -> list[Point]:
     """Return the centre and the discriminant direction of each label's vectors (rows of ``vectors``)."""
     mean = vectors.mean(axis=0)
+    noun = "text" if scope == "last_user" else "picture"
     names = sorted(set(labels.tolist()))
     centres = {name: vectors[labels == name].mean(axis=0) for name in names}
     points = []
     if "centre" in kinds:
-        points += [Point(f"{n} (centre)", scope, n, _unit(c), f"the examples of {n}") for n, c in centres.items()]
+        points += [
+            Point(f"{n} ({noun} centre)", scope, n, _unit(c), f"the examples of {n}") for n, c in centres.items()
+        ]
     if "contrast" in kinds and len(names) > 1:
         residuals = vectors - np.stack([centres[label] for label in labels.tolist()])
         directions = whiten(residuals, np.stack([centres[n] - mean for n in names]))
         points += [
-            Point(f"{n} (contrast)", scope, n, _unit(d), f"the examples of {n} against the rest")
+            Point(f"{n} ({noun} contrast)", scope, n, _unit(d), f"the examples of {n} against the rest")
             for n, d in zip(names, directions, strict=True)
         ]
     return points
@@ -91,7 +114,7 @@ def whiten(residuals: Floats, directions: Floats) -> Floats:
     With R = U·S·Vᵀ the inverse acts on the row space of R through S and elsewhere as a scalar, so no
     (dim, dim) matrix is inverted. Source: Ledoit & Wolf 2004.
     """
-    from sklearn.covariance import ledoit_wolf_shrinkage
+    from sklearn.covariance import ledoit_wolf_shrinkage  # noqa: PLC0415 (heavy, and only mining needs it)
 
     n, dim = residuals.shape
     scale = float(np.square(residuals).sum()) / (n * dim)
@@ -142,6 +165,8 @@ def frequent_keywords(texts: Sequence[Sequence[str]], max_tokens: int, min_suppo
 
     Args:
         texts: normalised texts of each example.
+        max_tokens: longest keyword, in characters (Chinese) or words.
+        min_support: examples that a keyword must occur in.
     """
     where: defaultdict[str, list[int]] = defaultdict(list)
     for index, parts in enumerate(texts):
@@ -189,7 +214,7 @@ class Candidates:
 
 
 def mine_candidates(
-    examples: Sequence[IntentExample], settings: PredicateSettings, *, seed: int = 0, encode: Encode | None = None
+    examples: Sequence[IntentExample], settings: PredicateSettings, *, seed: int = 0, names: NameVectors = NO_NAMES
 ) -> Candidates:
     """Mine every predicate that holds on enough, but not all, of ``examples``.
 
@@ -197,7 +222,7 @@ def mine_candidates(
         examples: labelled training examples of one task; nothing else is looked at.
         settings: sizes and supports.
         seed: of the cross-fitting folds.
-        encode: sentence encoder; with it the labels' own names become prototypes too.
+        names: sentence vectors of the labels' names; with them the names become prototypes too.
     """
     predicates: list[Predicate] = []
     for kind, scope, texts in _text_scopes(examples):
@@ -205,9 +230,11 @@ def mine_candidates(
         predicates += [Predicate(kind, scope, word) for word in representative_keywords(where)]  # type: ignore[arg-type]
     predicates += _attribute_predicates(examples)
     members = truth_matrix(predicates, {}, examples)
-    near, prototypes, owners, near_members = _near_candidates(examples, settings, seed, encode)
+    near, prototypes, owners, near_members = _near_candidates(examples, settings, seed, names)
     everything = [*predicates, *near]
     truth = np.concatenate([members, near_members]) if near else members
+    wanted = [i for i, p in enumerate(everything) if p.kind in settings.kinds]
+    everything, truth = [everything[i] for i in wanted], truth[wanted]
     keep = _distinct(everything, truth, settings.min_support)
     kept = tuple(everything[i] for i in keep)
     used = {p.value for p in kept if p.kind == "near"}
@@ -215,11 +242,11 @@ def mine_candidates(
 
 
 def make_prototypes(
-    names: Iterable[str],
+    wanted: Iterable[str],
     examples: Sequence[IntentExample],
     settings: PredicateSettings,
     *,
-    encode: Encode | None = None,
+    names: NameVectors = NO_NAMES,
 ) -> dict[str, Prototype]:
     """Make the prototypes of these names from ``examples``; names whose point they do not give are left out.
 
@@ -227,14 +254,14 @@ def make_prototypes(
     with prototypes that all training examples made.
     """
     points = {
-        (p.scope, p.name): p for scope in ("last_user", "image") for p in _points(examples, scope, settings, encode)
+        (p.scope, p.name): p for scope in ("last_user", "image") for p in _points(examples, scope, settings, names)
     }
     made = {}
-    for name in sorted(set(names)):
-        stem, _, threshold = name.rpartition(THRESHOLD_MARK)
+    for name in sorted(set(wanted)):
+        stem, _, level = name.rpartition(LEVEL_MARK)
         for scope in ("last_user", "image"):
             if point := points.get((scope, stem)):
-                made[name] = Prototype(name, scope, point.vector, float(threshold), point.words)
+                made[name] = point.prototype(float(level.removesuffix("σ")))
     return made
 
 
@@ -276,39 +303,39 @@ def _distinct(predicates: Sequence[Predicate], truth: Truth, min_support: int) -
 
 
 def _near_candidates(
-    examples: Sequence[IntentExample], settings: PredicateSettings, seed: int, encode: Encode | None
+    examples: Sequence[IntentExample], settings: PredicateSettings, seed: int, names: NameVectors
 ) -> tuple[list[Predicate], dict[str, Prototype], dict[str, str], Truth]:
     predicates: list[Predicate] = []
     prototypes: dict[str, Prototype] = {}
     owners: dict[str, str] = {}
     rows: list[Truth] = []
     for scope in ("last_user", "image"):
-        points = _points(examples, scope, settings, encode)
+        points = _points(examples, scope, settings, names)
         similarity = _similarities(points, examples, scope, settings, seed)
         for point, scores in zip(points, similarity, strict=True):
-            for threshold in thresholds(scores, settings.threshold_step):
-                name = f"{point.name}{THRESHOLD_MARK}{threshold:.2f}"
-                if name in prototypes:
+            for level in levels(scores, settings.level_step):
+                prototype = point.prototype(level)
+                if prototype.name in prototypes:
                     continue
-                prototypes[name] = Prototype(name, scope, point.vector, threshold, point.words)
-                owners[name] = point.label
-                predicates.append(Predicate("near", scope, name))
-                rows.append(scores >= threshold)
+                prototypes[prototype.name] = prototype
+                owners[prototype.name] = point.label
+                predicates.append(Predicate("near", scope, prototype.name))
+                rows.append(scores >= level)
     members = np.stack(rows) if rows else np.zeros((0, len(examples)), np.bool_)
     return predicates, prototypes, owners, members
 
 
-def thresholds(scores: Floats, step: float) -> list[float]:
-    """Return the multiples of ``step`` that some, but not all, finite scores reach."""
+def levels(scores: Floats, step: float) -> list[float]:
+    """Return the positive multiples of ``step`` that some, but not all, finite scores reach."""
     finite = scores[np.isfinite(scores)]
     if finite.size == 0:
         return []
-    low, high = int(np.floor(finite.min() / step)) + 1, int(np.floor(finite.max() / step))
-    return [round(i * step, 4) for i in range(low, high + 1) if -1.0 <= i * step <= 1.0]
+    low, high = max(1, int(np.floor(finite.min() / step)) + 1), int(np.floor(finite.max() / step))
+    return [round(i * step, 4) for i in range(low, high + 1)]
 
 
 def _points(
-    examples: Sequence[IntentExample], scope: str, settings: PredicateSettings, encode: Encode | None
+    examples: Sequence[IntentExample], scope: str, settings: PredicateSettings, names: NameVectors
 ) -> list[Point]:
     """Return every point that the examples' vectors give, in a fixed order; none without enough vectors."""
     vectors, having = _vectors(examples, scope)
@@ -319,10 +346,10 @@ def _points(
     points = label_points(vectors, labels, scope, kinds)
     if "exemplar" in kinds:
         points += [_exemplar(examples[i], v, scope) for i, v in zip(having, vectors, strict=True)]
-    if encode is not None and scope == "last_user" and "name" in kinds:
-        names = sorted(set(labels.tolist()))
-        points += [Point(f"{n} (name)", scope, n, _unit(v), n) for n, v in zip(names, encode(names), strict=True)]
-    return list({point.name: point for point in points}.values())
+    if scope == "last_user" and "name" in kinds:
+        known = [name for name in sorted(set(labels.tolist())) if name in names]
+        points += [Point(f"{name} (name)", scope, name, _unit(names[name]), name) for name in known]
+    return standardised({point.name: point for point in points}.values(), vectors)
 
 
 def _vectors(examples: Sequence[IntentExample], scope: str) -> tuple[Floats, list[int]]:
@@ -336,7 +363,7 @@ def _vectors(examples: Sequence[IntentExample], scope: str) -> tuple[Floats, lis
 def _similarities(
     points: Sequence[Point], examples: Sequence[IntentExample], scope: str, settings: PredicateSettings, seed: int
 ) -> Floats:
-    """Return cosines of shape (n_points, n_examples), none of them of an example with a point it helped to make.
+    """Return standardised cosines, shape (n_points, n_examples), none of an example with a point it helped to make.
 
     Label points are cross-fitted; an exemplar has no similarity to itself. -inf stands for none.
     """
@@ -344,7 +371,7 @@ def _similarities(
     if not points:
         return full
     vectors, having = _vectors(examples, scope)
-    scores = np.stack([p.vector for p in points]) @ vectors.T
+    scores = np.stack([(vectors @ p.vector - p.mean) / p.spread for p in points])
     rows = {point.name: row for row, point in enumerate(points)}
     labels = np.array([str(examples[i].label) for i in having])
     folds = assign_folds([examples[i].dialogue_id for i in having], labels.tolist(), _CROSS_FIT_FOLDS, seed)
@@ -352,8 +379,9 @@ def _similarities(
     scores[label_rows] = -np.inf
     for fold in range(_CROSS_FIT_FOLDS):
         inside, held = folds != fold, folds == fold
-        for point in label_points(vectors[inside], labels[inside], scope, settings.near_points):
-            scores[rows[point.name], held] = vectors[held] @ point.vector
+        fitted = label_points(vectors[inside], labels[inside], scope, settings.near_points)
+        for point in standardised(fitted, vectors[inside]):
+            scores[rows[point.name], held] = (vectors[held] @ point.vector - point.mean) / point.spread
     for column, index in enumerate(having):
         if (row := rows.get(_exemplar(examples[index], vectors[column], scope).name)) is not None:
             scores[row, column] = -np.inf
@@ -404,8 +432,6 @@ def _group_truth(
         return np.array([[word in text for text in texts] for word in words], np.bool_).reshape(len(words), len(texts))
     if kind == "near":
         return _near_truth(scope, [prototypes[p.value] for p in predicates], examples)
-    from mmd.intent.predicates import holds
-
     plain = [Predicate(p.kind, p.scope, p.value) for p in predicates]
     return np.array([[holds(p, e, prototypes) for e in examples] for p in plain], np.bool_)
 

@@ -77,7 +77,7 @@ class Node:
     reward: float
     hits: int
     support: int
-    extent: Bits | None  # dropped after expansion: children hold their own
+    extent: Bits
     words: NDArray[np.intp] | None  # which words of the full width ``extent`` covers; None: all
     visits: int = 0
     total: float = 0.0

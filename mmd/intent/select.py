@@ -8,7 +8,7 @@ held-out parts; an example counts once.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,8 @@ class FoldRule:
     label: str
     predicates: tuple[Predicate, ...]
     reward: float
+    hits: int  # on the examples that it was found on
+    support: int
     fired: tuple[int, ...]
 
 
@@ -82,3 +84,15 @@ def prune_supersets(evidence: Sequence[Evidence]) -> list[Evidence]:
             shorter.append((predicates, item))
             kept.append(item)
     return kept
+
+
+def keep_rules(
+    evidence: Iterable[Evidence], *, min_support: int, min_precision: float, min_searches: float
+) -> list[Evidence]:
+    """Keep rules with enough held-out support, hits and precision that enough searches found; prune supersets."""
+    good = [
+        e
+        for e in evidence
+        if e.support >= min_support and e.hits > 0 and e.precision >= min_precision and e.searches >= min_searches
+    ]
+    return prune_supersets(good)

@@ -12,7 +12,7 @@ from mmd.base import Settings
 class PredicateSettings(Settings):
     """Which atomic predicates are mined (METHODS section 1: the state's building blocks)."""
 
-    max_per_label: int = Field(default=100, ge=1, description="Predicates a search works with, by prior.")
+    max_per_label: int = Field(default=150, ge=1, description="Predicates a search works with, by prior.")
     max_negated: int = Field(default=15, ge=0, description="Negated predicates among them at most.")
     min_support: int = Field(default=2, ge=1, description="Training examples a predicate must hold on.")
     max_word_chars: int = Field(default=6, ge=1, description="Longest keyword, characters (Chinese) or words.")
@@ -47,8 +47,8 @@ class SearchSettings(Settings):
         default=3.0, ge=0, description="Weight of a child's own reward in its prior: P x exp(lookahead x reward)."
     )
     patience: int = Field(default=150, ge=1, description="Rollouts without a better rule after which a search stops.")
-    rules_per_search: int = Field(default=30, ge=1, description="Rules a search hands on, chosen to cover the label.")
-    seeds: int = Field(default=2, ge=1, description="Searches a label, each with its own seed.")
+    rules_per_search: int = Field(default=60, ge=1, description="Rules a search hands on, chosen to cover the label.")
+    seeds: int = Field(default=2, ge=1, description="Partitions into folds; a label is searched folds x seeds times.")
 
 
 class BlockWeights(Settings):
@@ -97,8 +97,13 @@ class IntentSettings(Settings):
     """KDSL as a whole."""
 
     folds: int = Field(default=5, ge=2, description="Validation folds of the training split.")
-    min_precision: float = Field(default=0.6, ge=0, le=1, description="Out-of-fold precision a kept rule needs.")
-    min_support: int = Field(default=2, ge=1, description="Training examples a kept rule must fire on.")
+    min_precision: float = Field(
+        default=0.05, ge=0, le=1, description="Out-of-fold precision a kept rule needs; weak rules still vote."
+    )
+    min_support: int = Field(default=2, ge=1, description="Held-out examples a kept rule must fire on.")
+    min_found: float = Field(
+        default=0.4, ge=0, le=1, description="Share of a label's searches that must find a rule for it to be kept."
+    )
     predicates: PredicateSettings = Field(default_factory=PredicateSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
