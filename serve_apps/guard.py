@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+import traceback
 import uuid
 from collections.abc import Mapping
 
@@ -59,8 +60,12 @@ class Guard:
             await self._app(scope, _replay(body, receive), exchange.send)
         except ApiError as err:
             await exchange.respond(error_response(err), receive)
-        except Exception:
-            self._log.exception("unhandled_error", request_id=exchange.request_id, path=scope["path"])
+        except Exception as err:
+            # Where it happened, not what it said: a message may quote the dialogue.
+            where = traceback.format_list(traceback.extract_tb(err.__traceback__))
+            self._log.error(
+                "unhandled_error", request_id=exchange.request_id, error=type(err).__name__, where="".join(where)
+            )
             if exchange.status:  # a response has begun; all that is left is to break it off
                 raise
             message = f"the service failed; its log has the reason under request id {exchange.request_id}."

@@ -71,7 +71,6 @@ def build(args: IntentAppArgs) -> serve.Application:
     settings = args.serve
     backpressure = BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S)
     intent = serve.deployment(
-        IntentReplica,
         name="intent",
         autoscaling_config=AutoscalingConfig(
             min_replicas=settings.min_replicas,
@@ -84,16 +83,15 @@ def build(args: IntentAppArgs) -> serve.Application:
         user_config=args.artifacts.model_dump(),
         health_check_period_s=5,
         health_check_timeout_s=30,
-    ).bind(args.store, args.corpus, settings, args.features)
+    )(IntentReplica).bind(args.store, args.corpus, settings, args.features)
     # The ingress lets through what the engine may hold and queue, so that the engine's own limit speaks first.
     capacity = settings.max_replicas * settings.max_ongoing_requests + settings.max_queued_requests
     return serve.deployment(
-        serve.ingress()(Ingress),
         name="ingress",
         max_ongoing_requests=capacity + settings.max_queued_requests,
         max_queued_requests=settings.max_queued_requests,
         backpressure_config=backpressure,
-    ).bind(intent, settings)
+    )(serve.ingress()(Ingress)).bind(intent, settings)
 
 
 # ---------------------------------------------------------------- the engine's deployment

@@ -22,7 +22,7 @@ from serve_apps.api import ApiError, ImagePart, IntentRequest, MessageIn, TextPa
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp")
 _ADVICE = {
     "image_empty": "send a picture that has bytes and pixels",
-    "image_bomb": "scale the picture down",
+    "image_bomb": "scale the picture down to serve.max_image_megapixels",
     "image_truncated": "save the picture again and send the whole file",
     "not_an_image": "send PNG, JPEG, WebP, GIF or BMP",
 }

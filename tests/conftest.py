@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
+from mmd.artifacts import Artifact, ArtifactStore
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -29,3 +32,87 @@ def ray_local() -> Iterator[None]:
     ray.init(num_cpus=8, object_store_memory=512 * 2**20, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+TINY = "tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artefact store with everything trained on 90 dialogues of the simulated shop, without Ray, in seconds.
+
+    Features are the built-in picture descriptor alone; the rules are written by hand.
+    """
+    folder = tmp_path_factory.mktemp("tiny_store")
+    write_tiny_model(ArtifactStore(str(folder)), write_tiny_corpus(ArtifactStore(str(folder))))
+    return folder
+
+
+def write_tiny_corpus(store: ArtifactStore) -> Artifact:
+    import pyarrow as pa
+
+    from mmd import schema
+    from mmd.corpora.settings import LimitSettings, ShopSettings
+    from mmd.corpora.shop import ShopReader
+    from mmd.corpora.validate import validate_record
+
+    reader = ShopReader(ShopSettings(dialogues=90, items=12, image_side_px=96), seed=7)
+    limits, tasks = LimitSettings(), reader.tasks()
+    records = [validate_record(reader, raw, limits, tasks) for part in reader.plan() for raw in reader.read(part)]
+    images = {image.id: image for record in records for image in record.images}
+    items = [entry.item for entry in reader.items()]
+    with store.write("corpus", TINY, settings={"reader": "shop"}) as writer:
+        writer.write_json("tasks.json", {task: list(labels) for task, labels in tasks.items()})
+        rows = [schema.dialogue_to_row(record.dialogue) for record in records]
+        writer.write_table("dialogues", pa.Table.from_pylist(rows, schema=schema.DIALOGUES))
+        rows = [schema.image_to_row(image) for image in images.values()]
+        writer.write_table("images", pa.Table.from_pylist(rows, schema=schema.IMAGES))
+        rows = [schema.item_to_row(item) for item in items]
+        writer.write_table("items", pa.Table.from_pylist(rows, schema=schema.ITEMS))
+    return store.open(f"corpus/{TINY}")
+
+
+def write_tiny_model(store: ArtifactStore, corpus_artifact: Artifact) -> None:
+    import pyarrow as pa
+
+    from mmd.corpora.store import Corpus
+    from mmd.features.extract import build_extractors, build_stage
+    from mmd.features.settings import FeatureSettings
+    from mmd.features.store import INFO_FILE, Features
+    from mmd.intent.examples import load_examples
+    from mmd.intent.folds import assign_folds
+    from mmd.intent.gate import TaskGate, save_gates
+    from mmd.intent.probe import fit_probe
+    from mmd.intent.rulebase import RuleBase
+    from mmd.intent.rules import Predicate, Rule, measure
+    from mmd.intent.settings import ProbeSettings
+
+    corpus, inputs = Corpus(corpus_artifact), {"corpus": corpus_artifact}
+    extractors = build_extractors(FeatureSettings(ocr="none", vision="descriptor", text="none"))
+    info = {role: found and asdict(found) for role, found in extractors.describe().items()}
+    with store.write("features", TINY, settings={"extractors": info}, inputs=inputs) as writer:
+        writer.write_json(INFO_FILE, {"extractors": info})
+        pictures = corpus.image_table(["id", "data"])
+        writer.write_table("image_vectors", pa.table(build_stage("vision", extractors)(pictures)))
+    inputs["features"] = store.open(f"features/{TINY}")
+    examples = {task: load_examples(corpus, Features(inputs["features"]), task, "train") for task in corpus.tasks}
+
+    words = {"refund": "refund_status", "coupon": "coupon_use", "broken": "report_damage", "退款": "refund_status"}
+    record = measure(support=8, hits=7, examples=100)  # made up: mining is not under test
+    rules = tuple(
+        Rule(f"r-{word}", "dialogue_intent", label, (Predicate("text", "any", word),), record)
+        for word, label in words.items()
+    )
+    defaults = {"dialogue_intent": "ask_size", "image_scene": "product_photo"}
+    with store.write("rulebase", TINY, settings={}, inputs=inputs) as writer:
+        RuleBase(rules, defaults=defaults).save(writer)
+    inputs["rulebase"] = store.open(f"rulebase/{TINY}")
+
+    with store.write("classifier", TINY, settings={}, inputs=inputs) as writer:
+        for task, known in examples.items():
+            labels = [str(e.label) for e in known]
+            folds = assign_folds([e.dialogue_id for e in known], labels, 2, 0)
+            fit_probe(task, known, corpus.tasks[task], ProbeSettings(), folds).classifier.save(writer, task)
+    inputs["classifier"] = store.open(f"classifier/{TINY}")
+    with store.write("gate", TINY, settings={}, inputs=inputs) as writer:
+        save_gates(writer, {task: TaskGate(task, "override", tau=0.0) for task in corpus.tasks}, {})

@@ -18,7 +18,7 @@ from mmd.features.store import Features
 from mmd.intent.engine import IntentModel, training_shapes
 from mmd.intent.gate import Gate, TaskGate, load_gates
 from mmd.intent.online import OnlineExtractors, OnlineFeatures, OnlineSettings
-from mmd.intent.probe import ProbeClassifier
+from mmd.intent.probe import load_probes
 from mmd.intent.rulebase import RuleBase
 from mmd.intent.types import IntentClassifier
 
@@ -100,7 +100,7 @@ def load_gate(found: Mapping[str, Artifact], tasks: Mapping[str, tuple[str, ...]
 
 def load_classifiers(artifact: Artifact, tasks: Mapping[str, tuple[str, ...]]) -> dict[str, IntentClassifier]:
     """Return task → classifier of those tasks that the artefact has one for."""
-    return {task: ProbeClassifier.load(artifact, task) for task in tasks if artifact.has(f"{task}/probe.json")}
+    return {task: probe for task, probe in load_probes(artifact).items() if task in tasks}
 
 
 # ---------------------------------------------------------------- extractors

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from mmd.errors import MmdError
 from mmd.features.base import ImageEncoder, OcrEngine, TextEncoder
+from mmd.features.extract import attempt
 from mmd.features.settings import FeatureSettings
 from mmd.intent.types import ImageFacts, Vector
 from mmd.schema import Image, OcrLine, text_id
@@ -53,7 +55,7 @@ class CachedExtractor(Generic[T]):
         cache: values by content hash.
     """
 
-    def __init__(self, role: str, extract: Callable[[Sequence[Any]], Iterable[T]], cache: LruCache[T]) -> None:
+    def __init__(self, role: str, extract: Callable[[Sequence[Any]], Sequence[T]], cache: LruCache[T]) -> None:
         self.role = role
         self._extract = extract
         self._cache = cache
@@ -67,12 +69,15 @@ class CachedExtractor(Generic[T]):
             return known, None
         try:
             with self._lock:
-                fresh = dict(zip(missing, self._extract([inputs[key] for key in missing]), strict=True))
-        except Exception as err:  # noqa: BLE001 (whatever a model runtime raises, the answer goes on without it)
-            return known, f"{self.role}: failed ({type(err).__name__}: {str(err)[:200]})"
-        for key, value in fresh.items():
-            self._cache.put(key, value)
-        return known | fresh, None
+                values, errors = attempt(self._extract, [inputs[key] for key in missing])
+        except MmdError as err:  # the extractor itself cannot work
+            return known, f"{self.role}: failed ({err})"
+        for key, value in zip(missing, values, strict=True):
+            if value is not None:
+                known[key] = value
+                self._cache.put(key, value)
+        problem = next((error for error in errors if error), None)
+        return known, problem and f"{self.role}: failed ({problem[:200]})"
 
 
 @dataclass(frozen=True)
@@ -121,9 +126,9 @@ class OnlineFeatures:
         if ocr:
             self._ocr = CachedExtractor("ocr", ocr.recognise, LruCache(cached_images))
         if vision:
-            self._vision = CachedExtractor("vision", vision.encode, LruCache(cached_images))
+            self._vision = CachedExtractor("vision", lambda some: list(vision.encode(some)), LruCache(cached_images))
         if text:
-            self._text = CachedExtractor("text", text.encode, LruCache(cached_texts))
+            self._text = CachedExtractor("text", lambda some: list(text.encode(some)), LruCache(cached_texts))
 
     def look(self, images: Mapping[str, Image]) -> tuple[dict[str, ImageFacts], tuple[str, ...]]:
         """Return the facts of each picture by id, and what could not be read and why; given OCR is kept."""

@@ -1,0 +1,81 @@
+"""The HTTP application over an engine in this process."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import PIL.Image
+import pytest
+from starlette.testclient import TestClient
+
+from mmd.artifacts import ArtifactStore
+from mmd.config import ServeSettings
+from mmd.corpora.store import Corpus
+from mmd.errors import RequestError
+from mmd.intent.engine import IntentAnswer, IntentEngine, IntentQuery
+from serve_apps.api import ApiError, ExamplesResponse, ReadyResponse, TasksResponse
+from serve_apps.examples import pick_examples
+from serve_apps.http import create_app
+from serve_apps.intent import to_ready, to_tasks
+
+LIMITS = ServeSettings(max_turns=20, max_text_chars=1_000, max_images=4, max_image_mb=0.3, max_body_mb=0.5)
+
+
+class EngineBackend:
+    """Answers from an engine in this process, as the deployments do from theirs."""
+
+    def __init__(self, engine: IntentEngine, corpus: Corpus) -> None:
+        self.engine = engine
+        self.corpus = corpus
+        self.failure: Exception | None = None  # raised instead of an answer
+
+    async def answer(self, query: IntentQuery) -> IntentAnswer:
+        if self.failure:
+            raise self.failure
+        try:
+            return self.engine.answer([query])[0]
+        except RequestError as err:
+            raise ApiError(400, "unknown_task", str(err), "task") from err
+
+    async def tasks(self) -> TasksResponse:
+        return to_tasks(self.engine.model)
+
+    async def examples(self) -> ExamplesResponse:
+        return ExamplesResponse(examples=pick_examples(self.corpus, "auto"))
+
+    async def ready(self) -> ReadyResponse:
+        return to_ready(self.engine.model)
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tiny_store: Path) -> Corpus:
+    return Corpus(ArtifactStore(str(tiny_store)).open("corpus/tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_store: Path) -> IntentEngine:
+    return IntentEngine.from_store(ArtifactStore(str(tiny_store)), "tiny")
+
+
+@pytest.fixture
+def backend(tiny_engine: IntentEngine, tiny_corpus: Corpus) -> EngineBackend:
+    return EngineBackend(tiny_engine, tiny_corpus)
+
+
+@pytest.fixture
+def client(backend: EngineBackend) -> Iterator[TestClient]:
+    with TestClient(create_app(backend, LIMITS), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def data_url() -> Callable[..., str]:
+    def make(kind: str = "png", size: tuple[int, int] = (16, 12)) -> str:
+        buffer = io.BytesIO()
+        PIL.Image.new("RGB", size, "teal").save(buffer, kind)
+        return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+    return make
