@@ -4,6 +4,8 @@ Checks go from cheap to dear: where the path leads, the file's size, the header'
 pixels, since truncation shows nowhere else.
 """
 
+# ruff: noqa: PTH114, PTH116, PTH117, PTH118, PTH123
+# os.path on purpose: once a picture, building Path objects would cost more than the checks themselves.
 from __future__ import annotations
 
 import io
@@ -11,7 +13,6 @@ import os
 import stat
 import threading
 import warnings
-from pathlib import Path
 
 import PIL.Image
 
@@ -97,6 +98,7 @@ class ImageLoader:
         self.decoded = 0  # pictures decoded, for throughput
         self._root = None if root is None else os.path.realpath(root)
         self._known: dict[str, tuple[str, int, int]] = {}
+        self._folders: dict[str, str] = {}  # folder of a path → its real path
 
     def load(self, source: ImageSource) -> Image:
         """Read, hash and check one picture.
@@ -120,26 +122,33 @@ class ImageLoader:
             return source.data
         if source.path is None:
             raise BadRecordError("image_missing", "the record names neither a path nor bytes")
-        where = self._inside(source.path)
+        path = self._inside(source.path)
         try:
-            status = where.stat()
+            status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
                 raise BadRecordError("image_missing", f"{source.path}: is not a file")
             _check_bytes(status.st_size, self.limits)
-            return where.read_bytes()
+            with open(path, "rb") as handle:
+                return handle.read()
         except (OSError, ValueError) as err:
             reason = err.strerror if isinstance(err, OSError) else err
             raise BadRecordError("image_missing", f"{source.path}: cannot be read ({reason})") from err
 
-    def _inside(self, path: str) -> Path:
+    def _inside(self, path: str) -> str:
+        """Return the real path, after following links; plain strings, since this runs once a picture."""
         if path.lower().startswith(_REMOTE):
             raise BadRecordError("remote_image", f"{path[:80]}: is not fetched; save the picture in the corpus folder")
-        if self._root is None or Path(path).is_absolute():
+        if self._root is None or os.path.isabs(path):
             raise BadRecordError("path_escape", f"{path}: must be relative to the corpus folder")
+        folder, name = os.path.split(path)
         try:
-            real = os.path.realpath(Path(self._root, path))  # follows symbolic links
+            if folder not in self._folders:
+                self._folders[folder] = os.path.realpath(os.path.join(self._root, folder))
+            real = os.path.join(self._folders[folder], name)
+            if name in {"", ".", ".."} or os.path.islink(real):
+                real = os.path.realpath(real)
         except (OSError, ValueError) as err:
             raise BadRecordError("image_missing", f"{path!r}: is not a path ({err})") from err
-        if os.path.commonpath((real, self._root)) != self._root:
+        if not (real + os.sep).startswith(os.path.join(self._root, "")):
             raise BadRecordError("path_escape", f"{path}: leads out of the corpus folder")
-        return Path(real)
+        return real

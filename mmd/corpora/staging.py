@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -21,6 +22,7 @@ from typing import Any, Self, cast
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from mmd import schema
 from mmd.corpora.base import CorpusReader, Part
@@ -151,7 +153,8 @@ class TableFile:
         self._flush()
         step = self._group_rows or max(1, table.num_rows)
         for start in range(0, table.num_rows, step):
-            self._open().write_table(table.slice(start, step))
+            # One chunk a column: page borders would otherwise follow the chunks, that is, the parts.
+            self._open().write_table(table.slice(start, step).combine_chunks())
 
     def _flush(self) -> None:
         if self._rows:
@@ -162,9 +165,19 @@ class TableFile:
         if self._writer is None:
             fs, path = fsspec.core.url_to_fs(self._path)
             fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            self._handle = fs.open(path, "wb")
+            self._handle = pa.OSFile(path, "wb") if _is_local(fs) else fs.open(path, "wb")
             self._writer = pq.ParquetWriter(self._handle, self._schema, **_parquet_options(self._schema))
         return self._writer
+
+
+def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    """Say whether Arrow can open the files itself, which spares a copy of every byte through Python."""
+    return isinstance(fs, LocalFileSystem)
+
+
+def _open_staged(path: str) -> Any:  # noqa: ANN401 (Arrow's or fsspec's file)
+    fs, inside = fsspec.core.url_to_fs(path)
+    return pa.memory_map(inside) if _is_local(fs) else fs.open(inside, "rb")
 
 
 def _parquet_options(columns: pa.Schema) -> dict[str, Any]:
@@ -386,8 +399,7 @@ def copy_shard(shard: Shard, staging: str, target: str) -> int:
     tables = []
     for part, pairs in groupby(zip(shard.parts, shard.rows, strict=True), key=lambda pair: pair[0]):
         tables += _take(staged_path(staging, part, shard.table), [row for _, row in pairs])
-    # One chunk a column: page borders would otherwise follow the chunks, that is, the parts.
-    table = pa.concat_tables(tables).combine_chunks()
+    table = pa.concat_tables(tables)
     group_rows = _IMAGE_GROUP_ROWS if shard.table == "images" else None
     with TableFile(f"{target}/{shard.path}", columns, group_rows) as file:
         file.add_table(table)
@@ -395,18 +407,24 @@ def copy_shard(shard: Shard, staging: str, target: str) -> int:
 
 
 def _take(path: str, rows: Sequence[int]) -> list[pa.Table]:
-    """Read ascending rows of a staged file, leaving out row groups that hold none of them."""
+    """Read rows of a staged file in the order given, leaving out row groups that hold none of them."""
+    ascending = sorted(rows)
     tables = []
-    with fsspec.open(path, "rb") as handle:
+    with _open_staged(path) as handle:
         file = pq.ParquetFile(handle)
         start = 0
         for group in range(file.num_row_groups):
             stop = start + file.metadata.row_group(group).num_rows
-            inside = [row - start for row in rows if start <= row < stop]
+            inside = [row - start for row in ascending[bisect_left(ascending, start) : bisect_left(ascending, stop)]]
             if inside:
-                tables.append(file.read_row_group(group).take(inside))
+                table = file.read_row_group(group)
+                tables.append(table if len(inside) == table.num_rows else table.take(inside))
             start = stop
-    return tables
+    if list(rows) == ascending:
+        return tables
+    # A picture whose first mention was refused is staged before those that earlier kept records show.
+    places = {row: place for place, row in enumerate(ascending)}
+    return [pa.concat_tables(tables).take([places[row] for row in rows])]
 
 
 def quarantined_rows(
@@ -456,7 +474,7 @@ def _read_again(reader: CorpusReader, part: Part | None, wanted: Mapping[int, st
 def _staged_quarantine(staging: str, receipt: Receipt) -> Iterator[dict[str, Any]]:
     if not receipt.bad_seqs:
         return
-    with fsspec.open(staged_path(staging, receipt.part, "quarantine"), "rb") as handle:
+    with _open_staged(staged_path(staging, receipt.part, "quarantine")) as handle:
         file = pq.ParquetFile(handle)
         for group in range(file.num_row_groups):
             yield from file.read_row_group(group).to_pylist()
