@@ -137,7 +137,7 @@ class Writer:
         if self._chance(0.35):
             self._user(self._wording.say("greet"))
             self._agent(self._wording.say("greet_back"))
-        earlier = self._rng.choices((0, 1, 2), (0.62, 0.28, 0.10))[0]
+        earlier = self._rng.choices((0, 1, 2), (0.68, 0.24, 0.08))[0]
         product: Product | None = None
         for _ in range(earlier):
             topic = self.topic(self._earlier_intent(intent), product)
@@ -179,7 +179,7 @@ class Writer:
         elif not self.messages and self._chance(0.15):
             self._user(self._wording.typed(self._wording.say("vague")))
             self._agent(self._wording.say("vague_back"))
-        if message.text and self._chance(0.22 if last else 0.12):
+        if message.text and self._chance(0.15 if last else 0.12):
             self._distract(message)
         if message.text and self._chance(0.15):
             message.text = self._joined(message.text, self._wording.say("thanks"))
@@ -452,7 +452,8 @@ class Writer:
     def _product(self, trait: str) -> Product:
         """Draw a product, the catalogue's first ones more often: shops have best-sellers."""
         pool = self._catalogue.by_trait.get(trait) or self._catalogue.products
-        return pool[int(len(pool) * self._rng.random() ** 2)]
+        share = self._rng.random()
+        return pool[int(len(pool) * share * share)]
 
     def _sold_out(self) -> Product | None:
         pool = self._catalogue.sold_out

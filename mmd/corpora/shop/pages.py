@@ -324,9 +324,9 @@ def _parcel_head(s: Sheet, f: PageFacts) -> None:
 def _story(f: PageFacts, newest: str, before: str) -> list[tuple[str, str]]:
     month, day = f.rng.choice(_MONTHS), f.rng.randint(8, 28)
     days = (day, day - 2, day - 3, day - 4)
-    whats = (newest, before, "Picked up", "Order received")
+    entries = (newest, before, "Picked up", "Order received")
     clocks = [f"{d} {month} {f.rng.randint(6, 21):02d}:{f.rng.randint(0, 59):02d}" for d in days]
-    return list(zip(clocks, whats, strict=True))
+    return list(zip(clocks, entries, strict=True))
 
 
 def _refund(s: Sheet, f: PageFacts) -> None:

@@ -19,6 +19,8 @@ from mmd.corpora.settings import Language
 from mmd.schema import NO_STRINGS, Split
 
 _HELD_OUT_EVERY = 6
+_WEIGHTS = (100, 35, 19, 12, 9, 20, 7, 5, 4, 4, 3, 20)
+"""How common the phrases of a family are, by place; about place ** -1.5, held-out ones (6th, 12th) commoner."""
 _ALTERNATIVES = re.compile(r"\(([^()]*\|[^()]*)\)")
 _SLOT = re.compile(r"\{(\w+)(?:\|(\w+))?\}")
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU])")
@@ -59,11 +61,11 @@ class Wording:
     def ask(self, section: str, family: str, slots: Mapping[str, str]) -> Line:
         """Return a customer's sentence from a family of ``ask`` or ``point``; held-out phrases only in ``test``.
 
-        Earlier phrases are commoner (weight 1 / place), as some ways to ask are commoner than others.
+        Earlier phrases are commoner, as some ways to ask are.
         """
         lines: list[str] = self._families[section][family]
         numbers = [n for n in range(len(lines)) if self._split == "test" or not _held_out(n)]
-        number = self._rng.choices(numbers, [1 / (n + 1) for n in numbers])[0]
+        number = self._rng.choices(numbers, [_weight(n) for n in numbers])[0]
         return Line(self._fill(lines[number], slots), _held_out(number))
 
     def say(self, family: str, slots: Mapping[str, str] = NO_STRINGS, *, section: str = "") -> str:
@@ -94,7 +96,7 @@ class Wording:
         return text
 
     def _typed_english(self, text: str) -> str:
-        if self._rng.random() < 0.08:
+        if self._rng.random() < 0.06:
             text = self._slip(text)
         if self._rng.random() < 0.18:
             text = text.lower()
@@ -112,6 +114,10 @@ class Wording:
         if self._rng.random() < 0.5:
             return text[:at] + text[at + 1] + text[at] + text[at + 2 :]
         return text[:at] + text[at + 1 :]
+
+
+def _weight(number: int) -> int:
+    return _WEIGHTS[min(number, len(_WEIGHTS) - 1)]
 
 
 def _held_out(number: int) -> bool:
