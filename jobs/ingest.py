@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -163,7 +163,7 @@ class Ingest:
         shards = [s for table, rows in merged.kept.items() for s in plan_shards(table, rows, self._data.shard_rows)]
         setup = (self._folder, self._writer.path())
         with progress("write", len(shards), "shards") as advance:
-            for row in spread([asdict(shard) for shard in shards], CopyWorker, setup, self._workers):
+            for row in spread([asdict(shard) for shard in shards], copy_shards, setup, self._workers):
                 advance(rows=row["rows"])
 
     def _write_graph(self, graph: Graph) -> None:
@@ -273,40 +273,39 @@ class StageWorker:
         return pa.concat_tables(receipts)
 
 
-class CopyWorker:
-    """A process that copies kept rows to final shards."""
-
-    def __init__(self, staging: str, target: str) -> None:
-        self._staging = staging
-        self._target = target
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Take shards (a column a field), return how many rows each got."""
-        done = [copy_shard(Shard(**row), self._staging, self._target) for row in batch.to_pylist()]
-        return pa.table({"rows": pa.array(done, pa.int64())})
+def copy_shards(batch: pa.Table, staging: str, target: str) -> pa.Table:
+    """Take shards (a column a field), copy their rows, return how many rows each got."""
+    done = [copy_shard(Shard(**row), staging, target) for row in batch.to_pylist()]
+    return pa.table({"rows": pa.array(done, pa.int64())})
 
 
 def spread(
-    pieces: Sequence[Mapping[str, Any]], worker: type, setup: tuple[Any, ...], workers: int
+    pieces: Sequence[Mapping[str, Any]], worker: Callable[..., Any], setup: tuple[Any, ...], workers: int
 ) -> Iterator[dict[str, Any]]:
-    """Map pieces of work through a pool of worker processes, each built once; yield result rows as they come.
+    """Map pieces of work over processes; yield result rows as they come.
 
     Args:
-        pieces: rows; each is handed to a worker on its own.
-        worker: a callable class from Arrow batches to Arrow batches.
-        setup: its constructor's arguments.
+        pieces: rows; each is handed out on its own.
+        worker: from an Arrow batch to an Arrow batch: a function, run as tasks, or a callable class with state that is
+            dear to build, one object a process.
+        setup: further arguments of the function, or those of the class's constructor.
         workers: processes at most.
     """
     import ray.data
 
     if not pieces:
         return
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(workers, len(pieces))))
+    most = max(1, min(workers, len(pieces)))
+    if isinstance(worker, type):
+        how: dict[str, Any] = {
+            "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+            "fn_constructor_args": setup,
+        }
+    else:
+        how = {"compute": ray.data.TaskPoolStrategy(size=most), "fn_args": setup}
     with quiet_data(), worker_errors():
         work = ray.data.from_items(list(pieces), override_num_blocks=min(len(pieces), _MAX_BLOCKS))
-        results = work.map_batches(
-            worker, fn_constructor_args=setup, batch_size=1, batch_format="pyarrow", compute=pool, num_cpus=1
-        )
+        results = work.map_batches(worker, batch_size=1, batch_format="pyarrow", num_cpus=1, **how)
         for batch in results.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield from cast("pa.Table", batch).to_pylist()
 
