@@ -49,7 +49,7 @@ class TuneSettings(Settings):
 
     max_concurrent: int = Field(default=2, ge=1, description="Trials at a time.")
     searches_per_trial: int = Field(
-        default=6, ge=1, description="Rule searches batched into one trial, to amortise its start-up."
+        default=32, ge=1, description="Rule searches batched into one trial, to amortise its start-up."
     )
 
 

@@ -7,6 +7,7 @@ proposer multiplies in how likely a small model finds the label's name after a k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -18,7 +19,9 @@ from mmd.intent.mining import Candidates, Truth, information_gain
 from mmd.intent.rules import Predicate
 from mmd.intent.settings import PredicateSettings
 from mmd.intent.textnorm import normalise
+from mmd.models.settings import ModelSettings
 
+_CLIP = 6.0  # nats; a small model is sure of little
 _NEGATION_PRIOR = 0.3  # a rule is rarely begun with what is absent
 
 
@@ -65,6 +68,51 @@ class MinedProposer:
         return Proposal(tuple(predicates), members, weights / total if total > 0 else weights)
 
 
+class Scorer(Protocol):
+    """What the language proposer needs of a model; :class:`mmd.models.language.LanguageModel` is one."""
+
+    name: str
+
+    def score(self, prompt: str, continuations: Sequence[str]) -> list[float]:
+        """Return log P(continuation | prompt), in nats."""
+        ...
+
+
+class LanguageProposer:
+    """Multiplies the mined prior of keywords by how much likelier a small language model finds the label after them.
+
+    The model reads "<keyword> →" and scores each label's name; the pointwise information of keyword and label,
+    log P(label | keyword) − log P(label | no keyword), goes into the prior as exp(weight · information).
+    """
+
+    def __init__(self, mined: MinedProposer, model: Scorer, *, weight: float = 0.3) -> None:
+        self.mined = mined
+        self.model = model
+        self.weight = weight
+        self.name = f"mined+{model.name}"
+        self._known: dict[tuple[str, str], float] = {}
+
+    def propose(self, label: str, positive: NDArray[np.bool_], candidates: Candidates) -> Proposal:
+        """Return the mined proposal with the keywords' priors changed."""
+        proposal = self.mined.propose(label, positive, candidates)
+        factors = [self._factor(p, label) for p in proposal.predicates]
+        prior = proposal.prior * np.array(factors)
+        total = prior.sum()
+        return replace(proposal, prior=prior / total if total > 0 else proposal.prior)
+
+    def _factor(self, predicate: Predicate, label: str) -> float:
+        if predicate.kind not in ("text", "ocr") or predicate.negated:
+            return 1.0
+        information = self._log_p(predicate.value, label) - self._log_p("…", label)
+        return math.exp(self.weight * max(-_CLIP, min(_CLIP, information)))
+
+    def _log_p(self, keyword: str, label: str) -> float:
+        key = (keyword, label)
+        if key not in self._known:
+            self._known[key] = self.model.score(f"{keyword} → ", [label])[0]
+        return self._known[key]
+
+
 def _speaks_for(predicate: Predicate, label: str, candidates: Candidates) -> bool:
     """Say whether an affirmed predicate may speak for the label: a prototype only for whose examples made it."""
     return predicate.kind != "near" or candidates.owners[predicate.value] == label
@@ -101,6 +149,15 @@ def name_affinity(predicate: Predicate, label: str) -> float:
     return longest / len(word)
 
 
-def make_proposer(settings: PredicateSettings, extra: Sequence[Proposer] = ()) -> Proposer:
-    """Return the proposer that the settings name."""
-    return extra[0] if extra else MinedProposer(settings)
+def make_proposer(settings: PredicateSettings, models: ModelSettings) -> Proposer:
+    """Return the proposer that the settings name: mined, or a language model's on top of it.
+
+    Raises:
+        ModelError: the model that ``models.proposer`` names does not resolve.
+    """
+    mined = MinedProposer(settings)
+    if models.proposer is None:
+        return mined
+    from mmd.models.language import LanguageModel  # noqa: PLC0415 (loads torch)
+
+    return LanguageProposer(mined, LanguageModel(models.proposer, models))

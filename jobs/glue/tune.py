@@ -1,0 +1,180 @@
+"""Batches of cheap work through Ray Tune: reused actors, one progress line, restore after an interruption."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs.glue.progress import Advance, progress
+from mmd.errors import MmdError
+
+Worker = Callable[[Any], list[dict[str, Any]]]
+
+_advance: Advance | None = None
+"""Moves the progress line of the run in this process. Callbacks are stored with a run, a terminal cannot be."""
+
+
+class BatchError(MmdError):
+    """Some batches failed for good; the message quotes the first cause."""
+
+
+def tune_batches(
+    make_worker: Callable[..., Worker],
+    arguments: tuple[Any, ...],
+    batches: Sequence[Any],
+    *,
+    storage: str,
+    name: str,
+    max_concurrent: int,
+    title: str,
+) -> list[dict[str, Any]]:
+    """Run ``make_worker(*arguments)(batch)`` for every batch, a trial each; return all results in batch order.
+
+    An actor makes its worker once and keeps it for all batches that it gets. A run of this name that was
+    interrupted in this storage is restored: finished batches are not run again. After success its folder is removed.
+
+    Args:
+        make_worker: builds the worker inside an actor.
+        arguments: its arguments, sent once through the object store.
+        batches: what each call of the worker gets; results must be JSON-able.
+        storage: folder or URI of Tune's runs.
+        name: of this run: the same for the same work and for no other.
+        max_concurrent: trials at a time.
+        title: of the progress line.
+
+    Raises:
+        BatchError: a batch failed.
+    """
+    # Set before Tune is imported: no CSV and TensorBoard files for each trial, no banner for each run.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    from ray import tune
+
+    if "://" not in storage:
+        storage = str(Path(storage).absolute())
+    path = f"{storage}/{name}"
+    parameters = {"make_worker": make_worker, "arguments": arguments, "batches": list(batches)}
+    trainable = tune.with_resources(tune.with_parameters(_trainable(), **parameters), {"cpu": 1})
+    with _quiet(), _progress_line(title, len(batches)):
+        if tune.Tuner.can_restore(path):
+            tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, restart_errored=True)
+            # Finished trials are not reported again.
+            _move(
+                sum(
+                    result.metrics is not None and "results" in result.metrics
+                    for result in _results(tuner.get_results())
+                )
+            )
+        else:
+            tuner = tune.Tuner(
+                trainable,
+                param_space={"index": tune.grid_search(list(range(len(batches))))},
+                tune_config=tune.TuneConfig(max_concurrent_trials=max_concurrent, reuse_actors=True),
+                run_config=tune.RunConfig(name=name, storage_path=storage, verbose=0, callbacks=[_callback()]),
+            )
+        grid = tuner.fit()
+    results = _collect(grid, len(batches), path)
+    if Path(path).is_dir():
+        shutil.rmtree(path)
+    return results
+
+
+def _collect(grid: Any, n_batches: int, path: str) -> list[dict[str, Any]]:  # noqa: ANN401 (ray.tune.ResultGrid)
+    if grid.num_errors:
+        raise BatchError(f"{grid.num_errors} of {n_batches} batches failed; the first: {grid.errors[0]}")
+    found = {
+        r.metrics["config"]["index"]: r.metrics["results"]
+        for r in _results(grid)
+        if r.metrics and "results" in r.metrics
+    }
+    if len(found) != n_batches:
+        missing = n_batches - len(found)
+        raise BatchError(f"{missing} of {n_batches} batches gave no result; remove {path} and run the command again.")
+    return [value for _, batch in sorted(found.items()) for value in json.loads(batch)]
+
+
+def _results(grid: Any) -> list[Any]:  # noqa: ANN401 (ray.tune.ResultGrid)
+    return [grid[i] for i in range(len(grid))]
+
+
+def _trainable() -> Any:  # noqa: ANN401 (a subclass of ray.tune.Trainable, which only Ray's import can name)
+    from ray import tune
+
+    class Batch(tune.Trainable):
+        """One trial: one batch. The worker outlives it, since the actor is reused."""
+
+        def setup(  # type: ignore[override]  # Tune passes with_parameters' values by name
+            self,
+            config: dict[str, Any],
+            make_worker: Callable[..., Worker],
+            arguments: tuple[Any, ...],
+            batches: Sequence[Any],
+        ) -> None:
+            """Make the worker, once an actor."""
+            self._index = config["index"]
+            self._batches = batches
+            self._work = make_worker(*arguments)
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            """Go on with another batch."""
+            self._index = new_config["index"]
+            return True
+
+        def step(self) -> dict[str, Any]:
+            """Do the whole batch: it is the unit of restoring."""
+            return {"results": json.dumps(self._work(self._batches[self._index])), "done": True}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            """Keep nothing: the results are in the trial's report."""
+
+        def load_checkpoint(self, checkpoint: Any) -> None:  # noqa: ANN401 (Tune's own type)
+            """Load nothing."""
+
+    return Batch
+
+
+def _callback() -> Any:  # noqa: ANN401 (a subclass of ray.tune.Callback)
+    from ray import tune
+
+    class BatchDone(tune.Callback):
+        """Moves the progress line."""
+
+        def on_trial_complete(self, *_: Any, **__: Any) -> None:  # noqa: ANN401 (Tune's signature)
+            """Count one batch."""
+            _move(1)
+
+    return BatchDone()
+
+
+def _move(steps: int) -> None:
+    if _advance is not None and steps:
+        _advance(steps)
+
+
+@contextmanager
+def _progress_line(title: str, total: int) -> Iterator[None]:
+    global _advance  # noqa: PLW0603 (see its docstring)
+    with progress(title, total, "batches") as advance:
+        _advance = advance
+        try:
+            yield
+        finally:
+            _advance = None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Tune's chatter about restored and reused trials; its errors still come through."""
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
