@@ -123,7 +123,7 @@ def fit_task(
         probe,
         gates,
         classifier_f1=choose_gate(task, golds, [()] * len(golds), distributions, intent.gate)[0].weighted_f1,
-        rule_tau=working_point(fired, intent.gate.rule_coverage),
+        rule_tau=working_point(fired, len(labels), intent.gate.rule_coverage),
         held_out_rules=firings is not None,
     )
 

@@ -1,7 +1,8 @@
 """Evaluation of an intent model: every system on the same examples, what rules were worth, and how fast it is.
 
-Systems: ``rules`` (the best firing rule, else the task's default label), ``classifier``, and ``rules+classifier`` (the
-gate as chosen on the training part). Ablations run the gate with other settings; τ = 0 and τ > 1 are the pure ends.
+Systems: ``rules`` (the verdict of the rules that fire, else the task's default label), ``classifier``, and
+``rules+classifier`` (the gate as chosen on the training part). Ablations run the gate with other settings; τ = 0 and
+τ > 1 are the pure ends.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from mmd.evaluation.metrics import (
 from mmd.intent.gate import NEVER, Gate, TaskGate, decide
 from mmd.intent.rules import Rule
 from mmd.intent.types import IntentExample, IntentPrediction, Probabilities
+from mmd.intent.vote import verdict
 
 RULES, CLASSIFIER, JOINED = "rules", "classifier", "rules+classifier"
 SYSTEMS = (RULES, CLASSIFIER, JOINED)
@@ -62,10 +64,10 @@ class TaskResult:
 
     @property
     def rule_record(self) -> RuleRecord:
-        """Strength and truth of the best rule that fired on each example."""
-        pairs = zip(self.golds, self.fired, strict=True)
-        fired = tuple((rules[0].stats.wilson_lower, rules[0].label == gold) for gold, rules in pairs if rules)
-        return RuleRecord(fired, len(self.examples))
+        """Confidence and truth of the rules' verdict on each example on which they have one."""
+        found = [verdict(rules, len(p.labels)) for rules, p in zip(self.fired, self.probabilities, strict=True)]
+        pairs = zip(self.golds, found, strict=True)
+        return RuleRecord(tuple((v.confidence, v.label == gold) for gold, v in pairs if v), len(self.examples))
 
     @property
     def arms(self) -> dict[str, Fraction]:
@@ -106,7 +108,8 @@ def evaluate_task(
     probabilities = gate.distributions(task, examples)
     default = gate.rulebase.defaults.get(task, "")
     ablations = {
-        "every firing rule overrides (τ = 0)": TaskGate(task, tau=0.0),
+        "the best firing rule always overrides (override, τ = 0)": TaskGate(task, tau=0.0),
+        "the rules' verdict always overrides (verdict, τ = 0)": TaskGate(task, "verdict", tau=0.0),
         "no rule is heard (τ > 1)": TaskGate(task, tau=NEVER),
         **(others or {}),
     }
@@ -119,7 +122,7 @@ def evaluate_task(
         probabilities=probabilities,
         predictions=[gate.answer(e, f, p) for e, f, p in zip(examples, fired, probabilities, strict=True)],
         systems={
-            RULES: [rules[0].label if rules else default for rules in fired],
+            RULES: [_rules_alone(f, len(p.labels), default) for f, p in zip(fired, probabilities, strict=True)],
             CLASSIFIER: [p.best[0] for p in probabilities],
             JOINED: [decide(chosen, f, p).label for f, p in zip(fired, probabilities, strict=True)],
         },
@@ -131,12 +134,17 @@ def evaluate_task(
     )
 
 
+def _rules_alone(fired: Sequence[Rule], n_labels: int, default: str) -> str:
+    found = verdict(fired, n_labels)
+    return found.label if found else default
+
+
 def _oracle(
     examples: Sequence[IntentExample], fired: Sequence[Sequence[Rule]], probabilities: Sequence[Probabilities]
 ) -> list[str]:
-    """Return the best rule's label where it is right, else the classifier's: what a perfect gate would reach."""
+    """Return the rules' verdict where it is right, else the classifier's answer: what a perfect gate would reach."""
     return [
-        rules[0].label if rules and rules[0].label == example.label else p.best[0]
+        label if (label := _rules_alone(rules, len(p.labels), "")) == example.label else p.best[0]
         for example, rules, p in zip(examples, fired, probabilities, strict=True)
     ]
 

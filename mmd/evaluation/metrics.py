@@ -121,10 +121,10 @@ def overall(by_task: Mapping[str, Confusion]) -> float:
 
 @dataclass(frozen=True)
 class RuleRecord:
-    """What the best firing rule was worth, example by example: its strength and whether it was right.
+    """What the rules' verdict was worth, example by example: its confidence and whether it was right.
 
     Args:
-        fired: (Wilson lower bound, right?) of each example on which some rule fired.
+        fired: (confidence, right?) of each example on which the rules had a verdict.
         examples: examples looked at, silent ones included.
     """
 
@@ -136,12 +136,12 @@ class RuleRecord:
         return RuleRecord(self.fired + other.fired, self.examples + other.examples)
 
     def precision(self, tau: float = 0.0) -> Fraction:
-        """Share of right answers among the examples whose best rule reaches ``tau``."""
+        """Share of right answers among the examples whose verdict reaches ``tau``."""
         reached = [right for strength, right in self.fired if strength >= tau]
         return Fraction(sum(reached), len(reached))
 
     def coverage(self, tau: float = 0.0) -> Fraction:
-        """Share of examples whose best rule reaches ``tau``."""
+        """Share of examples whose verdict reaches ``tau``."""
         return Fraction(self.precision(tau).denominator, self.examples)
 
     def curve(self) -> list[tuple[float, float, float]]:

@@ -83,7 +83,7 @@ def score_bars(rows: Mapping[str, Mapping[str, Interval]]) -> str:
 
 
 def rule_curve(record: RuleRecord, tau: float) -> str:
-    """Draw precision against coverage of the best firing rule as τ falls, and the working point."""
+    """Draw precision against coverage of the rules' verdict as τ falls, and the working point."""
     with _figure(4.2, 3.0) as (_, axes, out):
         points = sorted((coverage, precision) for _, coverage, precision in record.curve())
         axes.plot([c for c, _ in points], [p for _, p in points], color=COLOURS["rules"], marker=".", linewidth=1.2)

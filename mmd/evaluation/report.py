@@ -22,7 +22,7 @@ PictureSource = Callable[[Sequence[str]], Mapping[str, bytes]]
 _RULES_SHOWN = 4
 _THUMBNAIL_PX = (220, 280)
 _ARM_WORDS = {
-    "rules": "strongest rule",
+    "rules": "rules",
     "vote": "rules and the classifier together",
     "classifier": "classifier",
     "default": "default label",
@@ -86,6 +86,8 @@ def gate_words(gate: TaskGate) -> str:
         return "the classifier answers; rules are not heard"
     if gate.arm == "vote":
         return f"vote: rules shift the classifier, weight {gate.weight:g}"
+    if gate.arm == "verdict":
+        return f"verdict: the fired rules together answer from confidence {gate.tau:.2f}, else the classifier"
     return f"override: the best rule answers from τ = {gate.tau:.2f}, else the classifier"
 
 

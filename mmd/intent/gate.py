@@ -1,11 +1,12 @@
 """The gate: where rules and classifier meet, one task at a time.
 
-Two ways to join them. ``override``: the best firing rule (Wilson lower bound, then support) answers when its Wilson
-lower bound reaches τ, else the classifier does; τ = 0 lets every firing rule override, τ > 1 never any. ``vote``:
-each label's probability is multiplied by exp(weight · evidence), the evidence being the best log-odds of the fired
-rules that speak for it and reach τ; weight = 0 or τ > 1 leave the classifier alone. Which way, τ and weight are
+Three ways to join them. ``override`` (the paper's): the best firing rule (Wilson lower bound, then support) answers
+when its Wilson lower bound reaches τ, else the classifier does. ``verdict``: what the fired rules say together answers
+when its confidence reaches τ. ``vote``: each label's probability is multiplied by exp(weight · evidence), the evidence
+being the summed log lift (:mod:`mmd.intent.vote`) of the rules that speak for it and reach τ. In each, τ > 1 never
+hears a rule; in the first two, τ = 0 lets every firing rule (every verdict) override. Which way, τ and weight are
 chosen on the training part, from firings and probabilities that were both held out.
-Source: METHODS section 1, prediction; the vote's form is ours.
+Source: METHODS section 1, prediction; verdict and vote are ours.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from mmd.intent.rulebase import RuleBase
 from mmd.intent.rules import Rule, RuleStats
 from mmd.intent.settings import GateSettings
 from mmd.intent.types import FiredRule, IntentClassifier, IntentExample, IntentPrediction, Probabilities
+from mmd.intent.vote import tally, verdict
 from mmd.intent.wording import describe_rule
 
-Arm = Literal["override", "vote"]
+Arm = Literal["override", "verdict", "vote"]
+ARMS: tuple[Arm, ...] = ("override", "verdict", "vote")
 GATE_FILE = "gate.json"
 FORMAT_VERSION = 1
 NEVER = 1.01
@@ -71,30 +74,26 @@ class Decision:
 
 def decide(gate: TaskGate, fired: Sequence[Firing], probabilities: Probabilities) -> Decision:
     """Choose a label from the rules that fired, best first, and the classifier's distribution."""
+    classifier = Decision(*probabilities.best, "classifier")
+    if gate.arm == "verdict":
+        found = verdict(fired, len(probabilities.labels))
+        if found is None or found.confidence < gate.tau:
+            return classifier
+        return Decision(found.label, found.confidence, "rules")
     reaching = [rule for rule in fired if rule.stats.wilson_lower >= gate.tau]
     if not reaching:
-        return Decision(*probabilities.best, "classifier")
+        return classifier
     if gate.arm == "override":
         return Decision(reaching[0].label, smoothed_precision(reaching[0].stats), "rules")
     if gate.weight == 0.0:
-        return Decision(*probabilities.best, "classifier")
-    return Decision(*vote(probabilities, evidence(reaching), gate.weight).best, "vote")
+        return classifier
+    votes = tally(reaching, len(probabilities.labels))
+    return Decision(*vote(probabilities, votes, gate.weight).best, "vote")
 
 
 def smoothed_precision(stats: RuleStats) -> float:
     """Return (hits + 1) / (support + 2): an honest confidence of a rule that fired a few times (Laplace)."""
     return (stats.hits + 1) / (stats.support + 2)
-
-
-def evidence(fired: Sequence[Firing]) -> dict[str, float]:
-    """Return label → the best log-odds of a rule for it; rules that are right less than half the time say nothing."""
-    found: dict[str, float] = {}
-    for rule in fired:
-        precision = smoothed_precision(rule.stats)
-        odds = math.log(precision / (1.0 - precision))
-        if odds > 0.0:
-            found[rule.label] = max(odds, found.get(rule.label, 0.0))
-    return found
 
 
 def vote(probabilities: Probabilities, votes: Mapping[str, float], weight: float) -> Probabilities:
@@ -125,7 +124,7 @@ def choose_gate(
 ) -> list[Validated]:
     """Score every arm's best setting on held-out firings and probabilities; the winner comes first.
 
-    Ties prefer the larger τ (fewer overrides), then the smaller weight, then ``override``.
+    Ties prefer the larger τ (fewer overrides), then the smaller weight, then the simpler arm.
 
     Args:
         task: the task.
@@ -134,11 +133,12 @@ def choose_gate(
         probabilities: per example the classifier's distribution, from a fit without the example.
         settings: the arms and weights to try.
     """
-    arms: tuple[Arm, ...] = ("override", "vote") if settings.arm == "auto" else (settings.arm,)
+    arms: tuple[Arm, ...] = ARMS if settings.arm == "auto" else (settings.arm,)
+    n_labels = len(probabilities[0].labels) if probabilities else 1
     best = []
     for arm in arms:
         # Votes are weighed by their evidence already, so that they need no threshold, only to be heard or not.
-        taus = (0.0, NEVER) if arm == "vote" else _tau_grid(fired)
+        taus = (0.0, NEVER) if arm == "vote" else _tau_grid(arm, fired, n_labels)
         weights = settings.vote_weights if arm == "vote" else (0.0,)
         tried = [
             _validate(TaskGate(task, arm, tau, weight), golds, fired, probabilities)
@@ -148,10 +148,13 @@ def choose_gate(
     return sorted(best, key=lambda v: (-round(v.weighted_f1, 9), arms.index(v.gate.arm)))
 
 
-def _tau_grid(fired: Sequence[Sequence[Firing]]) -> tuple[float, ...]:
+def _tau_grid(arm: Arm, fired: Sequence[Sequence[Firing]], n_labels: int) -> tuple[float, ...]:
     """Return 0, every strength seen (in hundredths, rounded down) and NEVER."""
-    seen = {math.floor(rule.stats.wilson_lower * 100) / 100 for rules in fired for rule in rules}
-    return tuple(sorted({0.0, NEVER} | seen))
+    if arm == "override":
+        strengths = [rule.stats.wilson_lower for rules in fired for rule in rules]
+    else:
+        strengths = [found.confidence for rules in fired if (found := verdict(rules, n_labels))]
+    return tuple(sorted({0.0, NEVER} | {math.floor(s * 100) / 100 for s in strengths}))
 
 
 def _validate(
@@ -161,9 +164,10 @@ def _validate(
     return Validated(gate, Confusion.of(golds, answers).weighted_f1)
 
 
-def working_point(fired: Sequence[Sequence[Firing]], coverage: float) -> float:
-    """Return the largest τ that the best rules of at least this share of examples reach; 0 if too few fire."""
-    strengths = sorted((rules[0].stats.wilson_lower for rules in fired if rules), reverse=True)
+def working_point(fired: Sequence[Sequence[Firing]], n_labels: int, coverage: float) -> float:
+    """Return the largest τ that the rules' verdicts reach on at least this share of examples; 0 if too few fire."""
+    verdicts = (verdict(rules, n_labels) for rules in fired)
+    strengths = sorted((found.confidence for found in verdicts if found), reverse=True)
     needed = math.ceil(coverage * len(fired))
     return strengths[needed - 1] if 0 < needed <= len(strengths) else 0.0
 

@@ -1,0 +1,214 @@
+"""The gate: its pure ends, its order, and how τ is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmd.artifacts import ArtifactStore
+from mmd.errors import ArtifactError
+from mmd.intent.firings import HeldOutFiring, HeldOutRule, held_out_firings, load_firings, save_firings
+from mmd.intent.gate import (
+    ARMS,
+    NEVER,
+    Arm,
+    Gate,
+    TaskGate,
+    choose_gate,
+    decide,
+    load_gates,
+    save_gates,
+    vote,
+    working_point,
+)
+from mmd.intent.rulebase import RuleBase
+from mmd.intent.rules import UNMEASURED, Predicate, Rule, measure
+from mmd.intent.settings import GateSettings
+from mmd.intent.types import IntentExample, Probabilities
+from mmd.schema import Turn
+
+LABELS = ("a", "b", "c")
+Fired = list[HeldOutFiring]
+FIRING = st.builds(
+    lambda label, hits, misses: HeldOutFiring(label, measure(hits + misses, hits, 100)),
+    st.sampled_from(LABELS),
+    st.integers(0, 20),
+    st.integers(0, 20),
+)
+FIRED = st.lists(FIRING, max_size=4).map(lambda f: sorted(f, key=lambda x: -x.stats.wilson_lower))
+DISTRIBUTION = st.lists(st.floats(0.01, 1), min_size=3, max_size=3).map(
+    lambda values: Probabilities(LABELS, tuple(v / sum(values) for v in values))
+)
+
+
+def firing(label: str, hits: int, support: int) -> HeldOutFiring:
+    return HeldOutFiring(label, measure(support, hits, 100))
+
+
+@given(st.sampled_from(ARMS), FIRED, DISTRIBUTION, st.floats(0, 2))
+def test_above_one_tau_gives_exactly_the_classifiers_answer(
+    arm: Arm, fired: Fired, distribution: Probabilities, weight: float
+):
+    choice = decide(TaskGate("t", arm, NEVER, weight), fired, distribution)
+    assert (choice.label, choice.confidence) == distribution.best
+    assert choice.arm == "classifier"
+
+
+@given(st.sampled_from(ARMS), DISTRIBUTION, st.floats(0, 1), st.floats(0, 2))
+def test_without_firing_rules_the_classifier_answers(arm: Arm, distribution: Probabilities, tau: float, weight: float):
+    assert decide(TaskGate("t", arm, tau, weight), (), distribution).label == distribution.best[0]
+
+
+@given(FIRED.filter(bool), DISTRIBUTION)
+def test_tau_zero_lets_every_firing_rule_override(fired: Fired, distribution: Probabilities):
+    choice = decide(TaskGate("t", "override", 0.0), fired, distribution)
+    assert (choice.label, choice.arm) == (fired[0].label, "rules")
+
+
+@given(FIRED, DISTRIBUTION)
+def test_weight_zero_leaves_the_classifier_alone(fired: Fired, distribution: Probabilities):
+    assert decide(TaskGate("t", "vote", 0.0, 0.0), fired, distribution).label == distribution.best[0]
+
+
+def test_an_unmeasured_rule_overrides_only_at_tau_zero():
+    rule = Rule("r", "t", "b", (Predicate("text", "user", "x"),), UNMEASURED)
+    sure = Probabilities(LABELS, (1.0, 0.0, 0.0))
+    assert decide(TaskGate("t", "override", 0.0), [rule], sure).label == "b"
+    assert decide(TaskGate("t", "override", 0.01), [rule], sure).label == "a"
+
+
+def test_vote_multiplies_by_the_exponential_of_evidence():
+    """p = (.6, .4), evidence ln 3 for b, weight 1: .6 against .4 x 3 = 1.2, so b has 2/3."""
+    joined = vote(Probabilities(("a", "b"), (0.6, 0.4)), {"b": 1.0986123}, 1.0)
+    assert joined.best == ("b", pytest.approx(2 / 3))
+
+
+def test_chosen_tau_silences_a_bad_rule_and_hears_a_good_one():
+    golds = ["a", "a", "b", "b"]
+    wrong = Probabilities(LABELS, (0.1, 0.1, 0.8))
+    right = Probabilities(LABELS, (0.2, 0.7, 0.1))
+    good, bad = firing("a", 20, 20), firing("c", 2, 5)
+    best, *_ = choose_gate("t", golds, [[good], [good], [bad], [bad]], [wrong, wrong, right, right], GateSettings())
+    assert best.weighted_f1 == 1.0
+    assert bad.stats.wilson_lower < best.gate.tau <= good.stats.wilson_lower
+
+
+def test_rules_that_change_nothing_are_not_heard():
+    """Ties prefer the larger τ."""
+    golds = ["a", "b"]
+    sure = [Probabilities(LABELS, (1.0, 0.0, 0.0)), Probabilities(LABELS, (0.0, 1.0, 0.0))]
+    for arm in ARMS:
+        fired = [[firing("a", 9, 10)], [firing("b", 9, 10)]]
+        [found] = choose_gate("t", golds, fired, sure, GateSettings(arm=arm))
+        assert found.gate.tau == NEVER
+
+
+@given(st.lists(st.tuples(st.sampled_from(LABELS), FIRED, DISTRIBUTION), min_size=1, max_size=12))
+def test_the_chosen_gate_is_never_worse_than_the_classifier_on_validation(
+    rows: list[tuple[str, Fired, Probabilities]],
+):
+    golds, fired, distributions = map(list, zip(*rows, strict=True))
+    alone = choose_gate("t", golds, [()] * len(golds), distributions, GateSettings())[0].weighted_f1
+    assert choose_gate("t", golds, fired, distributions, GateSettings())[0].weighted_f1 >= alone - 1e-9
+
+
+def test_working_point_keeps_the_asked_coverage():
+    fired = [[firing("a", 20, 20)], [firing("a", 10, 20)], [firing("a", 6, 20)], []]
+    assert working_point(fired, 3, 0.25) > working_point(fired, 3, 0.5) > 0
+    assert working_point(fired, 3, 1.0) == 0.0
+
+
+# ---------------------------------------------------------------- held-out firings
+
+
+def test_a_firing_is_judged_on_other_folds_only():
+    """The rule fires on row 0 (fold 0) and, found again, on rows 1 and 2 (fold 1): row 0 sees the record of 1, 2."""
+    predicates = (Predicate("text", "user", "x"),)
+    found = [HeldOutRule(0, "a", predicates, (0,)), HeldOutRule(1, "a", predicates, (1, 2))]
+    rows = held_out_firings(["a", "a", "b", "b"], found, min_precision=0.0, min_support=1)
+    assert [(f.label, f.stats.hits, f.stats.support) for f in rows[0]] == [("a", 1, 2)]
+    assert [(f.label, f.stats.hits, f.stats.support) for f in rows[1]] == [("a", 1, 1)]
+    assert rows[3] == ()
+
+
+def test_an_examples_own_label_changes_nothing_of_its_firings():
+    predicates = (Predicate("text", "user", "x"),)
+    found = [HeldOutRule(0, "a", predicates, (0,)), HeldOutRule(1, "a", predicates, (1, 2))]
+    as_a = held_out_firings(["a", "a", "b"], found, min_precision=0.0, min_support=1)
+    as_b = held_out_firings(["b", "a", "b"], found, min_precision=0.0, min_support=1)
+    assert as_a[0] == as_b[0]
+
+
+def test_weak_rules_are_left_out_as_in_the_base():
+    predicates = (Predicate("text", "user", "x"),)
+    found = [HeldOutRule(0, "a", predicates, (0,)), HeldOutRule(1, "a", predicates, (1, 2))]
+    assert held_out_firings(["a", "a", "b"], found, min_precision=0.6, min_support=1)[0] == ()
+    assert held_out_firings(["a", "a", "b"], found, min_precision=0.0, min_support=3)[0] == ()
+
+
+def test_firings_survive_the_disk(tmp_path: Path):
+    store = ArtifactStore(str(tmp_path))
+    rows = {"d1": (firing("a", 3, 4), firing("b", 1, 4)), "d2": ()}
+    with store.write("rulebase", "tiny", settings={}) as writer:
+        save_firings(writer, {"t": rows}, {"t": 100})
+    artifact = store.open("rulebase/tiny")
+    assert load_firings(artifact, "t") == rows
+    assert load_firings(artifact, "other") is None
+
+
+# ---------------------------------------------------------------- the whole model
+
+
+class Fixed:
+    task = "t"
+    labels = LABELS
+
+    def predict(self, examples: Sequence[IntentExample]) -> list[Probabilities]:
+        return [Probabilities(LABELS, (0.5, 0.3, 0.2)) for _ in examples]
+
+
+def example(text: str, task: str = "t") -> IntentExample:
+    return IntentExample(text, task, None, (Turn("user", text),))
+
+
+def base(**defaults: str) -> RuleBase:
+    rule = Rule("r1", "t", "b", (Predicate("text", "user", "rust"),), measure(20, 19, 100))
+    return RuleBase((rule,), {}, defaults)
+
+
+def test_predictions_say_who_answered_and_why():
+    gate = Gate(base(), {"t": Fixed()}, {"t": TaskGate("t", "override", 0.5)})
+    fired, silent = gate.predict([example("will it rust"), example("hello")])
+    assert (fired.label, fired.arm) == ("b", "rules")
+    assert "rust" in fired.fired[0].words
+    assert fired.confidence == pytest.approx(20 / 22)
+    assert [label for label, _ in fired.alternatives] == ["a", "c"]
+    assert (silent.label, silent.arm, silent.fired) == ("a", "classifier", ())
+
+
+def test_an_empty_base_gives_exactly_the_classifiers_answers():
+    gate = Gate(RuleBase(()), {"t": Fixed()}, {"t": TaskGate("t", "override", 0.0)})
+    assert [p.label for p in gate.predict([example("will it rust")])] == ["a"]
+
+
+def test_a_task_without_classifier_falls_back_on_the_default():
+    gate = Gate(base(t="c"), {}, {"t": TaskGate("t", "override", 0.0)})
+    fired, silent = gate.predict([example("will it rust"), example("hello")])
+    assert (fired.label, silent.label, silent.arm) == ("b", "c", "default")
+
+
+def test_an_unknown_task_is_refused_with_what_there_is():
+    with pytest.raises(ArtifactError, match="there are t"):
+        Gate(base(t="c"), {}, {}).predict([example("hi", task="u")])
+
+
+def test_gates_survive_the_disk(tmp_path: Path):
+    store = ArtifactStore(str(tmp_path))
+    gates = {"t": TaskGate("t", "vote", 0.0, 0.5), "u": TaskGate("u")}
+    with store.write("gate", "tiny", settings={}) as writer:
+        save_gates(writer, gates, {})
+    assert load_gates(store.open("gate/tiny")) == gates
