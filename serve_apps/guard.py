@@ -141,7 +141,8 @@ class _Exchange:
         self.headers = Headers(scope=scope)
         self.method = str(scope["method"])
         given = self.headers.get("x-request-id", "")
-        self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self._named_outside = bool(_REQUEST_ID.fullmatch(given))
+        self.request_id = given if self._named_outside else uuid.uuid4().hex
         self.started = time.perf_counter()
         self.status = 0
         self.body_bytes = 0
@@ -157,7 +158,8 @@ class _Exchange:
             headers = MutableHeaders(scope=message)
             for name, value in SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
-            headers["X-Request-Id"] = self.request_id
+            if not self._named_outside:  # who gave the id (Serve's proxy, say) returns it
+                headers["X-Request-Id"] = self.request_id
         await self._send(message)
 
     async def respond(self, response: Response, receive: Receive) -> None:

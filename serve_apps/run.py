@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 
@@ -30,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve from the command line; return the exit code (0 stopped, 2 a user's mistake)."""
     args = build_parser().parse_args(argv)
     configure_logging()
+    for wanted in (signal.SIGINT, signal.SIGTERM):  # a container is stopped by SIGTERM; a background job ignores SIGINT
+        signal.signal(wanted, _interrupt)
     try:
         config = load_config(args.config, profile=args.profile, overrides=args.overrides)
         run(config, args.corpus or config.data.corpus.name, args.artifact)
@@ -156,10 +161,12 @@ def _start_ray(config: AppConfig) -> None:
     )
 
 
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
 def _wait() -> None:
     """Block until interrupted."""
-    import threading
-
     threading.Event().wait()
 
 

@@ -9,7 +9,7 @@ const state = {
   language: readLanguage(),
   turns: [{ speaker: "user", text: "", pictures: [] }], // picture: {name, url}
   answer: null, // the last response
-  gold: null, // labels of the example on show
+  gold: {}, // task → label of the example on show, while it is unchanged
 };
 
 // ---------------------------------------------------------------- words
@@ -77,7 +77,7 @@ function turnNode(turn, index) {
   text.setAttribute("aria-label", say("turnText", { speaker: say(turn.speaker), n }));
   text.addEventListener("input", () => {
     turn.text = text.value;
-    state.gold = null;
+    state.gold = {};
   });
 
   const swap = node.querySelector(".swap");
@@ -158,7 +158,7 @@ function readFile(file) {
 
 async function addPictures(turn, index, files) {
   showError("");
-  state.gold = null;
+  state.gold = {};
   for (const file of files) {
     const bad = () => showError(say("kind", { name: file.name }));
     if (!KINDS.includes(file.type)) bad();
@@ -170,7 +170,7 @@ async function addPictures(turn, index, files) {
 
 function addTurn(speaker) {
   state.turns.push({ speaker, text: "", pictures: [] });
-  state.gold = null;
+  state.gold = {};
   showTurns();
   focusTurn(state.turns.length - 1, "textarea");
 }
@@ -178,7 +178,7 @@ function addTurn(speaker) {
 function clearAll() {
   state.turns = [{ speaker: "user", text: "", pictures: [] }];
   state.answer = null;
-  state.gold = null;
+  state.gold = {};
   showError("");
   showTurns();
   showAnswer();
@@ -223,7 +223,7 @@ async function ask() {
     if (response.ok) {
       state.answer = await response.json();
       showAnswer();
-      $("result").scrollIntoView({ block: "nearest", behavior: "smooth" });
+      if ($("result").getBoundingClientRect().top > innerHeight / 2) $("result").scrollIntoView();
     } else showError(await explain(response));
   } catch {
     showError(say("offline"));
@@ -243,6 +243,7 @@ function setBusy(busy) {
 
 function showAnswer() {
   const answer = state.answer;
+  $("status").classList.toggle("hidden", Boolean(answer)); // the answer speaks for itself, except to screen readers
   if (!answer) {
     $("status").textContent = say("nothing");
     $("predictions").replaceChildren();
@@ -250,7 +251,7 @@ function showAnswer() {
     return;
   }
   const labels = answer.predictions.map((p) => name(p.label)).join(", ");
-  $("status").textContent = state.gold ? say("gold", { labels: state.gold }) : say("done", { labels });
+  $("status").textContent = say("done", { labels });
   $("predictions").replaceChildren(...answer.predictions.map(predictionNode));
   $("more").replaceChildren(...moreNodes(answer));
 }
@@ -259,6 +260,11 @@ function predictionNode(prediction) {
   const node = make("article", "prediction");
   const who = make("div", "who");
   who.append(make("span", `badge ${prediction.arm}`, say(prediction.arm in WORDS.en ? prediction.arm : "classifier")));
+  const gold = state.gold[prediction.task];
+  if (gold) {
+    const agrees = gold === prediction.label;
+    who.append(make("span", agrees ? "badge agrees" : "badge", `${agrees ? "✓" : "≠"} ${say("gold", { label: name(gold) })}`));
+  }
   node.append(
     make("h3", "", name(prediction.task)),
     make("p", "label", name(prediction.label)),
@@ -368,7 +374,7 @@ function exampleNode(example) {
       text: turn.text,
       pictures: turn.images.map((url, k) => ({ name: `${n + 1}.${k + 1}`, url })),
     }));
-    state.gold = labels;
+    state.gold = example.labels;
     $("task").value = "";
     showTurns();
     ask();

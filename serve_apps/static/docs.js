@@ -8,6 +8,13 @@ function make(tag, className = "", text = "") {
   return node;
 }
 
+// Text in which ``names`` stand between double backquotes.
+function prose(tag, className, text = "") {
+  const node = make(tag, className);
+  node.append(...text.split("``").map((part, n) => (n % 2 ? make("code", "", part) : part)));
+  return node;
+}
+
 const refName = (schema) => schema?.$ref?.split("/").at(-1);
 
 function typeOf(schema) {
@@ -56,7 +63,7 @@ function schemaNodes(names, schemas) {
   return seen.flatMap((schemaName) => {
     const title = make("h3");
     title.append(make("code", "", schemaName));
-    return [title, make("p", "hint", schemas[schemaName].description ?? ""), table(schemas[schemaName])];
+    return [title, prose("p", "hint", schemas[schemaName].description), table(schemas[schemaName])];
   });
 }
 
@@ -71,7 +78,7 @@ function operation(path, method, op, schemas) {
   const node = make("article");
   const title = make("h2");
   title.append(make("span", "method", method.toUpperCase()), make("code", "", path), make("span", "", ` – ${op.summary}`));
-  node.append(title, make("p", "", op.description ?? ""));
+  node.append(title, prose("p", "", op.description));
 
   const bodyRef = refName(op.requestBody?.content?.["application/json"]?.schema);
   node.append(make("pre", "", example(path, method, schemas[bodyRef])));

@@ -110,9 +110,12 @@ def test_every_announced_format_is_read(client: TestClient, data_url: DataUrl, k
 
 def test_a_request_id_is_kept_when_it_is_harmless(client: TestClient):
     body = {"turns": [user("hi")]}
-    assert client.post("/v1/intent", json=body, headers={"x-request-id": "abc-1"}).json()["id"] == "abc-1"
+    named = client.post("/v1/intent", json=body, headers={"x-request-id": "abc-1"})
+    assert named.json()["id"] == "abc-1"
+    assert "x-request-id" not in named.headers  # whoever named it returns it; two would be one too many
     forged = client.post("/v1/intent", json=body, headers={"x-request-id": "a b<script>"})
     assert re.fullmatch(r"[0-9a-f]{32}", forged.json()["id"])
+    assert forged.headers["x-request-id"] == forged.json()["id"]
 
 
 # ---------------------------------------------------------------- refusals

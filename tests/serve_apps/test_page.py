@@ -1,0 +1,161 @@
+"""The page in a real browser: a dialogue with a picture, by mouse, keyboard and drop, in both languages."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+import uvicorn
+
+from mmd.config import ServeSettings
+from serve_apps.http import create_app
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def url(backend: Any) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    app = create_app(backend, ServeSettings(max_image_mb=0.3))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}/"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def page(url: str) -> Iterator[Any]:
+    """A page that has loaded; the test fails on script errors and on requests to other hosts."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium found; apt-get install chromium")
+    faults: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_context(locale="en-GB", viewport={"width": 390, "height": 844}).new_page()
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda message: faults.append(message.text) if "Content Security" in message.text else None)
+        page.on("request", lambda r: None if r.url.startswith((url, "data:")) else faults.append(r.url))
+        page.goto(url)
+        page.wait_for_selector(".examples button")
+        yield page
+        browser.close()
+    assert faults == []
+
+
+def test_an_example_is_answered_with_label_confidence_and_who_decided(page: Any):
+    page.locator(".examples button").first.click()
+    page.wait_for_selector(".prediction")
+    assert page.locator(".prediction .label").first.inner_text()
+    assert "Decided by" in page.locator(".badge").first.inner_text()
+    assert "Corpus label" in page.locator(".who").first.inner_text()
+    assert "%" in page.locator(".bar.whole .number").first.inner_text()
+
+
+def test_a_dialogue_is_written_and_sent_with_the_keyboard_alone(page: Any):
+    page.locator("#turns textarea").focus()
+    page.keyboard.type("I want a refund")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(".rule")
+    assert "a message contains “refund”" in page.locator(".rule").first.inner_text()
+    assert "88 % right on 8 training dialogues" in page.locator(".rule").first.inner_text()
+
+
+def test_the_language_switch_turns_every_word_and_the_rules(page: Any):
+    page.locator("#turns textarea").fill("I want a refund")
+    page.locator("#send").click()
+    page.wait_for_selector(".rule")
+    page.locator("#language").select_option("zh")
+    assert page.locator("h1").inner_text() == "顾客想要什么？"
+    assert "对话里有“refund”" in page.locator(".rule").first.inner_text()
+    assert page.locator("html").get_attribute("lang") == "zh-Hans"
+
+
+def test_a_picture_is_uploaded_shown_and_removed(page: Any, tmp_path: Path):
+    picture = tmp_path / "shoe.png"
+    PIL.Image.new("RGB", (40, 30), "teal").save(picture)
+    page.locator("#turns input[type=file]").set_input_files(picture)
+    thumbnail = page.locator(".pictures img")
+    assert thumbnail.get_attribute("alt") == "Picture shoe.png"
+    page.locator("#send").click()
+    page.wait_for_selector(".prediction")
+    assert page.locator(".prediction h3").first.inner_text() == "image scene"
+    page.get_by_label("Remove picture shoe.png").click()
+    assert thumbnail.count() == 0
+
+
+def test_a_dropped_file_that_is_no_picture_is_explained(page: Any):
+    transfer = page.evaluate_handle(
+        """() => {
+            const transfer = new DataTransfer()
+            transfer.items.add(new File(["x"], "a.pdf", { type: "application/pdf" }))
+            return transfer
+        }"""
+    )
+    page.dispatch_event(".turn", "drop", {"dataTransfer": transfer})
+    assert page.locator("#error").inner_text().startswith("a.pdf is not a picture that can be read")
+
+
+def test_an_empty_dialogue_is_refused_kindly(page: Any):
+    page.locator("#send").click()
+    assert page.locator("#error").inner_text() == "Write what the customer says, or add a picture."
+
+
+def test_turns_are_added_swapped_and_removed(page: Any):
+    page.locator("#add-agent").click()
+    assert page.locator(".turn.agent textarea").evaluate("node => node === document.activeElement")
+    page.locator(".turn.agent .swap").click()
+    assert page.locator(".turn.user").count() == 2
+    page.get_by_label("Remove turn 2").click()
+    assert page.locator(".turn").count() == 1
+
+
+def test_nothing_overflows_a_phone(page: Any):
+    page.locator(".examples button").first.click()
+    page.wait_for_selector(".prediction")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_every_control_has_a_name(page: Any):
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("button, select, textarea, input")]
+            .filter((n) => !(n.getAttribute("aria-label") || n.textContent.trim() || n.labels?.length))
+            .map((n) => n.outerHTML)"""
+    )
+    assert nameless == []
+
+
+def test_the_api_document_shows_every_path(page: Any, url: str):
+    page.goto(url + "docs")
+    page.wait_for_selector("article")
+    assert page.locator("article h2 code").all_inner_texts() == [
+        "/v1/intent",
+        "/v1/tasks",
+        "/v1/examples",
+        "/healthz",
+        "/readyz",
+    ]

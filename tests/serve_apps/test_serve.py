@@ -1,0 +1,283 @@
+"""The application on Ray Serve: the engine's own answers over HTTP, refusals, swaps without a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from mmd.artifacts import ArtifactStore
+from mmd.config import ServeSettings
+from mmd.corpora.store import Corpus
+from mmd.errors import ConfigError, RequestError
+from mmd.intent.engine import IntentEngine, IntentQuery
+from mmd.intent.rulebase import RuleBase
+from serve_apps.api import ApiError
+from serve_apps.examples import data_url
+from serve_apps.intent import HandleBackend, IntentAppArgs, IntentReplica, build, refs_from
+from serve_apps.run import check_artifacts, check_port, main
+
+CONFIG = Path(__file__).resolve().parents[2] / "serve_apps" / "serve_config.yaml"
+SMALL = ServeSettings(max_replicas=1, max_turns=20, request_timeout_s=20)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def store(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
+    folder = tmp_path_factory.mktemp("serve") / "store"
+    shutil.copytree(tiny_store, folder)
+    return ArtifactStore(str(folder))
+
+
+@pytest.fixture(scope="module")
+def base_url(ray_local: None, store: ArtifactStore) -> Iterator[str]:
+    from ray import serve
+
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(build(IntentAppArgs(store=store.root, corpus="tiny", serve=SMALL)), name="test_serve")
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+@pytest.mark.ray
+def test_the_service_answers_as_the_engine_does(base_url: str, store: ArtifactStore):
+    engine, corpus = IntentEngine.from_store(store, "tiny"), Corpus(store.open("corpus/tiny"))
+    images = {image.id: image for image in corpus.images()}
+    with httpx.Client(base_url=base_url, timeout=30) as client:
+        for task in corpus.tasks:
+            for dialogue in [d for d in corpus.dialogues("test") if task in d.labels][:6]:
+                wanted = {i: images[i] for turn in dialogue.turns for i in turn.image_ids}
+                (expected,) = engine.predict([IntentQuery(dialogue, task, wanted)])
+                turns = [
+                    {
+                        "speaker": t.speaker,
+                        "text": t.text,
+                        "images": [data_url(images[i]) for i in t.image_ids],
+                        "item_ids": list(t.item_ids),
+                    }
+                    for t in dialogue.turns
+                ]
+                answer = client.post("/v1/intent", json={"turns": turns, "task": task}).json()
+                (served,) = answer["predictions"]
+                assert (served["label"], served["arm"]) == (expected.label, expected.arm)
+                assert served["confidence"] == pytest.approx(expected.confidence, abs=1e-6)
+                assert [rule["id"] for rule in served["fired"]] == [rule.rule_id for rule in expected.fired]
+
+
+@pytest.mark.ray
+def test_the_service_refuses_what_is_wrong_or_too_much(base_url: str):
+    photo = base64.b64encode(os.urandom(30 * 2**20)).decode()
+    heavy = {"turns": [{"speaker": "user", "text": "", "images": [f"data:image/png;base64,{photo}"]}]}
+    with httpx.Client(base_url=base_url, timeout=30) as client:
+        for body, status, code in [
+            (heavy, 413, "body_too_large"),
+            ({"turns": [{"speaker": "user", "text": "hi"}] * 10_000}, 400, "too_many_turns"),
+            ({"turns": [{"speaker": "user", "text": " "}]}, 400, "empty_dialogue"),
+            ({"turns": [{"speaker": "user", "text": "hi"}], "task": "mood"}, 400, "unknown_task"),
+            ({"turns": [{"speaker": "user", "text": "hi", "images": ["http://a/b.png"]}]}, 400, "remote_image"),
+        ]:
+            response = client.post("/v1/intent", json=body)
+            assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/readyz").json()["status"] == "ready"
+        assert client.get("/").headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.ray
+def test_many_requests_at_once_all_get_an_answer(base_url: str):
+    async def flood() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=base_url, timeout=60) as client:
+            body = {"turns": [{"speaker": "user", "text": "Where is my refund?"}]}
+            return list(await asyncio.gather(*(client.post("/v1/intent", json=body) for _ in range(40))))
+
+    labels = [response.json()["predictions"][0]["label"] for response in asyncio.run(flood())]
+    assert labels == ["refund_status"] * 40
+
+
+@pytest.mark.ray
+def test_artefacts_are_swapped_without_a_restart(ray_local: None, store: ArtifactStore):
+    """One replica object lives through a swap; a bad one is refused and told."""
+    old = store.open("rulebase/tiny")
+    base = RuleBase.load(old)
+    with store.write("rulebase", "tiny", settings={"edited": True}) as writer:
+        RuleBase(base.rules[:1], base.prototypes, base.defaults, base.meta).save(writer)
+    new = store.open("rulebase/tiny")
+
+    async def swap() -> tuple[list[int], str | None, str]:
+        replica = IntentReplica(store.root, "tiny", SMALL, IntentAppArgs(store=store.root).features)
+        counts = []
+        for refs in (
+            {"rulebase": old.ref},
+            {"rulebase": new.ref},
+            {"rulebase": "rulebase/tiny@missing"},
+            {"typo": "x"},
+        ):
+            await replica.reconfigure(refs)
+            counts.append(len(replica.engine.model.gate.rulebase.rules))
+        replica.check_health()
+        status = await replica.status()
+        return counts, status.rejected_update, status.artifacts["rulebase"]
+
+    counts, rejected, serving = asyncio.run(swap())
+    assert counts == [len(base.rules), 1, 1, 1]
+    assert rejected is not None
+    assert "typo" in rejected
+    assert serving == new.ref
+
+
+@pytest.mark.ray
+def test_a_replica_without_artefacts_is_not_healthy(ray_local: None, tmp_path: Path):
+    replica = IntentReplica(str(tmp_path), "tiny", SMALL, IntentAppArgs(store="x").features)
+    with pytest.raises(RuntimeError, match="before its artefacts are loaded"):
+        replica.check_health()
+
+
+# ---------------------------------------------------------------- without a cluster
+
+
+class Handle:
+    """Stands where a deployment handle stands, to fail as Ray does."""
+
+    def __init__(self, *failures: Exception | float) -> None:
+        self._failures = list(failures)
+        self.calls = 0
+        self.tasks = self
+
+    def remote(self) -> Any:
+        async def call() -> str:
+            self.calls += 1
+            failure = self._failures.pop(0) if self._failures else None
+            if isinstance(failure, Exception):
+                raise failure
+            await asyncio.sleep(failure or 0)
+            return "answer"
+
+        return call()
+
+
+def call(*failures: Exception | float) -> Any:
+    return asyncio.run(HandleBackend(Handle(*failures), 0.05).tasks())  # type: ignore[arg-type]
+
+
+def test_a_dying_replica_costs_a_retry_not_the_request():
+    from ray.exceptions import RayActorError
+
+    assert call(RayActorError()) == "answer"
+    with pytest.raises(ApiError) as caught:
+        call(RayActorError(), RayActorError())
+    assert (caught.value.status, caught.value.retry_after_s) == (503, 1)
+
+
+def test_a_full_queue_is_429_and_a_late_answer_504():
+    from ray.serve.exceptions import BackPressureError
+
+    with pytest.raises(ApiError) as full:
+        call(BackPressureError(num_queued_requests=9, max_queued_requests=8))
+    assert (full.value.status, full.value.retry_after_s) == (429, 1)
+    with pytest.raises(ApiError) as late:
+        call(1.0)
+    assert late.value.status == 504
+
+
+def test_the_builder_refuses_unknown_arguments():
+    with pytest.raises(ValidationError, match="corpsu"):
+        IntentAppArgs.model_validate({"store": "artifacts", "corpsu": "shop"})
+
+
+def test_the_builder_bounds_queues_and_sets_limits():
+    settings = ServeSettings(max_replicas=3, max_ongoing_requests=4, max_queued_requests=5)
+    app = build(IntentAppArgs(store="artifacts", serve=settings))
+    ingress = app._bound_deployment
+    intent = ingress.init_args[0]._bound_deployment
+    assert (intent.max_ongoing_requests, intent.max_queued_requests) == (4, 5)
+    assert ingress.max_ongoing_requests >= 3 * 4 + 5
+    assert intent._deployment_config.autoscaling_config.max_replicas == 3
+    assert intent._deployment_config.backpressure_config.status_code == 429
+
+
+def test_the_deploy_file_is_valid_and_names_the_builder():
+    from ray.serve.schema import ServeDeploySchema
+
+    parsed = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text(encoding="utf-8")))
+    (app,) = parsed.applications
+    assert app.import_path == "serve_apps.intent:build"
+    assert IntentAppArgs.model_validate(app.args).corpus == "shop"
+    assert [deployment.name for deployment in app.deployments] == ["intent"]
+
+
+def test_references_find_their_role():
+    assert refs_from(["rulebase/shop@1", "gate/shop@2"]).given() == {
+        "rulebase": "rulebase/shop@1",
+        "gate": "gate/shop@2",
+    }
+    with pytest.raises(RequestError, match="adapter/x"):
+        refs_from(["adapter/x@1"])
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_a_taken_port_is_refused_before_ray_starts():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match=r"choose another with --set serve\.port=N"):
+            check_port(ServeSettings(port=taken.getsockname()[1]))
+
+
+def test_missing_artefacts_are_told_before_ray_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = tmp_path / "settings.yaml"
+    config.write_text(f"store: {tmp_path / 'store'}\n", encoding="utf-8")
+    assert main(["--config", str(config)]) == 2
+    assert "corpus/shop" in capsys.readouterr().out
+
+
+def test_what_is_there_passes_the_check(store: ArtifactStore):
+    check_artifacts(store.root, "tiny", [store.open("rulebase/tiny").ref])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_stopped(tiny_store: Path, tmp_path: Path):
+    """A real process: its own cluster, HTTP, SIGTERM, exit code 0."""
+    port = free_port()
+    config = tmp_path / "settings.yaml"
+    config.write_text(f"store: {tiny_store}\nserve: {{port: {port}}}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "serve_apps.run", "--config", str(config), "--corpus", "tiny"]
+    server = subprocess.Popen(command, cwd=CONFIG.parents[1], env=os.environ | {"RAY_ADDRESS": ""})
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}/readyz", server)
+    finally:
+        server.terminate()
+    assert server.wait(60) == 0
+
+
+def wait_until_ready(url: str, server: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    for _ in range(int(seconds)):
+        assert server.poll() is None, "the server stopped"
+        try:
+            if httpx.get(url, timeout=2).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(1)
+    pytest.fail(f"{url}: not ready after {seconds} s")
