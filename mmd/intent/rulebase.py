@@ -151,7 +151,7 @@ class RuleBase:
         text = files[RULES_FILE]
         vectors = _read_vectors(files.get(VECTORS_FILE), where)
         base = unflatten(files.get(COMPILED_FILE), _sha256(text), vectors)
-        if base is not None:
+        if base is not None and (labels is None or fits_labels(base, labels)):
             return base
         try:
             decoded = text.decode()
@@ -224,6 +224,15 @@ def check_rules(rules: Iterable[Rule], prototypes: Prototypes) -> None:
             checked.add(predicate)
 
 
+def fits_labels(base: RuleBase, labels: Labels) -> bool:
+    """Say whether :func:`check_labels` would pass."""
+    try:
+        check_labels(base, labels)
+    except RuleError:
+        return False
+    return True
+
+
 def check_labels(base: RuleBase, labels: Labels) -> None:
     """Refuse rules and defaults of tasks or labels that the corpus does not have.
 
@@ -259,6 +268,15 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(
     _Flow, lambda dumper, data: dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=True)
+)
+
+# Unicode's other line ends would be folded away outside double quotes.
+_LINE_ENDS = frozenset("\x85\u2028\u2029\ufeff")
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style='"' if _LINE_ENDS.intersection(text) else None
+    ),
 )
 
 
@@ -314,14 +332,14 @@ def flatten(base: RuleBase, yaml_sha256: str) -> dict[str, Any]:
         numbers = [table.setdefault(p, len(table)) for p in rule.predicates]
         stats = rule.stats
         counts = None if stats == UNMEASURED else [stats.support, stats.hits, stats.coverage]
-        extras = [dict(rule.provenance), rule.enabled, rule.note]
+        extras = [dict(sorted(rule.provenance.items())), rule.enabled, rule.note]
         rows.append([rule.id, rule.task, rule.label, numbers, counts, *extras])
     return {
         "format_version": FORMAT_VERSION,
         "yaml_sha256": yaml_sha256,
         "meta": dict(base.meta),
-        "defaults": dict(base.defaults),
-        "prototypes": [[p.name, p.scope, p.threshold, p.words] for p in base.prototypes.values()],
+        "defaults": dict(sorted(base.defaults.items())),
+        "prototypes": [[p.name, p.scope, p.threshold, p.words] for _, p in sorted(base.prototypes.items())],
         "predicates": [[p.kind, p.scope, p.value, p.negated] for p in table],
         "rules": rows,
     }
