@@ -400,7 +400,8 @@ def _adopt(place: _Place, measured: RuleBase, corpus: Corpus, name: str) -> None
     with place.store.write("rulebase", name, settings=settings, inputs=inputs) as writer:
         measured.save(writer)
         writer.metrics = {"rules": len(measured.rules)}
-    _print(f"stored as {place.store.open(f'rulebase/{name}').ref}.")
+    ref = place.store.open(f"rulebase/{name}").ref
+    _print(f"stored as {ref}; run `mmd fit_intent` so that the gate is chosen for it.")
 
 
 # ---------------------------------------------------------------- printing
