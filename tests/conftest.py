@@ -35,6 +35,7 @@ def ray_local() -> Iterator[None]:
 
 
 TINY = "tiny"
+RULE_WORDS = {"refund": "refund", "coupon": "coupon", "broken": "damage", "退款": "refund"}  # word → part of a label
 
 
 @pytest.fixture(scope="session")
@@ -97,13 +98,14 @@ def write_tiny_model(store: ArtifactStore, corpus_artifact: Artifact) -> None:
     inputs["features"] = store.open(f"features/{TINY}")
     examples = {task: load_examples(corpus, Features(inputs["features"]), task, "train") for task in corpus.tasks}
 
-    words = {"refund": "refund_status", "coupon": "coupon_use", "broken": "report_damage", "退款": "refund_status"}
+    intents = corpus.tasks["dialogue_intent"]
+    words = {word: next(label for label in intents if part in label) for word, part in RULE_WORDS.items()}
     record = measure(support=8, hits=7, examples=100)  # made up: mining is not under test
     rules = tuple(
         Rule(f"r-{word}", "dialogue_intent", label, (Predicate("text", "any", word),), record)
         for word, label in words.items()
     )
-    defaults = {"dialogue_intent": "ask_size", "image_scene": "product_photo"}
+    defaults = {task: labels[0] for task, labels in corpus.tasks.items()}
     with store.write("rulebase", TINY, settings={}, inputs=inputs) as writer:
         RuleBase(rules, defaults=defaults).save(writer)
     inputs["rulebase"] = store.open(f"rulebase/{TINY}")

@@ -1,0 +1,168 @@
+"""The online service under a steady load, against the same engine called directly.
+
+Text-only requests arrive at a fixed rate whatever the answers take (an open loop), so that a slow answer delays
+no later request and waiting is counted. Texts are the training dialogues', each made new by a number, so that no
+answer comes from a cache; a second pass repeats known texts. The direct calls are the engine's own predict, one
+request at a time, in the measuring process.
+
+The service is started here on a local cluster: ``--corpus NAME`` must have been trained (``mmd pipeline``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from jobs.glue.cluster import ray_cluster
+from mmd.artifacts import ArtifactStore
+from mmd.config import load_config
+from mmd.corpora.store import Corpus
+from mmd.errors import CorpusError
+from mmd.intent.engine import IntentEngine, IntentQuery, shape_of
+from mmd.schema import Dialogue, Turn
+
+WARMUP_REQUESTS = 40
+DIRECT_CALLS = 200
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this benchmark's options."""
+    parser.add_argument("--store", default="artifacts", help="artefact store (default: %(default)s)")
+    parser.add_argument("--corpus", default="shop", help="trained corpus (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=20.0, help="requests a second (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of each pass (default: %(default)s)")
+
+
+def run(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure latencies over HTTP and in process.
+
+    Raises:
+        CorpusError: the corpus has no text-only training dialogue.
+    """
+    store = ArtifactStore(str(Path(options["store"]).resolve()))
+    dialogues = text_dialogues(Corpus(store.open(f"corpus/{options['corpus']}")))
+    rate, seconds = float(options["rate"]), float(options["seconds"])
+    engine = IntentEngine.from_store(store, options["corpus"])
+    fresh = [renewed(dialogues[n % len(dialogues)], n) for n in range(DIRECT_CALLS + WARMUP_REQUESTS)]
+    direct_fresh = measure_direct(engine, fresh)
+    direct_known = measure_direct(engine, fresh)
+    with serving(store.root, options["corpus"]) as url:
+        asyncio.run(load(url, fresh[:WARMUP_REQUESTS], rate))
+        count = int(rate * seconds)
+        first = 10_000  # numbers that no earlier text carries
+        distinct = [renewed(dialogues[n % len(dialogues)], first + n) for n in range(count)]
+        served_fresh = asyncio.run(load(url, distinct, rate))
+        served_known = asyncio.run(load(url, distinct, rate))
+    return {
+        "config": {"corpus": options["corpus"], "requests_per_s": rate, "seconds": seconds, "requests": count},
+        "warmup": {"requests": WARMUP_REQUESTS},
+        "repeats": 1,
+        "http_new_texts": served_fresh,
+        "http_known_texts": served_known,
+        "direct_new_texts_ms": direct_fresh,
+        "direct_known_texts_ms": direct_known,
+        "overhead_ms": {
+            "new_texts_p50": round(served_fresh["latency_ms"]["p50"] - direct_fresh["p50"], 2),
+            "known_texts_p50": round(served_known["latency_ms"]["p50"] - direct_known["p50"], 2),
+        },
+    }
+
+
+def text_dialogues(corpus: Corpus) -> list[Dialogue]:
+    """Return the training dialogues without pictures.
+
+    Raises:
+        CorpusError: there is none.
+    """
+    found = [d for d in corpus.dialogues("train") if shape_of(d) == "text" and d.labels]
+    if not found:
+        raise CorpusError(f"{corpus.artifact.ref}: no training dialogue is text only; measure on another corpus.")
+    return found
+
+
+def renewed(dialogue: Dialogue, number: int) -> Dialogue:
+    """Return the dialogue with a number in its last turn, so that its text is new."""
+    last = dialogue.turns[-1]
+    turns = (*dialogue.turns[:-1], Turn(last.speaker, f"{last.text} {number}", last.image_ids, last.item_ids))
+    return replace(dialogue, id=f"{dialogue.id}-{number}", turns=turns, labels={})
+
+
+def measure_direct(engine: IntentEngine, dialogues: Sequence[Dialogue]) -> dict[str, float]:
+    """Time the engine one dialogue at a time, the warm-up left out."""
+    times = []
+    for dialogue in dialogues:
+        started = time.perf_counter()
+        engine.predict([IntentQuery(dialogue)])
+        times.append((time.perf_counter() - started) * 1000)
+    return percentiles(times[WARMUP_REQUESTS:])
+
+
+async def load(url: str, dialogues: Sequence[Dialogue], rate: float) -> dict[str, Any]:
+    """Send one request a dialogue at a fixed rate; return latencies, stages and status codes."""
+    times: list[float] = []
+    stages: dict[str, list[float]] = {}
+    statuses: dict[str, int] = {}
+
+    async def send(client: httpx.AsyncClient, dialogue: Dialogue, due: float) -> None:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        turns = [{"speaker": t.speaker, "text": t.text, "item_ids": list(t.item_ids)} for t in dialogue.turns]
+        response = await client.post("/v1/intent", json={"turns": turns})
+        times.append((time.perf_counter() - due) * 1000)
+        statuses[str(response.status_code)] = statuses.get(str(response.status_code), 0) + 1
+        if response.status_code == 200:
+            for stage, elapsed in response.json()["timings_ms"].items():
+                stages.setdefault(stage, []).append(elapsed)
+
+    limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+        start = time.perf_counter() + 0.1
+        await asyncio.gather(*(send(client, d, start + n / rate) for n, d in enumerate(dialogues)))
+    return {
+        "latency_ms": percentiles(times),
+        "stage_ms_median": {stage: round(statistics.median(values), 2) for stage, values in stages.items()},
+        "status": statuses,
+    }
+
+
+def percentiles(times_ms: Sequence[float]) -> dict[str, float]:
+    """Return the median, 90th and 99th percentile and the maximum, in milliseconds."""
+    cuts = statistics.quantiles(times_ms, n=100, method="inclusive")
+    found = {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98], "max": max(times_ms)}
+    return {name: round(value, 2) for name, value in found.items()}
+
+
+@contextmanager
+def serving(store: str, corpus: str) -> Iterator[str]:
+    """Run the service on a local cluster for the length of the ``with``; yields its address."""
+    from ray import serve
+
+    from serve_apps.intent import IntentAppArgs, build
+
+    config = load_config()
+    settings = config.serve.model_copy(update={"max_replicas": 1})
+    args = IntentAppArgs(store=store, corpus=corpus, serve=settings, features=config.features)
+    with ray_cluster(config.cluster):
+        port = free_port()
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        try:
+            serve.run(build(args), name="bench")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            serve.shutdown()  # type: ignore[no-untyped-call]  # upstream has no annotation
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
