@@ -82,14 +82,14 @@ class GateSettings(Settings):
     """How rules and classifier are joined; τ and weight are chosen on held-out predictions of the training part."""
 
     arm: Literal["auto", "override", "verdict", "vote"] = Field(
-        default="auto",
+        default="vote",
         description="override: the best rule answers if strong enough; verdict: what the rules say together does; "
         "vote: rules shift the classifier; auto: validation decides.",
     )
     vote_weights: tuple[float, ...] = Field(
-        default=(0.05, 0.1, 0.2, 0.3, 0.5, 1.0),
+        default=(1.0, 1.5, 2.0),
         min_length=1,
-        description="Weights of the rules' evidence that vote tries.",
+        description="Weights of the rules' log-odds that vote tries.",
     )
     rule_coverage: float = Field(
         default=0.45, gt=0, le=1, description="Share of held-out examples that rules alone shall cover when reported."

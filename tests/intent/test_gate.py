@@ -20,6 +20,7 @@ from mmd.intent.gate import (
     TaskGate,
     choose_gate,
     decide,
+    evidence,
     load_gates,
     save_gates,
     vote,
@@ -92,7 +93,9 @@ def test_chosen_tau_silences_a_bad_rule_and_hears_a_good_one():
     wrong = Probabilities(LABELS, (0.1, 0.1, 0.8))
     right = Probabilities(LABELS, (0.2, 0.7, 0.1))
     good, bad = firing("a", 20, 20), firing("c", 2, 5)
-    best, *_ = choose_gate("t", golds, [[good], [good], [bad], [bad]], [wrong, wrong, right, right], GateSettings())
+    best, *_ = choose_gate(
+        "t", golds, [[good], [good], [bad], [bad]], [wrong, wrong, right, right], GateSettings(arm="override")
+    )
     assert best.weighted_f1 == 1.0
     assert bad.stats.wilson_lower < best.gate.tau <= good.stats.wilson_lower
 
@@ -105,6 +108,12 @@ def test_rules_that_change_nothing_are_not_heard():
         fired = [[firing("a", 9, 10)], [firing("b", 9, 10)]]
         [found] = choose_gate("t", golds, fired, sure, GateSettings(arm=arm))
         assert found.gate.tau == NEVER
+
+
+def test_evidence_is_the_best_rules_log_odds_and_never_negative():
+    """(9 + 1) / (10 + 2) = 5/6: odds 5; a rule right 1 of 10 times says nothing."""
+    found = evidence([firing("a", 9, 10), firing("a", 5, 8), firing("b", 1, 10)])
+    assert found == {"a": pytest.approx(1.6094379)}
 
 
 @given(st.lists(st.tuples(st.sampled_from(LABELS), FIRED, DISTRIBUTION), min_size=1, max_size=12))
