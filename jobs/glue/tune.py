@@ -87,7 +87,8 @@ def tune_batches(
 
 def _collect(grid: Any, n_batches: int, path: str) -> list[dict[str, Any]]:  # noqa: ANN401 (ray.tune.ResultGrid)
     if grid.num_errors:
-        raise BatchError(f"{grid.num_errors} of {n_batches} batches failed; the first: {grid.errors[0]}")
+        cause = str(grid.errors[0]).strip().splitlines()[-1]
+        raise BatchError(f"{grid.num_errors} of {n_batches} batches failed; the first: {cause} (details under {path})")
     found = {
         r.metrics["config"]["index"]: r.metrics["results"]
         for r in _results(grid)

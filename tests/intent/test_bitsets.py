@@ -15,6 +15,9 @@ SETS = st.integers(1, 200).flatmap(
 )
 
 
+Case = tuple[int, list[set[int]]]
+
+
 def members_of(sets: list[set[int]], size: int) -> np.ndarray:
     return np.array([[i in s for i in range(size)] for s in sets], dtype=np.bool_)
 
@@ -24,14 +27,14 @@ def test_words_round_up():
 
 
 @given(SETS)
-def test_packing_is_undone_by_unpacking(case):
+def test_packing_is_undone_by_unpacking(case: Case):
     size, sets = case
     members = members_of(sets, size)
     np.testing.assert_array_equal(unpack(pack(members), size), members)
 
 
 @given(SETS)
-def test_counts_and_conjunctions_are_those_of_sets(case):
+def test_counts_and_conjunctions_are_those_of_sets(case: Case):
     size, sets = case
     bits = pack(members_of(sets, size))
     assert count(bits).tolist() == [len(s) for s in sets]
@@ -39,7 +42,7 @@ def test_counts_and_conjunctions_are_those_of_sets(case):
 
 
 @given(SETS, st.data())
-def test_splitting_by_label_counts_hits_and_misses(case, data):
+def test_splitting_by_label_counts_hits_and_misses(case: Case, data: st.DataObject):
     size, sets = case
     positive_rows = data.draw(st.sets(st.integers(0, size - 1)))
     positive = np.array([i in positive_rows for i in range(size)], dtype=np.bool_)

@@ -55,20 +55,20 @@ def examples() -> list[IntentExample]:
     return make_examples()
 
 
-def test_the_base_answers_what_it_was_mined_from(examples):
+def test_the_base_answers_what_it_was_mined_from(examples: list[IntentExample]):
     base = mine_rulebase(examples, SETTINGS, seed=0)
     fired = CompiledRules(base, "intent").fired_batch(examples)
     assert [rules[0].label for rules in fired] == [e.label for e in examples]
     assert all(r.stats.support >= 2 for r in base.rules)
 
 
-def test_a_fixed_seed_gives_the_same_bytes_whatever_the_order_of_examples(examples):
+def test_a_fixed_seed_gives_the_same_bytes_whatever_the_order_of_examples(examples: list[IntentExample]):
     assert (
         mine_rulebase(examples, SETTINGS, seed=3).to_yaml() == mine_rulebase(examples[::-1], SETTINGS, seed=3).to_yaml()
     )
 
 
-def test_searches_in_any_order_give_the_same_base(examples):
+def test_searches_in_any_order_give_the_same_base(examples: list[IntentExample]):
     rows = in_order(examples)
     results = list(run_units(rows, plan_units(rows, SETTINGS), SETTINGS, seed=0))
     told = [result_from_json(json.loads(json.dumps(result_to_json(r)))) for r in results]
@@ -82,7 +82,7 @@ def poisoned(example: IntentExample) -> IntentExample:
     return replace(example, turns=(Turn("user", "毒药毒药退款"), Turn("agent", "毒药")))
 
 
-def test_what_a_search_finds_does_not_depend_on_its_held_out_examples(examples):
+def test_what_a_search_finds_does_not_depend_on_its_held_out_examples(examples: list[IntentExample]):
     rows = in_order(examples)
     unit = SearchUnit("intent", 0, 1, "refund")
     clean = FoldMiner(rows, 0, 1, SETTINGS, seed=0)
@@ -97,14 +97,14 @@ def test_what_a_search_finds_does_not_depend_on_its_held_out_examples(examples):
     assert [r.fired for r in first.rules] != [r.fired for r in second.rules]  # the evidence does see the poison
 
 
-def test_an_example_of_the_test_split_is_never_asked_for(examples):
+def test_an_example_of_the_test_split_is_never_asked_for(examples: list[IntentExample]):
     """Statistics refer to training rows only: evidence counts stay within them."""
     mined = mine_task(examples, SETTINGS, 0)
     assert set(mined.firings) == {e.dialogue_id for e in examples}
     assert all(rule.stats.support <= len(examples) for rule in mined.rules)
 
 
-def test_statistics_equal_a_recount_of_held_out_firings(examples):
+def test_statistics_equal_a_recount_of_held_out_firings(examples: list[IntentExample]):
     rows = in_order(examples)
     results = list(run_units(rows, plan_units(rows, SETTINGS), SETTINGS, seed=0))
     mined = assemble(rows, results, SETTINGS)
@@ -120,7 +120,7 @@ def test_statistics_equal_a_recount_of_held_out_firings(examples):
         assert (rule.stats.support, rule.stats.hits) == (len(fired), hits)
 
 
-def test_two_tasks_are_mined_into_one_base(examples):
+def test_two_tasks_are_mined_into_one_base(examples: list[IntentExample]):
     other = [replace(e, task="other", dialogue_id=f"o-{e.dialogue_id}") for e in examples]
     base = mine_rulebase([*examples, *other], SETTINGS, seed=0)
     assert base.tasks == ("intent", "other")

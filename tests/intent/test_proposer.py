@@ -50,7 +50,7 @@ def test_a_prototype_speaks_only_for_the_label_that_made_it():
 @pytest.mark.parametrize(
     ("word", "share"), [("退款", 1.0), ("退款吗", 2 / 3), ("页", 1.0), ("退货款", 0.0), ("你好", 0.0)]
 )
-def test_affinity_is_the_share_of_a_keyword_inside_the_labels_name(word, share):
+def test_affinity_is_the_share_of_a_keyword_inside_the_labels_name(word: str, share: float):
     assert name_affinity(Predicate("ocr", "any", word), "退款页面") == pytest.approx(share)
 
 
