@@ -1,8 +1,9 @@
 """How fast ingest decodes and hashes pictures, next to a bare loop; and how time and memory grow with the corpus.
 
 Throughput: the same JPEG files, once through ingest into a complete artefact (staged, merged, written, hashed), once
-through Pillow and hashlib in as many bare processes; both in turn, several times. ``--scale`` instead ingests shop
-corpora of growing size in a fresh process each and samples the memory of all its processes.
+through Pillow and hashlib in as many bare processes; in turn, several times. The bare loop runs twice, once computing
+every pixel and once with the check that ingest makes (see :func:`mmd.corpora.images.check_image`). ``--scale`` instead
+ingests shop corpora of growing size in a fresh process each and samples the memory of all its processes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from jobs.glue.cluster import ray_cluster
 from jobs.glue.entry import JobContext
 from mmd.artifacts import ArtifactStore
 from mmd.config import AppConfig, build_config
+from mmd.corpora.images import check_image
+from mmd.corpora.settings import LimitSettings
 from mmd.errors import ConfigError
 
 _SAMPLE_S = 0.5
@@ -64,7 +67,7 @@ def measure_throughput(options: Mapping[str, Any], folder: Path) -> dict[str, An
     write_records(files, root)
     workers, repeats = options["workers"], options["repeats"]
     halves = [files[start::workers] for start in range(workers)]
-    times: dict[str, list[float]] = {"ingest": [], "bare": []}
+    times: dict[str, list[float]] = {"ingest": [], "bare": [], "bare_check": []}
     config = corpus_config(root, folder / "store")
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         started = time.perf_counter()
@@ -74,10 +77,14 @@ def measure_throughput(options: Mapping[str, Any], folder: Path) -> dict[str, An
                 work = JobContext(config.model_copy(update={"store": str(folder / f"store-{repeat}")}), options=options)
                 times["ingest"].append(timed(partial(ingest.run, work)))
                 times["bare"].append(timed(lambda: list(pool.map(decode_and_hash, halves))))
+                times["bare_check"].append(timed(lambda: list(pool.map(check_and_hash, halves))))
     first_ingest_s = times["ingest"][0]
     kept = {side: values[1:] for side, values in times.items()}
     per_second = {side: [len(files) / t for t in values] for side, values in kept.items()}
-    ratios = [bare / job for job, bare in zip(kept["ingest"], kept["bare"], strict=True)]
+    ratios = {
+        side: spread([bare / job for job, bare in zip(kept["ingest"], kept[side], strict=True)])
+        for side in ("bare", "bare_check")
+    }
     sizes = [file.stat().st_size for file in files]
     return {
         "config": {
@@ -90,7 +97,7 @@ def measure_throughput(options: Mapping[str, Any], folder: Path) -> dict[str, An
         "warmup": 1,
         "repeats": repeats,
         "pictures_per_s": {side: spread(values) for side, values in per_second.items()},
-        "ratio_ingest_to_bare": spread(ratios),
+        "ratio_ingest_to": ratios,
         "ray_startup_s": startup_s,
         "cold_ratio": kept["bare"][0] / (first_ingest_s + startup_s),
         "note": "ratio: Ray is up, pools are made in every run; cold_ratio: Ray's start and first run included",
@@ -103,6 +110,15 @@ def decode_and_hash(files: Sequence[Path]) -> int:
         data = file.read_bytes()
         hashlib.sha256(data).hexdigest()
         PIL.Image.open(io.BytesIO(data)).load()
+    return len(files)
+
+
+def check_and_hash(files: Sequence[Path]) -> int:
+    """Read and hash files and decode them the way ingest does."""
+    for file in files:
+        data = file.read_bytes()
+        hashlib.sha256(data).hexdigest()
+        check_image(data, LimitSettings())
     return len(files)
 
 
@@ -165,14 +181,16 @@ def measure_scale(sizes: Sequence[int], folder: Path) -> dict[str, Any]:
     """Ingest shop corpora of several sizes, each in a fresh process."""
     runs = [ingest_measured(size, folder / f"store-{size}") for size in sizes]
     first, last = runs[0], runs[-1]
-    growth = (last["seconds"] / first["seconds"]) / (last["dialogues"] / first["dialogues"])
+    times = last["dialogues"] / first["dialogues"]
     return {
         "config": {"corpus": "shop, default settings", "sizes": list(sizes)},
         "warmup": 0,
         "repeats": 1,
         "runs": runs,
-        "time_growth_over_size_growth": growth,
-        "note": "seconds include interpreter and Ray start; peak_pss_gb sums PSS over all processes of the run",
+        "time_growth_over_size_growth": last["seconds"] / first["seconds"] / times,
+        "cpu_growth_over_size_growth": last["cpu_s"] / first["cpu_s"] / times,
+        "note": "seconds and cpu_s include interpreter and Ray start; cpu_s and peak_pss_gb sum over all processes of "
+        "the run; 1 is linear growth, and cpu_s shows it even while other work competes for the cores",
     }
 
 
@@ -189,8 +207,11 @@ def ingest_measured(dialogues: int, store: Path) -> dict[str, Any]:
     with log.open("w") as out:
         job = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)  # noqa: S603 (our own job)
         peak_pss = peak_one = 0
+        cpu_s: dict[int, float] = {}
         while job.poll() is None:
-            each = [_pss(process) for process in _tree(job.pid)]
+            tree = _tree(job.pid)
+            each = [_pss(process) for process in tree]
+            cpu_s |= {process.pid: _cpu_s(process) or cpu_s.get(process.pid, 0.0) for process in tree}
             peak_pss, peak_one = max(peak_pss, sum(each)), max([peak_one, *each])
             time.sleep(_SAMPLE_S)
     seconds = time.perf_counter() - started
@@ -201,6 +222,7 @@ def ingest_measured(dialogues: int, store: Path) -> dict[str, Any]:
         "dialogues": dialogues,
         "pictures": metrics["images"],
         "seconds": seconds,
+        "cpu_s": sum(cpu_s.values()),
         "dialogues_per_s": dialogues / seconds,
         "peak_pss_gb": peak_pss / 2**30,
         "peak_pss_of_one_process_gb": peak_one / 2**30,
@@ -213,6 +235,14 @@ def _tree(pid: int) -> list[psutil.Process]:
         return [top, *top.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0.0
+    return float(times.user + times.system)
 
 
 def _pss(process: psutil.Process) -> int:

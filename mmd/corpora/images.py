@@ -33,9 +33,11 @@ _header_lock = threading.Lock()
 
 
 def check_image(data: bytes, limits: LimitSettings) -> tuple[str, int, int]:
-    """Decode an encoded picture completely, after checking its size from the header.
+    """Decode an encoded picture to its last byte, after checking its size from the header.
 
-    Only the first frame of an animation is decoded.
+    Of a JPEG the whole compressed stream is decoded, which is where truncation and damage show, but pixels are computed
+    for the luma at an eighth of the size only: the verdict is that of a full decode at less than half its cost. Of an
+    animation the first frame is decoded.
 
     Returns:
         Format (one of :data:`FORMATS`, or ``MPO``), width and height in pixels.
@@ -54,6 +56,7 @@ def check_image(data: bytes, limits: LimitSettings) -> tuple[str, int, int]:
                 f"{width} x {height} pixels; data.limits.max_image_megapixels allows {limits.max_image_megapixels:g}",
             )
         try:
+            picture.draft("L", (max(1, width // 8), max(1, height // 8)))  # does nothing to other formats
             picture.load()
         # Pillow's decoders raise whatever their parser stumbled over; the header was fine, so the rest is damaged.
         except (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, MemoryError) as err:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmd.corpora.base import ImageSource
@@ -93,6 +93,23 @@ def test_damaged_bytes_only_ever_raise_a_reason(noise: bytes, at: int):
             check_image(damaged, LIMITS)
         except BadRecordError as err:
             assert err.reason in {"image_empty", "image_truncated", "not_an_image", "image_bomb"}  # noqa: PT017
+
+
+@settings(deadline=None)
+@given(progressive=st.booleans(), at=st.integers(700, 9_000), noise=st.binary(max_size=30), cut_short=st.booleans())
+def test_the_verdict_on_a_jpeg_is_that_of_a_full_decode(*, progressive: bool, at: int, noise: bytes, cut_short: bool):
+    """The check computes fewer pixels than a full decode, yet misses no damage that one finds."""
+    buffer = io.BytesIO()
+    PIL.Image.effect_noise((90, 70), 80).convert("RGB").save(buffer, "JPEG", quality=90, progressive=progressive)
+    data = buffer.getvalue()
+    damaged = data[:at] + noise + (b"" if cut_short else data[at + len(noise) :])
+    try:
+        with PIL.Image.open(io.BytesIO(damaged)) as full:
+            full.load()
+    except OSError:
+        assert reason(damaged) == "image_truncated"
+    else:
+        assert check_image(damaged, LIMITS) == ("JPEG", 90, 70)
 
 
 @pytest.fixture
