@@ -348,7 +348,12 @@ def estimate(labels: Sequence[str], firings: Sequence[Sequence[HeldOutFiring]], 
 def precision_at(labels: Sequence[str], verdicts: Sequence[Verdict | None], coverage: float) -> float:
     """Return the share of right verdicts among the surest ``coverage`` of all examples; 0 without any."""
     spoken = [(v.margin, v.label == label) for v, label in zip(verdicts, labels, strict=True) if v]
-    surest = sorted(spoken, key=lambda pair: -pair[0])[: max(1, int(len(labels) * coverage))]
+    return estimate_at(spoken, len(labels), coverage)
+
+
+def estimate_at(answers: Sequence[tuple[float, bool]], n_examples: int, coverage: float) -> float:
+    """Return the share that is right among the surest answers, given as (strength, right); 0 without any."""
+    surest = sorted(answers, key=lambda pair: -pair[0])[: max(1, int(n_examples * coverage))]
     return sum(right for _, right in surest) / len(surest) if surest else 0.0
 
 

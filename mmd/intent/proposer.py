@@ -1,7 +1,7 @@
 """Proposers: which predicates a search works with, and how much each is believed before any rollout.
 
 The mined proposer ranks predicates by information gain and by what the label's name says. The language-model
-proposer multiplies in how likely a small model finds the label's name after a keyword (METHODS section 1:
+proposer multiplies in how much likelier a small model finds a keyword after the label's name (METHODS section 1:
 "the small MLLM proposes predicates with priors P"). Both see only the examples they are given.
 """
 
@@ -22,6 +22,7 @@ from mmd.intent.textnorm import normalise
 from mmd.models.settings import ModelSettings
 
 _CLIP = 6.0  # nats; a small model is sure of little
+_SCORED = 30  # keywords of a search that the model is asked about; each takes it a forward pass
 _NEGATION_PRIOR = 0.3  # a rule is rarely begun with what is absent
 
 
@@ -79,10 +80,10 @@ class Scorer(Protocol):
 
 
 class LanguageProposer:
-    """Multiplies the mined prior of keywords by how much likelier a small language model finds the label after them.
+    """Changes the mined prior of keywords by how much likelier a small language model finds them after the label's name.
 
-    The model reads "<keyword> →" and scores each label's name; the pointwise information of keyword and label,
-    log P(label | keyword) − log P(label | no keyword), goes into the prior as exp(weight · information).
+    The model reads "<label>: " and scores the best keywords; the pointwise information of label and keyword,
+    log P(keyword | label) − log P(keyword | …), goes into the prior as exp(weight · information), clipped.
     """
 
     def __init__(self, mined: MinedProposer, model: Scorer, *, weight: float = 0.3) -> None:
@@ -93,24 +94,23 @@ class LanguageProposer:
         self._known: dict[tuple[str, str], float] = {}
 
     def propose(self, label: str, positive: NDArray[np.bool_], candidates: Candidates) -> Proposal:
-        """Return the mined proposal with the keywords' priors changed."""
+        """Return the mined proposal with the priors of its best keywords changed."""
         proposal = self.mined.propose(label, positive, candidates)
-        factors = [self._factor(p, label) for p in proposal.predicates]
-        prior = proposal.prior * np.array(factors)
+        rows = [i for i, p in enumerate(proposal.predicates) if p.kind in ("text", "ocr") and not p.negated][:_SCORED]
+        words = [proposal.predicates[i].value for i in rows]
+        after_label, after_nothing = self._log_p(label, words), self._log_p("…", words)
+        prior = proposal.prior.copy()
+        for row, given, alone in zip(rows, after_label, after_nothing, strict=True):
+            prior[row] *= math.exp(self.weight * max(-_CLIP, min(_CLIP, given - alone)))
         total = prior.sum()
         return replace(proposal, prior=prior / total if total > 0 else proposal.prior)
 
-    def _factor(self, predicate: Predicate, label: str) -> float:
-        if predicate.kind not in ("text", "ocr") or predicate.negated:
-            return 1.0
-        information = self._log_p(predicate.value, label) - self._log_p("…", label)
-        return math.exp(self.weight * max(-_CLIP, min(_CLIP, information)))
-
-    def _log_p(self, keyword: str, label: str) -> float:
-        key = (keyword, label)
-        if key not in self._known:
-            self._known[key] = self.model.score(f"{keyword} → ", [label])[0]
-        return self._known[key]
+    def _log_p(self, context: str, words: Sequence[str]) -> list[float]:
+        unknown = sorted({word for word in words if (context, word) not in self._known})
+        if unknown:
+            scores = self.model.score(f"{context}: ", unknown)
+            self._known.update({(context, word): score for word, score in zip(unknown, scores, strict=True)})
+        return [self._known[context, word] for word in words]
 
 
 def _speaks_for(predicate: Predicate, label: str, candidates: Candidates) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -55,12 +57,12 @@ def test_affinity_is_the_share_of_a_keyword_inside_the_labels_name(word: str, sh
 
 
 class Biased:
-    """Finds every label likely after one keyword."""
+    """Finds one keyword likely after the label's name."""
 
     name = "biased"
 
-    def score(self, prompt: str, continuations: list[str]) -> list[float]:
-        return [0.0 if prompt.startswith("你好") else -5.0 for _ in continuations]
+    def score(self, prompt: str, continuations: Sequence[str]) -> list[float]:
+        return [0.0 if prompt.startswith("退款") and word == "你好" else -5.0 for word in continuations]
 
 
 def test_a_language_model_shifts_the_prior_and_nothing_else():
