@@ -33,8 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve from the command line; return the exit code (0 stopped, 2 a user's mistake)."""
     args = build_parser().parse_args(argv)
     configure_logging()
-    for wanted in (signal.SIGINT, signal.SIGTERM):  # a container is stopped by SIGTERM; a background job ignores SIGINT
-        signal.signal(wanted, _interrupt)
     try:
         config = load_config(args.config, profile=args.profile, overrides=args.overrides)
         run(config, args.corpus or config.data.corpus.name, args.artifact)
@@ -90,6 +88,9 @@ def run(config: AppConfig, corpus: str, refs: Sequence[str] = ()) -> None:
         )
     )
     _start_ray(config)
+    # After Ray, which takes SIGTERM for itself. A container is stopped by SIGTERM; a background job ignores SIGINT.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         serve.start(
             http_options={
