@@ -24,7 +24,16 @@ import re2
 from numpy.typing import NDArray
 
 from mmd.intent.patterns import compile_regex, required_literal, set_options
-from mmd.intent.predicates import OCR_REGIONS, cosine, image_buckets, is_near, region_of
+from mmd.intent.predicates import (
+    IMAGE_BUCKETS,
+    OCR_REGIONS,
+    cosine,
+    image_bucket,
+    image_buckets,
+    is_near,
+    region_of,
+    text_bucket,
+)
 from mmd.intent.rulebase import RuleBase
 from mmd.intent.rules import Predicate, Prototype, Prototypes, Rule, unit
 from mmd.intent.textnorm import normalise
@@ -34,7 +43,8 @@ ChannelKey = tuple[str, str]  # kind and scope
 Indices = NDArray[np.int64]
 Table = NDArray[np.bool_]  # shape (n_examples of a batch, n_columns)
 
-BATCH = 512  # examples a truth table covers: some MB at 10,000 rules
+BATCH = 2048  # examples a truth table covers at most …
+TABLE_CELLS = 1 << 23  # … and its bytes
 DFA_KEYWORDS = 20_000  # above, the automaton's table grows past some 50 MB; the slower one is then built
 PATTERNS_PER_SET = 64  # keeps the joint automaton of a set small
 # BLAS sums in another order for a matrix than for a vector; nearer to the threshold than this, both are asked.
@@ -43,6 +53,11 @@ ALWAYS = 0  # column that holds on every example: the anchor of rules with only 
 # Normalised text holds no control characters that count as whitespace, so these two cannot be part of a keyword.
 _SEGMENT_END = "\n"
 _EXAMPLE_END = "\x1e"
+_IMAGE: ChannelKey = ("image", "")
+IMAGE_BITS: Mapping[tuple[str, str], int] = {
+    (attribute, bucket): bit
+    for bit, (attribute, bucket) in enumerate((a, b) for a, buckets in IMAGE_BUCKETS.items() for b in buckets)
+}
 # Scopes are read off disjoint fields, so that no text is searched twice.
 _FIELDS: Mapping[ChannelKey, tuple[str, ...]] = {
     ("text", "last_user"): ("last_user",),
@@ -60,13 +75,14 @@ _FIELDS: Mapping[ChannelKey, tuple[str, ...]] = {
 class ExampleView:
     """An example with its normalised texts and its image buckets, each made once and only if asked for."""
 
-    __slots__ = ("_buckets", "_joined", "_segments", "example")
+    __slots__ = ("_image_bits", "_joined", "_ocr_chars", "_segments", "example")
 
     def __init__(self, example: IntentExample) -> None:
         self.example = example
         self._segments: dict[str, list[str]] = {}
         self._joined: dict[str, str] = {}
-        self._buckets: dict[str, set[str]] = {}
+        self._ocr_chars: list[int] = []  # a picture, once its text was read
+        self._image_bits: int | None = None
 
     def segments(self, key: ChannelKey) -> list[str]:
         """Return the normalised turns of a text scope, OCR lines of a region, or item titles."""
@@ -79,22 +95,42 @@ class ExampleView:
             found = self._joined[field] = _SEGMENT_END.join(self._field(field))
         return found
 
-    def buckets(self, attribute: str) -> set[str]:
-        """Return the buckets of an image attribute other than ``cluster``."""
-        found = self._buckets.get(attribute)
-        if found is None:
-            found = self._buckets[attribute] = image_buckets(attribute, self.example, {})
-        return found
+    @property
+    def image_bits(self) -> int:
+        """The image buckets that hold, but ``cluster``: bit ``IMAGE_BITS[attribute, bucket]`` of each."""
+        if self._image_bits is None:
+            self._image_bits = self._read_image_bits()
+        return self._image_bits
+
+    def _read_image_bits(self) -> int:
+        images = self.example.images
+        self._field("top")  # counts characters
+        found = {("count", bucket) for bucket in image_buckets("count", self.example, {})}
+        found |= {(attribute, image_bucket(attribute, image)) for attribute in ("aspect", "size") for image in images}
+        found |= {(a, text_bucket(a, chars)) for a in ("has_text", "text_amount") for chars in self._ocr_chars}
+        return sum(1 << IMAGE_BITS[bucket] for bucket in found)
 
     def _field(self, field: str) -> list[str]:
         if field not in self._segments:
             if field == "title":
                 self._segments[field] = [normalise(item.title) for item in self.example.items]
             elif field in OCR_REGIONS:
-                self._segments.update(_ocr_fields(self.example))
+                self._segments.update(self._ocr_fields())
             else:
                 self._segments.update(_turn_fields(self.example))
         return self._segments[field]
+
+    def _ocr_fields(self) -> dict[str, list[str]]:
+        fields: dict[str, list[str]] = {"top": [], "middle": [], "bottom": []}
+        self._ocr_chars = []
+        for image in self.example.images:
+            chars = 0
+            for line in image.ocr:
+                text = normalise(line.text)
+                chars += len(text)
+                fields[region_of(line, image.height)].append(text)
+            self._ocr_chars.append(chars)
+        return fields
 
 
 def _turn_fields(example: IntentExample) -> dict[str, list[str]]:
@@ -104,14 +140,6 @@ def _turn_fields(example: IntentExample) -> dict[str, list[str]]:
         is_last = turn.speaker == "user" and not fields["last_user"] and bool(turn.text.strip())
         field = "last_user" if is_last else "agent" if turn.speaker == "agent" else "earlier_user"
         fields[field].append(normalise(turn.text))
-    return fields
-
-
-def _ocr_fields(example: IntentExample) -> dict[str, list[str]]:
-    fields: dict[str, list[str]] = {"top": [], "middle": [], "bottom": []}
-    for image in example.images:
-        for line in image.ocr:
-            fields[region_of(line, image.height)].append(normalise(line.text))
     return fields
 
 
@@ -192,11 +220,14 @@ class RegexChannel:
 
     def fill(self, table: Table, rows: Sequence[int], views: Sequence[ExampleView]) -> None:
         """Set the cells of the patterns that match some segment."""
-        for row in rows:
-            for text in views[row].segments(self._key):
-                for patterns in self._sets:
-                    if matched := patterns.matches(text):
-                        table[row, matched] = True
+        found = [
+            (row, column)
+            for row in rows
+            for text in views[row].segments(self._key)
+            for patterns in self._sets
+            for column in patterns.matches(text)
+        ]
+        _set_cells(table, found)
 
 
 class PatternSet:
@@ -260,8 +291,22 @@ class NearChannel:
         ]
 
 
+class ImageChannel:
+    """Image buckets other than clusters, taken from the examples' bits."""
+
+    def __init__(self, columns: Mapping[str, int]) -> None:
+        named = {f"{attribute} {bucket}": bit for (attribute, bucket), bit in IMAGE_BITS.items()}
+        self._bits = np.array([1 << named[value] for value in columns])
+        self._columns = np.array(list(columns.values()))
+
+    def fill(self, table: Table, rows: Sequence[int], views: Sequence[ExampleView]) -> None:
+        """Set the cells of the buckets that the examples' pictures fall into."""
+        bits = np.fromiter([views[row].image_bits for row in rows], np.int64, len(rows))
+        table[np.ix_(np.asarray(rows), self._columns)] = (bits[:, None] & self._bits) != 0
+
+
 class ValueChannel:
-    """Attributes whose values are looked up: image buckets and clusters, item attributes, answers."""
+    """Attributes whose values are looked up: image clusters, item attributes, answers."""
 
     def __init__(self, key: ChannelKey, columns: Mapping[str, int], prototypes: Prototypes) -> None:
         self._kind, self._scope = key
@@ -272,26 +317,41 @@ class ValueChannel:
         """Set the cells of the values that the examples have."""
         columns = self._columns
         for row in rows:
-            for value in self._values(views[row]):
-                if (column := columns.get(value)) is not None:
-                    table[row, column] = True
+            for value in self._values(views[row].example):
+                if value in columns:
+                    table[row, columns[value]] = True
 
-    def _values(self, view: ExampleView) -> Iterable[str]:
-        scope, example = self._scope, view.example
+    def _values(self, example: IntentExample) -> Iterable[str]:
         if self._kind == "image":
-            return image_buckets(scope, example, self._prototypes) if scope == "cluster" else view.buckets(scope)
+            return image_buckets(self._scope, example, self._prototypes)
         if self._kind == "item":
-            return [normalise(item.attributes[scope]) for item in example.items if scope in item.attributes]
-        return [normalise(example.meta.get(f"ask:{scope}", ""))]
+            return [normalise(item.attributes[self._scope]) for item in example.items if self._scope in item.attributes]
+        return [normalise(example.meta.get(f"ask:{self._scope}", ""))]
+
+
+def _set_cells(table: Table, cells: Sequence[tuple[int, int]]) -> None:
+    if cells:
+        rows, columns = zip(*cells, strict=True)
+        table[rows, columns] = True
+
+
+def channel_key(predicate: Predicate) -> ChannelKey:
+    """Return the channel of a predicate: kind and scope, but one for all image buckets that bits stand for."""
+    kind, scope = predicate.kind, predicate.scope
+    return _IMAGE if kind == "image" and scope in IMAGE_BUCKETS else (kind, scope)
 
 
 def value_key(predicate: Predicate) -> str:
     """Return the value by which a predicate's channel knows it: normalised where matching is."""
+    if channel_key(predicate) == _IMAGE:
+        return f"{predicate.scope} {predicate.value}"
     return normalise(predicate.value) if predicate.kind in ("text", "ocr", "item") else predicate.value
 
 
 def _build_channel(key: ChannelKey, columns: Mapping[str, int], prototypes: Prototypes) -> Channel:
     kind, scope = key
+    if key == _IMAGE:
+        return ImageChannel(columns)
     if kind == "regex":
         return RegexChannel(scope, columns)
     if kind == "near":
@@ -324,7 +384,7 @@ class Columns:
         self.count = ALWAYS + 1
         for predicate in predicates:
             if predicate not in self._known:
-                column = columns[predicate.kind, predicate.scope].setdefault(value_key(predicate), self.count)
+                column = columns[channel_key(predicate)].setdefault(value_key(predicate), self.count)
                 self.count = max(self.count, column + 1)
                 self._known[predicate] = column
         self.fields = _build_fields({key: columns[key] for key in columns if key in _FIELDS})
@@ -334,21 +394,23 @@ class Columns:
         for number, key in enumerate(others):
             self.channel_of[list(columns[key].values())] = number
 
+    @property
+    def batch(self) -> int:
+        """Examples worth evaluating together."""
+        return max(1, min(BATCH, TABLE_CELLS // self.count))
+
     def of(self, predicate: Predicate) -> int:
         """Return the column of a predicate that the constructor was given."""
         return self._known[predicate]
 
     def start(self, views: Sequence[ExampleView]) -> tuple[Table, Indices, Indices]:
-        """Return a table with its keywords filled in, and row and column of its true cells, sorted."""
+        """Return a table with its keywords filled in, and row and column of its true cells, some more than once."""
         table = np.zeros((len(views), self.count), dtype=np.bool_)
         found = [field.hits(views) for field in self.fields]
         rows = np.concatenate([np.arange(len(views)), *(row for row, _ in found)])
         columns = np.concatenate([np.full(len(views), ALWAYS), *(column for _, column in found)])
-        cells = np.sort(rows * self.count + columns)
-        cells = cells[np.diff(cells, prepend=-1) > 0]  # a word may occur more than once
-        table.reshape(-1)[cells] = True
-        row, column = np.divmod(cells, self.count)
-        return table, row, column
+        table[rows, columns] = True
+        return table, rows, columns
 
 
 def implied(predicate: Predicate) -> Predicate | None:
@@ -384,6 +446,8 @@ class CompiledRules:
         self._eager: list[int] = np.unique(used[used >= 0]).tolist()
         self._waiting = _Lists.group(anchors, columns.count)
         self._conditions = _Conditions(conditions, anchors, columns)
+        self._by_rank = np.empty(len(self.rules), dtype=np.object_)
+        self._by_rank[:] = self.rules
 
     def __reduce__(self) -> tuple[type[CompiledRules], tuple[RuleBase, str]]:
         """Travel between processes as the rule base; automata are built again."""
@@ -400,8 +464,9 @@ class CompiledRules:
     def fired_views(self, views: Sequence[ExampleView]) -> list[tuple[Rule, ...]]:
         """Return the rules that fire on each prepared example, in order."""
         fired: list[tuple[Rule, ...]] = []
-        for start in range(0, len(views), BATCH):
-            fired += self._fired_together(views[start : start + BATCH])
+        size = self._columns.batch
+        for start in range(0, len(views), size):
+            fired += self._fired_together(views[start : start + size])
         return fired
 
     def _fired_together(self, views: Sequence[ExampleView]) -> list[tuple[Rule, ...]]:
@@ -412,7 +477,8 @@ class CompiledRules:
         passed = self._conditions.hold(batch, example, rule)
         # One sort orders by example, then by rank, which is the rule's number.
         ordered = np.sort(example[passed] * len(self.rules) + rule[passed])
-        chosen = [self.rules[rank] for rank in (ordered % len(self.rules)).tolist()]
+        ordered = ordered[np.diff(ordered, prepend=-1) > 0]  # a keyword may occur more than once
+        chosen = self._by_rank[ordered % len(self.rules)].tolist()
         ends = np.searchsorted(ordered, (np.arange(len(views)) + 1) * len(self.rules)).tolist()
         return [tuple(chosen[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
 
@@ -515,8 +581,8 @@ def truth_table(predicates: Sequence[Predicate], examples: Sequence[IntentExampl
     numbers = np.array([columns.of(p) for p in predicates], dtype=np.int64)
     negated = np.array([p.negated for p in predicates], dtype=np.bool_)
     parts = [np.zeros((len(predicates), 0), dtype=np.bool_)]
-    for start in range(0, len(examples), BATCH):
-        views = [ExampleView(example) for example in examples[start : start + BATCH]]
+    for start in range(0, len(examples), columns.batch):
+        views = [ExampleView(example) for example in examples[start : start + columns.batch]]
         table, *_ = columns.start(views)
         for channel in columns.channels:
             channel.fill(table, range(len(views)), views)

@@ -171,14 +171,18 @@ def image_buckets(attribute: str, example: IntentExample, prototypes: Prototypes
 
 def image_bucket(attribute: str, image: ImageFacts) -> str:
     """Return the bucket of one picture: ``aspect``, ``size``, ``has_text`` or ``text_amount``."""
+    if attribute in ("has_text", "text_amount"):
+        return text_bucket(attribute, sum(len(normalise(line.text)) for line in image.ocr))
     if attribute == "aspect":
         if image.height >= TALL_RATIO * image.width:
             return "tall"
         return "wide" if image.width >= TALL_RATIO * image.height else "square"
-    if attribute == "size":
-        pixels = image.width * image.height
-        return "small" if pixels < SMALL_PIXELS else "large" if pixels >= LARGE_PIXELS else "medium"
-    chars = sum(len(normalise(line.text)) for line in image.ocr)
+    pixels = image.width * image.height
+    return "small" if pixels < SMALL_PIXELS else "large" if pixels >= LARGE_PIXELS else "medium"
+
+
+def text_bucket(attribute: str, chars: int) -> str:
+    """Return the bucket of a picture with so many recognised characters: ``has_text`` or ``text_amount``."""
     if attribute == "has_text":
         return "yes" if chars else "no"
     if not chars:
