@@ -8,10 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import structlog
 
 from mmd.artifacts import Artifact, ArtifactStore
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _plain_logging() -> Iterator[None]:
+    """Undo what an entry point under test configured: its loggers hold the captured stream of that test."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

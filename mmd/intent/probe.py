@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -254,7 +255,10 @@ def fit_head(rows: Matrix, targets: NDArray[np.int64], weights: Logits, n_labels
         return Head(coef.astype(np.float32), intercept.astype(np.float32))
     inside, back = _span(rows)
     model = LogisticRegression(C=c, max_iter=1_000, class_weight="balanced")
-    model.fit(inside, targets, sample_weight=weights)
+    with warnings.catch_warnings():
+        # Few shots of many labels are what this is for; scikit-learn would take them for a regression problem.
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+        model.fit(inside, targets, sample_weight=weights)
     inner, bias = model.coef_, model.intercept_
     if seen.size == 2:  # scikit-learn then keeps only the second label's side
         inner, bias = np.vstack([np.zeros_like(inner), inner]), np.array([0.0, bias[0]])
