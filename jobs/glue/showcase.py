@@ -13,6 +13,7 @@ from mmd.intent.engine import IntentAnswer, IntentEngine, IntentQuery
 from mmd.schema import Dialogue, Image
 
 _RULES_SHOWN = 3
+_TURNS_SHOWN = 4
 
 
 def show_conversations(context: JobContext, count: int) -> None:
@@ -39,9 +40,9 @@ def show_conversations(context: JobContext, count: int) -> None:
 
 
 def choose_dialogues(dialogues: list[Dialogue], count: int) -> Iterator[Dialogue]:
-    """Yield labelled dialogues, one of each task in turn and longer ones first, so that there is something to see."""
+    """Yield labelled dialogues, one of each task in turn, those of a readable length and with pictures first."""
     by_task: dict[str, list[Dialogue]] = {}
-    for dialogue in sorted(dialogues, key=lambda d: (-len(d.turns), d.id)):
+    for dialogue in sorted(dialogues, key=_readability):
         for task in dialogue.labels:
             by_task.setdefault(task, []).append(dialogue)
     queues = [iter(found) for found in by_task.values()]
@@ -52,6 +53,11 @@ def choose_dialogues(dialogues: list[Dialogue], count: int) -> Iterator[Dialogue
             count -= 1
             queues.append(queue)
             break
+
+
+def _readability(dialogue: Dialogue) -> tuple[int, bool, str]:
+    pictured = any(turn.image_ids for turn in dialogue.turns)
+    return abs(len(dialogue.turns) - _TURNS_SHOWN), not pictured, dialogue.id
 
 
 def query_of(dialogue: Dialogue, task: str, images: dict[str, Image]) -> IntentQuery:
