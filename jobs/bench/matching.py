@@ -3,7 +3,8 @@
 The dialogues and rules are made up: words of made-up syllables (English-like) or characters (Chinese), frequencies by
 Zipf's law, turns, OCR lines and pictures of varied length and size. Keywords are drawn by frequency too, function
 words aside, since mined keywords are words that occur. Both sides get texts that are already normalised, and must
-fire the same rules; a second figure includes normalisation on both sides.
+fire the same rules; a second figure includes normalisation on both sides. Two loops are measured: the one that one
+writes first, and the fastest that we could write. Times are processor seconds of one thread.
 """
 
 from __future__ import annotations
@@ -82,12 +83,15 @@ def _headline(
     """1,000 rules on every dialogue, both sides, repetitions interleaved."""
     compiled, loop = _both(rules, views)
     fired = [[rule.id for rule in found] for found in compiled.fired_views(views)]
+    plain = PlainLoop(rules)
     prepared = [loop.prepare(view) for view in views]
     _require_equal(fired, [loop.fired(texts) for texts in prepared])
-    ours, theirs, ours_raw, theirs_raw = [], [], [], []
+    _require_equal(fired[:200], [plain.fired(texts) for texts in prepared[:200]])
+    ours, theirs, plainly, ours_raw, theirs_raw = [], [], [], [], []
     for _ in range(repeats):
         ours.append(timed(lambda: compiled.fired_views(views)))
         theirs.append(timed(lambda: [loop.fired(texts) for texts in prepared]))
+        plainly.append(timed(lambda: [plain.fired(texts) for texts in prepared]))
         ours_raw.append(timed(lambda: compiled.fired_batch(examples)))
         theirs_raw.append(timed(lambda: [loop.fired(loop.prepare(ExampleView(e))) for e in examples]))
     return {
@@ -95,14 +99,20 @@ def _headline(
         "dialogues": len(views),
         "fired_per_dialogue": round(float(np.mean([len(ids) for ids in fired])), 3),
         "matcher_s": spread(ours),
-        "loop_s": spread(theirs),
-        "speedup": round(spread(theirs)["median"] / spread(ours)["median"], 1),
+        "unrolled_loop_s": spread(theirs),
+        "plain_loop_s": spread(plainly),
+        "speedup_over_unrolled_loop": _ratio(theirs, ours),
+        "speedup_over_plain_loop": _ratio(plainly, ours),
         "with_normalisation": {
             "matcher_s": spread(ours_raw),
-            "loop_s": spread(theirs_raw),
-            "speedup": round(spread(theirs_raw)["median"] / spread(ours_raw)["median"], 1),
+            "unrolled_loop_s": spread(theirs_raw),
+            "speedup_over_unrolled_loop": _ratio(theirs_raw, ours_raw),
         },
     }
+
+
+def _ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    return round(spread(slow)["median"] / spread(fast)["median"], 1)
 
 
 def _size(rules: Sequence[Rule], views: Sequence[ExampleView], small: int, repeats: int) -> dict[str, Any]:
@@ -120,8 +130,8 @@ def _size(rules: Sequence[Rule], views: Sequence[ExampleView], small: int, repea
         "rules": len(rules),
         "build_s": round(build, 4),
         "matcher_us_per_dialogue": round(micros[0], 2),
-        "loop_us_per_dialogue": round(micros[1], 1),
-        "speedup": round(micros[1] / micros[0], 1),
+        "unrolled_loop_us_per_dialogue": round(micros[1], 1),
+        "speedup_over_unrolled_loop": round(micros[1] / micros[0], 1),
     }
 
 
@@ -163,7 +173,7 @@ Check = tuple[int, bool, Any]  # slot, outcome wanted, value to look for or sear
 
 
 class RuleLoop:
-    """What one writes without a matcher, done well: compiled patterns, cheap conditions first, stop at a miss."""
+    """The fastest loop we could write: unrolled conditions, keywords before patterns, stop at the first miss."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         slots: dict[Slot, int] = {}
@@ -177,7 +187,7 @@ class RuleLoop:
                 if p.kind == "regex":
                     searches.append((slot, not p.negated, re.compile(p.value).search))
                 else:
-                    contains.append((slot, not p.negated, value_key(p)))
+                    contains.append((slot, not p.negated, p.value if kind == "image" else value_key(p)))
             self._rules.append((rule.id, contains, searches))
         self._slots = list(slots)
 
@@ -206,6 +216,24 @@ class RuleLoop:
                 else:
                     out.append(rule_id)
         return out
+
+
+class PlainLoop(RuleLoop):
+    """The loop one writes first: ``all`` over a rule's conditions, on the same prepared texts and compiled patterns."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        super().__init__(rules)
+        self._checks = [(rule_id, [*contains, *searches]) for rule_id, contains, searches in self._rules]
+
+    def fired(self, contents: Sequence[Any]) -> list[str]:
+        """Return the ids of the rules that fire."""
+        return [rule_id for rule_id, checks in self._checks if all(_holds(check, contents) for check in checks)]
+
+
+def _holds(check: Check, contents: Sequence[Any]) -> bool:
+    slot, wanted, what = check
+    found = what(contents[slot]) is not None if callable(what) else what in contents[slot]
+    return found is wanted
 
 
 # ---------------------------------------------------------------- made-up dialogues and rules
@@ -285,7 +313,7 @@ class World:
     def _telling_predicate(self) -> Predicate:
         rng = self._rng
         if rng.random() < 0.06:
-            a, b, c = (re.escape(self._word()) for _ in range(3))
+            a, b, c = (self._word() for _ in range(3))  # letters and spaces only
             return Predicate("regex", "last_user", f"({a}|{b}).{{0,6}}{c}")
         if rng.random() < 0.2:
             return Predicate("ocr", rng.choice(("any", "any", "top", "bottom")), self._word())

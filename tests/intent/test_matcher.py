@@ -114,14 +114,14 @@ def by_hand(base: RuleBase, example: IntentExample) -> list[Rule]:
     return [r for r in base.of_task("t") if all(holds(p, example, base.prototypes) for p in r.predicates)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(rule_bases(), st.lists(examples(), max_size=3))
 def test_fired_rules_equal_the_reference(base: RuleBase, batch: list[IntentExample]) -> None:
     compiled = CompiledRules(base, "t")
     assert [list(fired) for fired in compiled.fired_batch(batch)] == [by_hand(base, e) for e in batch]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(predicates(), max_size=10), st.lists(examples(), max_size=3))
 def test_truth_table_equals_the_reference(conditions: list[Predicate], batch: list[IntentExample]) -> None:
     table = truth_table(conditions, batch, PROTOTYPES)
