@@ -103,6 +103,7 @@ def main(
     try:
         overrides = [*corpus_overrides(common["corpus"]), *common["overrides"]]
         config = load_config(common["config"], profile=common["profile"], overrides=overrides)
+        warn_of_passing_store(config.store)
         artifact = run(JobContext(config, force=common["force"], options=args))
     except MmdError as err:
         console.print(f"mmd {verb}: {err}", style="red", markup=False, soft_wrap=True)
@@ -112,6 +113,19 @@ def main(
         return 130
     print_summary(verb, artifact, time.perf_counter() - started)
     return 0
+
+
+def warn_of_passing_store(store: str, folder: Path | None = None) -> None:
+    """Say so when a submitted job would write into the unpacked copy of the code, which the cluster removes later."""
+    inside_package = "runtime_resources" in (folder or Path.cwd()).parts
+    if inside_package and "://" not in store and not Path(store).is_absolute():
+        console.print(
+            f"note: store {store!r} lies in this job's unpacked code and goes with it; to keep the results give "
+            "--set store=/ABSOLUTE/PATH or a URI that all nodes reach.",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def print_summary(verb: str, artifact: Artifact, seconds: float) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from jobs.glue.entry import JobContext, corpus_overrides, main, with_options
+from jobs.glue.entry import JobContext, corpus_overrides, main, warn_of_passing_store, with_options
 from jobs.glue.progress import progress
 from mmd.artifacts import Artifact
 from mmd.config import AppConfig
@@ -114,3 +114,20 @@ def test_progress_is_silent_away_from_a_terminal(capsys: pytest.CaptureFixture[s
         advance(records=10, bad=0)
         advance(records=5)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("store", "in_job", "told"),
+    [
+        ("artifacts", "yes", "yes"),
+        ("/data/artifacts", "yes", "no"),
+        ("s3://b/store", "yes", "no"),
+        ("artifacts", "no", "no"),
+    ],
+)
+def test_a_store_that_goes_with_the_jobs_code_is_told(
+    store: str, in_job: str, told: str, capsys: pytest.CaptureFixture[str]
+):
+    folder = Path("/ray/session/runtime_resources/working_dir_files/pkg" if in_job == "yes" else "/home/me/mmd")
+    warn_of_passing_store(store, folder)
+    assert ("store=" in capsys.readouterr().out) is (told == "yes")
