@@ -62,6 +62,7 @@ def _connect(settings: ClusterSettings) -> None:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster on the loopback interface
     ray.init(
+        address="local",  # else a cluster that somebody started on this machine would be taken, and refuse the sizes
         num_cpus=settings.logical_cpus,
         object_store_memory=settings.object_store_mb * 2**20,
         include_dashboard=settings.dashboard,
