@@ -155,6 +155,7 @@ def _start_ray(config: AppConfig) -> None:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster on the loopback interface
     ray.init(
+        address="local",  # beside, not inside, a cluster that somebody started on this machine
         num_cpus=config.cluster.logical_cpus,
         object_store_memory=config.cluster.object_store_mb * 2**20,
         include_dashboard=config.cluster.dashboard,

@@ -37,7 +37,7 @@ def ray_local() -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     import ray
 
-    ray.init(num_cpus=8, object_store_memory=512 * 2**20, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=8, object_store_memory=512 * 2**20, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
