@@ -80,7 +80,7 @@ class Scorer(Protocol):
 
 
 class LanguageProposer:
-    """Changes the mined prior of keywords by how much likelier a small language model finds them after the label's name.
+    """Changes keywords' mined prior by how much likelier a small language model finds them after the label's name.
 
     The model reads "<label>: " and scores the best keywords; the pointwise information of label and keyword,
     log P(keyword | label) − log P(keyword | …), goes into the prior as exp(weight · information), clipped.
