@@ -1,7 +1,7 @@
 """From a request to a dialogue, every limit checked before the work that it bounds.
 
-Order: body bytes (:class:`~serve_apps.guard.Guard`, while they arrive), turns and characters, number of pictures, bytes
-of each as told by its base64 length, then its header's width and height, and only then its pixels.
+Order: body bytes (:class:`~serve_apps.guard.Guard`, while they arrive), turns, product ids and characters, number of
+pictures, bytes of each as told by its base64 length, then its header's width and height, and only then its pixels.
 """
 
 from __future__ import annotations
@@ -84,7 +84,11 @@ def _check_sizes(turns: list[DraftTurn], limits: ServeSettings) -> None:
     if len(turns) > limits.max_turns:
         message = f"{len(turns)} turns; at most {limits.max_turns} are taken. Send the last {limits.max_turns}."
         raise ApiError(400, "too_many_turns", message, "turns")
-    characters = sum(len(turn.text) for turn in turns)
+    named = sum(len(turn.item_ids) for turn in turns)
+    if named > limits.max_item_ids:
+        message = f"{named} product ids; at most {limits.max_item_ids} are taken. Send those that matter."
+        raise ApiError(400, "too_many_item_ids", message, "turns")
+    characters = sum(len(turn.text) + sum(map(len, turn.item_ids)) for turn in turns)
     if characters > limits.max_text_chars:
         message = f"{characters} characters; at most {limits.max_text_chars} are taken. Send fewer or shorter turns."
         raise ApiError(400, "text_too_long", message, "turns")
