@@ -51,7 +51,7 @@ from mmd.models.settings import ModelSettings
 
 def run(context: JobContext) -> Artifact:
     """Write rulebase/NAME unless the same was mined before."""
-    inputs = {kind: context.store.open(f"{kind}/{context.name}") for kind in ("corpus", "features")}
+    inputs = context.lineage("features")
     settings, seeds = mining_settings(context.config), {"mining": context.config.seed}
     if found := context.existing("rulebase", settings, inputs, seeds):
         return found
@@ -61,7 +61,9 @@ def run(context: JobContext) -> Artifact:
     version = version_for("rulebase", settings, inputs, seeds)
     mined, metrics = mine(context, examples, names, run_name=f"mine_rules-{context.name}-{version}")
     meta = {"corpus": inputs["corpus"].ref, "features": inputs["features"].ref, "seed": str(context.config.seed)}
-    with context.store.write("rulebase", context.name, settings=settings, inputs=inputs, seeds=seeds) as writer:
+    with context.store.write(
+        "rulebase", context.name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
+    ) as writer:
         join(mined, meta).save(writer)
         save_firings(writer, {m.task: m.firings for m in mined}, {task: len(rows) for task, rows in examples.items()})
         writer.metrics = metrics
@@ -70,7 +72,7 @@ def run(context: JobContext) -> Artifact:
 
 def mining_settings(config: AppConfig) -> dict[str, Any]:
     """Return the settings that the base depends on; how searches are batched is not among them."""
-    wanted = {"folds", "min_precision", "min_support", "min_found", "predicates", "search"}
+    wanted = {"folds", "min_precision", "min_support", "min_found", "max_overlap", "predicates", "search"}
     return config.intent.model_dump(mode="json", include=wanted) | {"proposer": config.models.proposer}
 
 

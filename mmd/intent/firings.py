@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmd.artifacts import Artifact, ArtifactWriter
@@ -72,7 +72,7 @@ def _strength(firing: HeldOutFiring) -> tuple[float, int, str]:
 def save_firings(
     writer: ArtifactWriter, by_task: Mapping[str, Mapping[str, Sequence[HeldOutFiring]]], examples: Mapping[str, int]
 ) -> None:
-    """Write ``held_out.json``: task → dialogue id → firings as [label, hits, support], best first.
+    """Write ``held_out.json``: task → dialogue id → firings as [label, hits, support, weight], best first.
 
     Args:
         writer: of the rule base's artefact.
@@ -82,7 +82,10 @@ def save_firings(
     content: dict[str, Any] = {
         task: {
             "examples": examples[task],
-            "fired": {key: [[f.label, f.stats.hits, f.stats.support] for f in fired] for key, fired in rows.items()},
+            "fired": {
+                key: [[f.label, f.stats.hits, f.stats.support, f.stats.weight] for f in fired]
+                for key, fired in rows.items()
+            },
         }
         for task, rows in by_task.items()
     }
@@ -97,6 +100,9 @@ def load_firings(artifact: Artifact, task: str) -> dict[str, tuple[HeldOutFiring
     if content is None:
         return None
     return {
-        key: tuple(HeldOutFiring(label, measure(support, hits, content["examples"])) for label, hits, support in fired)
+        key: tuple(
+            HeldOutFiring(label, replace(measure(support, hits, content["examples"]), weight=weight))
+            for label, hits, support, weight in fired
+        )
         for key, fired in content["fired"].items()
     }

@@ -29,7 +29,7 @@ from mmd.intent.search import Found, RuleSearch, SearchProblem
 from mmd.intent.select import Evidence, FoldRule, keep_rules, pool
 from mmd.intent.settings import IntentSettings
 from mmd.intent.types import IntentExample
-from mmd.intent.vote import Verdict, verdict
+from mmd.intent.vote import Verdict, label_weights, verdict
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -277,13 +277,18 @@ def assemble(
         min_support=settings.min_support,
         min_precision=settings.min_precision,
         min_searches=settings.min_found * searches,
+        max_overlap=settings.max_overlap,
     )
     wanted = {p.value for e in kept for p in e.key[1] if p.kind == "near"}
     prototypes = make_prototypes(wanted, examples, settings.predicates, names=names)
     kept = [e for e in kept if all(p.kind != "near" or p.value in prototypes for p in e.key[1])]
     rules = tuple(_rule(task, e, searches, len(examples), proposer) for e in kept)
     default = min(Counter(labels).items(), key=lambda item: (-item[1], item[0]))[0]
-    firings = _held_out(labels, results, {e.key for e in kept}, settings)
+    weights = label_weights(rules)
+    firings = [
+        tuple(HeldOutFiring(f.label, replace(f.stats, weight=weights[f.label])) for f in fired)
+        for fired in _held_out(labels, results, {e.key for e in kept}, settings)
+    ]
     metrics = {
         "examples": len(examples),
         "searches": len(results),

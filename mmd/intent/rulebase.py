@@ -26,6 +26,7 @@ from mmd.errors import RuleError
 from mmd.intent.predicates import check_predicate, check_prototype, format_predicate
 from mmd.intent.rules import UNMEASURED, Predicate, Prototype, Prototypes, Rule, RuleStats, measure, strength
 from mmd.intent.types import Vector
+from mmd.intent.vote import label_weights
 
 FORMAT_VERSION = 1
 RULES_FILE = "rules.yaml"
@@ -61,9 +62,9 @@ class RuleBase:
     meta: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check, then order by task, label and strength."""
+        """Check, weigh the votes, then order by task, label and strength."""
         check_rules(self.rules, self.prototypes)
-        ordered = sorted(self.rules, key=lambda rule: (rule.task, rule.label, strength(rule)))
+        ordered = sorted(weigh(self.rules), key=lambda rule: (rule.task, rule.label, strength(rule)))
         object.__setattr__(self, "rules", tuple(ordered))
 
     @property
@@ -322,6 +323,21 @@ def _sha256(data: bytes) -> str:
 
 
 # ---------------------------------------------------------------- compiled form
+
+
+def weigh(rules: Iterable[Rule]) -> list[Rule]:
+    """Return the rules with the weight that a firing has in their task's vote (:func:`mmd.intent.vote.label_weights`).
+
+    Weights follow from the rules that the base has, so that they are right after any edit and need not be stored.
+    """
+    by_task: dict[str, list[Rule]] = {}
+    for rule in rules:
+        by_task.setdefault(rule.task, []).append(rule)
+    out = []
+    for own in by_task.values():
+        weights = label_weights(rule for rule in own if rule.enabled)
+        out += [replace(r, stats=replace(r.stats, weight=weights.get(r.label, 1.0))) for r in own]
+    return out
 
 
 def flatten(base: RuleBase, yaml_sha256: str) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class RuleStats:
     precision: float  # hits / support
     wilson_lower: float  # lower end of the 95 % Wilson interval of precision
     coverage: float  # support / examples of the task
+    weight: float = field(default=1.0, compare=False)  # of a firing in the rules' vote; the rule base sets it
 
 
 UNMEASURED = RuleStats(support=0, hits=0, precision=0.0, wilson_lower=0.0, coverage=0.0)

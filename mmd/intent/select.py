@@ -86,13 +86,40 @@ def prune_supersets(evidence: Sequence[Evidence]) -> list[Evidence]:
     return kept
 
 
+def prune_alike(evidence: Sequence[Evidence], max_overlap: float) -> list[Evidence]:
+    """Drop rules that fire on nearly the same held-out examples as a better rule for the same label.
+
+    Args:
+        evidence: rules that fired at least once.
+        max_overlap: Jaccard similarity of two rules' firings from which the weaker one goes, (0, 1]; above 1 none.
+
+    Returns:
+        The rest, best first (Wilson lower bound, support, fewer predicates).
+    """
+    chosen: defaultdict[str, list[NDArray[np.bool_]]] = defaultdict(list)
+    kept = []
+    for item in sorted(evidence, key=lambda e: (-e.wilson, -e.support, len(e.key[1]), e.key)):
+        others = chosen[item.key[0]]
+        if others:
+            rows = np.stack(others)
+            both = (rows & item.fired).sum(axis=1)
+            if (both / (rows.sum(axis=1) + item.support - both)).max() >= max_overlap:
+                continue
+        others.append(item.fired)
+        kept.append(item)
+    return kept
+
+
 def keep_rules(
-    evidence: Iterable[Evidence], *, min_support: int, min_precision: float, min_searches: float
+    evidence: Iterable[Evidence], *, min_support: int, min_precision: float, min_searches: float, max_overlap: float
 ) -> list[Evidence]:
-    """Keep rules with enough held-out support, hits and precision that enough searches found; prune supersets."""
+    """Keep rules with enough held-out support, hits and precision that enough searches found.
+
+    Of these, supersets that are no better (:func:`prune_supersets`) and rules too alike (:func:`prune_alike`) go.
+    """
     good = [
         e
         for e in evidence
         if e.support >= min_support and e.hits > 0 and e.precision >= min_precision and e.searches >= min_searches
     ]
-    return prune_supersets(good)
+    return prune_alike(prune_supersets(good), max_overlap)

@@ -3,7 +3,9 @@
 The best firing rule alone (Wilson lower bound, then support) is the paper's prediction; on few-shot data it is
 weak, as every rule was seen firing a few times only. In the vote each fired rule adds its log lift, the
 logarithm of how much likelier its label becomes when it fires, so that many weak rules outweigh one lucky one.
-Form of the vote: ours (a naive Bayes over rules, positive evidence only); chosen by nested cross-validation.
+Labels with many rules would outshout those with few; a firing therefore counts the less the more evidence the
+base holds for its label. Form of the vote: ours, chosen by nested cross-validation
+(docs/results/kdsl-rules-research.md).
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mmd.intent.rules import RuleStats
+
+
+_EVENNESS = 0.75  # 0: every firing counts alike; 1: what counts is the share of a label's evidence that fires
 
 
 class Voter(Protocol):
@@ -52,11 +57,27 @@ def log_lift(stats: RuleStats, n_labels: int) -> float:
     return max(0.0, math.log((stats.hits + chance) / (stats.support + 1.0) / chance))
 
 
+def label_weights(rules: Iterable[Voter]) -> dict[str, float]:
+    """Return label → what a firing for it counts: (mean evidence of the labels / its own)^0.75.
+
+    Args:
+        rules: every rule of one task. A label's evidence is the log lift of all its rules together.
+    """
+    voters = list(rules)
+    n_labels = len({rule.label for rule in voters})
+    totals: dict[str, float] = {}
+    for rule in voters:
+        totals[rule.label] = totals.get(rule.label, 0.0) + log_lift(rule.stats, n_labels)
+    heard = {label: total for label, total in totals.items() if total > 0.0}
+    mean = sum(heard.values()) / len(heard) if heard else 1.0
+    return {label: (mean / heard[label]) ** _EVENNESS if label in heard else 1.0 for label in totals}
+
+
 def tally(fired: Iterable[Voter], n_labels: int) -> dict[str, float]:
-    """Return label → summed evidence of the rules that fired for it, in nats."""
+    """Return label → summed evidence of the rules that fired for it: log lift (nats) times the rule's weight."""
     totals: dict[str, float] = {}
     for rule in fired:
-        totals[rule.label] = totals.get(rule.label, 0.0) + log_lift(rule.stats, n_labels)
+        totals[rule.label] = totals.get(rule.label, 0.0) + rule.stats.weight * log_lift(rule.stats, n_labels)
     return totals
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmd.intent.rules import Predicate
-from mmd.intent.select import FoldRule, keep_rules, pool, prune_supersets
+from mmd.intent.select import FoldRule, keep_rules, pool, prune_alike, prune_supersets
 
 A, B = Predicate("text", "user", "a"), Predicate("text", "user", "b")
 LABELS = ["x", "x", "x", "y", "y", "y"]
@@ -41,5 +41,15 @@ def test_only_supported_precise_rules_that_enough_searches_found_are_kept():
         found((A, B), (0, 1, 2)),  # found once
         *[found((Predicate("text", "user", "c"),), (0,))] * 2,  # fired once
     ]
-    kept = keep_rules(pool(rules, LABELS), min_support=2, min_precision=0.5, min_searches=2)
+    kept = keep_rules(pool(rules, LABELS), min_support=2, min_precision=0.5, min_searches=2, max_overlap=2.0)
     assert [e.key[1] for e in kept] == [(A,)]
+
+
+def test_of_two_rules_that_fire_on_the_same_examples_the_better_one_stays():
+    rules = [found((A,), (0, 1, 2)), found((B,), (0, 1, 2, 3)), found((Predicate("text", "user", "c"),), (1, 2, 3, 4))]
+    kept = prune_alike(pool(rules, LABELS), max_overlap=0.7)
+    assert [e.key[1][0].value for e in kept] == ["a", "c"]  # a: 3 of 3; b overlaps it by 3/4, c by 2/5
+
+
+def test_rules_of_different_labels_may_fire_on_the_same_examples():
+    assert len(prune_alike(pool([found((A,), (0, 3)), found((B,), (0, 3), "y")], LABELS), 0.5)) == 2

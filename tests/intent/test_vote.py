@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from mmd.intent.rules import RuleStats, measure
-from mmd.intent.vote import log_lift, tally, verdict
+from mmd.intent.vote import label_weights, log_lift, tally, verdict
 
 
 @dataclass(frozen=True)
@@ -49,3 +49,22 @@ def test_no_rule_means_no_verdict():
 
 def test_ties_go_to_the_first_label_by_name():
     assert verdict([rule("b", 2, 2), rule("a", 2, 2)], 5).label == "a"
+
+
+def test_a_label_with_more_evidence_in_the_base_counts_less_a_firing():
+    """Evidence 3 L against L, mean 2 L: weights (2/3)^0.75 and 2^0.75."""
+    weights = label_weights([rule("a", 4, 4)] * 3 + [rule("b", 4, 4)])
+    assert weights == {"a": pytest.approx((2 / 3) ** 0.75), "b": pytest.approx(2**0.75)}
+
+
+def test_labels_with_equal_evidence_are_weighed_alike():
+    assert label_weights([rule("a", 3, 4), rule("b", 3, 4)]) == {"a": pytest.approx(1.0), "b": pytest.approx(1.0)}
+
+
+def test_no_rules_have_no_weights():
+    assert label_weights([]) == {}
+
+
+def test_the_weight_scales_what_a_firing_says():
+    heavy = Fired("a", replace(measure(3, 3, 100), weight=2.0))
+    assert tally([heavy], 4)["a"] == pytest.approx(2 * log_lift(heavy.stats, 4))
