@@ -105,7 +105,12 @@ class IntentSettings(Settings):
     )
     min_support: int = Field(default=2, ge=1, description="Held-out examples a kept rule must fire on.")
     min_found: float = Field(
-        default=0.4, ge=0, le=1, description="Share of a label's searches that must find a rule for it to be kept."
+        default=0.2, ge=0, le=1, description="Share of a label's searches that must find a rule for it to be kept."
+    )
+    max_overlap: float = Field(
+        default=0.7,
+        gt=0,
+        description="Jaccard similarity of two rules' held-out firings from which the weaker one goes; above 1 none.",
     )
     predicates: PredicateSettings = Field(default_factory=PredicateSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)
