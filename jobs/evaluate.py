@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.glue.entry import JobContext, console, main
-from mmd.artifacts import Artifact, ArtifactStore, version_for
+from mmd.artifacts import Artifact, version_for
 from mmd.corpora.store import Corpus
 from mmd.errors import CorpusError
 from mmd.evaluation.intent import (
@@ -34,18 +34,17 @@ from mmd.intent.gate import GATE_FILE, Gate, TaskGate, load_gates
 from mmd.intent.probe import load_probes
 from mmd.intent.rulebase import RuleBase
 
-ROLES = ("corpus", "features", "rulebase", "classifier")
-
 
 def run(context: JobContext) -> Artifact:
     """Write report/NAME unless the same model was reported before."""
-    gate_artifact = context.store.open(f"gate/{context.name}")
-    inputs = {"gate": gate_artifact, **made_from(context.store, gate_artifact)}
+    inputs = context.lineage("gate")
     settings = context.config.evaluation.model_dump(mode="json")
     seeds = {"bootstrap": context.config.seed}
     if found := context.existing("report", settings, inputs, seeds):
         return found
-    with context.store.write("report", context.name, settings=settings, inputs=inputs, seeds=seeds) as writer:
+    with context.store.write(
+        "report", context.name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
+    ) as writer:
         page, metrics = evaluate(context, inputs)
         writer.write_bytes("report.html", page.encode())
         writer.write_json("metrics.json", metrics)
@@ -54,15 +53,6 @@ def run(context: JobContext) -> Artifact:
     report = context.store.open(f"report/{context.name}@{version}")
     console.print(report.path("report.html"), markup=False, soft_wrap=True)
     return report
-
-
-def made_from(store: ArtifactStore, gate: Artifact) -> dict[str, Artifact]:
-    """Open the very artefacts that a gate was made from, not merely the newest of their names.
-
-    Raises:
-        ArtifactError: one of them is gone.
-    """
-    return {role: store.open(gate.manifest.inputs[role].split()[0]) for role in ROLES}
 
 
 def evaluate(context: JobContext, inputs: Mapping[str, Artifact]) -> tuple[str, dict[str, Any]]:

@@ -39,13 +39,15 @@ UNITS: dict[Role, str] = {"ocr": "pictures", "vision": "pictures", "text": "text
 
 def run(context: JobContext) -> Artifact:
     """Write features/NAME unless the same corpus and extractors were featurized before."""
-    artifact = context.store.open(f"corpus/{context.name}")
+    artifact = context.open("corpus")
     extractors = build_extractors(context.config.features)
     settings = {"extractors": {role: info and asdict(info) for role, info in extractors.describe().items()}}
     inputs = {"corpus": artifact}
     if found := context.existing("features", settings, inputs, {}):
         return found
-    with context.store.write("features", context.name, settings=settings, inputs=inputs) as writer:
+    with context.store.write(
+        "features", context.name, settings=settings, inputs=inputs, replace=context.force
+    ) as writer:
         writer.write_json(INFO_FILE, settings)
         Featurize(context, Corpus(artifact), extractors, writer).run()
     return context.store.open(f"features/{context.name}@{version_for('features', settings, inputs, {})}", verify=False)

@@ -56,7 +56,7 @@ class Fitted:
 
 def run(context: JobContext) -> Artifact:
     """Write classifier/NAME and gate/NAME unless the same was fitted before; return the gate."""
-    inputs = {kind: context.store.open(f"{kind}/{context.name}") for kind in ("corpus", "features", "rulebase")}
+    inputs = context.lineage("rulebase")
     corpus = Corpus(inputs["corpus"])
     intent = context.config.intent
     seeds = {"folds": context.config.seed}
@@ -69,12 +69,16 @@ def run(context: JobContext) -> Artifact:
         if found := context.existing("gate", gate_settings, inputs | {"classifier": before}, seeds):
             return found
     fitted = fit_tasks(context, corpus, Features(inputs["features"]), inputs["rulebase"])
-    with context.store.write("classifier", context.name, settings=settings, inputs=trained_on, seeds=seeds) as writer:
+    with context.store.write(
+        "classifier", context.name, settings=settings, inputs=trained_on, seeds=seeds, replace=context.force
+    ) as writer:
         save_probes(writer, {task: f.probe.classifier for task, f in fitted.items()})
         writer.metrics = {f"{task} held-out weighted F1": f.classifier_f1 for task, f in fitted.items()}
     classifier = context.store.open(f"classifier/{context.name}@{version}")
     inputs = inputs | {"classifier": classifier}
-    with context.store.write("gate", context.name, settings=gate_settings, inputs=inputs, seeds=seeds) as writer:
+    with context.store.write(
+        "gate", context.name, settings=gate_settings, inputs=inputs, seeds=seeds, replace=context.force
+    ) as writer:
         save_gates(
             writer,
             {task: f.gates[0].gate for task, f in fitted.items()},

@@ -67,7 +67,7 @@ def run(context: JobContext) -> Artifact:
         return found
     with (
         ray_cluster(config.cluster),
-        context.store.write("corpus", context.name, settings=settings, seeds=seeds) as writer,
+        context.store.write("corpus", context.name, settings=settings, seeds=seeds, replace=context.force) as writer,
     ):
         Ingest(reader, parts, config.data, writer, context.options.get("workers")).run()
     return context.store.open(f"corpus/{context.name}@{version_for('corpus', settings, {}, seeds)}", verify=False)

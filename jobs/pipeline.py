@@ -35,6 +35,7 @@ def run(context: JobContext) -> Artifact:
             console.rule(f"{number}/{len(steps)} {name}", align="left")
             started_unix_s, started = time.time(), time.perf_counter()
             artifact = _step(name)(context)
+            context = context.pinned(artifact)
             skipped = artifact.manifest.created_unix_s < started_unix_s
             rows.append((name, artifact, time.perf_counter() - started, skipped))
             console.print(f"{artifact.ref} {'unchanged, skipped' if skipped else 'written'}", markup=False)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, Literal, cast, get_args
 
 import fsspec
 import pyarrow as pa
@@ -44,23 +44,12 @@ Kind = Literal[
     "student",
     "report",
 ]
-KINDS: tuple[Kind, ...] = (
-    "corpus",
-    "features",
-    "rulebase",
-    "classifier",
-    "gate",
-    "adapter",
-    "retriever",
-    "index",
-    "teacher",
-    "student",
-    "report",
-)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 SAFE_SUFFIXES = frozenset(
     {".parquet", ".json", ".jsonl", ".yaml", ".safetensors", ".faiss", ".html", ".png", ".txt", ".md"}
 )
 MANIFEST = "manifest.json"
+_ALIVE = ".writing"  # gone when gc took the writer for dead: what it then writes must not be committed
 _CHUNK = 1 << 20
 
 
@@ -296,11 +285,16 @@ class ArtifactStore:
         inputs: Mapping[str, Artifact] | None = None,
         seeds: Mapping[str, int] | None = None,
         version: str | None = None,
+        replace: bool = False,
     ) -> Iterator[ArtifactWriter]:
         """Write one artefact: fill the writer inside the ``with``; leaving it without an error commits.
 
         The version defaults to :func:`version_for`. When another writer committed the same version first,
-        this writer's files are discarded and the earlier artefact stands.
+        this writer's files are discarded and the earlier artefact stands, unless ``replace`` is on: then the manifest
+        is exchanged in one step, and gc removes the earlier files later.
+
+        Raises:
+            ArtifactError: a file of an unsafe format, or gc took this writer for dead and removed its files.
         """
         inputs, seeds = inputs or {}, seeds or {}
         version = version or version_for(kind, settings, inputs, seeds)
@@ -308,8 +302,10 @@ class ArtifactStore:
         writer_dir = f"w-{uuid.uuid4().hex[:8]}"
         writer = ArtifactWriter(self.fs, f"{folder}/{writer_dir}", self.protocol)
         self.fs.makedirs(writer.root, exist_ok=True)
+        self.fs.touch(f"{writer.root}/{_ALIVE}")
         try:
             yield writer
+            self._end_writing(writer, f"{kind}/{name}@{version}")
             files = self._hash_tree(writer.root)
             input_refs = {role: f"{a.ref} {a.manifest.digest}" for role, a in inputs.items()}
             manifest = Manifest(
@@ -327,12 +323,21 @@ class ArtifactStore:
                 code=code_revision(),
                 created_unix_s=round(time.time(), 3),
             )
-            committed = self._create(f"{folder}/{MANIFEST}", manifest.model_dump_json(indent=2).encode() + b"\n")
+            data = manifest.model_dump_json(indent=2).encode() + b"\n"
+            committed = self._create(f"{folder}/{MANIFEST}", data, replace=replace)
         except BaseException:
             self._remove(writer.root)
             raise
         if not committed:
             self._remove(writer.root)
+
+    def _end_writing(self, writer: ArtifactWriter, ref: str) -> None:
+        if not self.fs.exists(f"{writer.root}/{_ALIVE}"):
+            raise ArtifactError(
+                f"{ref}: `mmd artifacts gc` removed this run's files while it was writing; run the job again, and give "
+                "gc a longer --older-than-s."
+            )
+        self.fs.rm(f"{writer.root}/{_ALIVE}")
 
     def _remove(self, path: str) -> None:
         """Remove a folder, and its parent when that leaves it empty; object stores have no empty folders."""
@@ -342,14 +347,17 @@ class ArtifactStore:
         if self.fs.isdir(parent) and not self.fs.ls(parent):
             self.fs.rm(parent, recursive=True)
 
-    def _create(self, path: str, data: bytes) -> bool:
-        """Create a file only if it is not there; False if it was.
+    def _create(self, path: str, data: bytes, *, replace: bool) -> bool:
+        """Create a file only if it is not there (False if it was), or exchange it.
 
-        Local files appear whole: they are written aside and hard-linked, which is exclusive and atomic.
+        Local files appear whole: they are written aside and renamed or hard-linked, which is atomic, and exclusive too.
         """
         if self.protocol == "file":
             aside = Path(f"{path}.{uuid.uuid4().hex[:8]}.tmp")
             aside.write_bytes(data)
+            if replace:
+                aside.replace(path)
+                return True
             try:
                 Path(path).hardlink_to(aside)
             except FileExistsError:
@@ -357,10 +365,12 @@ class ArtifactStore:
             finally:
                 aside.unlink()
             return True
-        if self.fs.exists(path):
+        if self.fs.exists(path) and not replace:
             return False
         try:
-            with self.fs.open(path, "xb") as handle:  # object stores create whole objects, conditionally
+            with self.fs.open(
+                path, "wb" if replace else "xb"
+            ) as handle:  # object stores create whole objects, conditionally
                 handle.write(data)
         except FileExistsError:
             return False
@@ -471,7 +481,11 @@ class ArtifactStore:
         if not self.fs.exists(where):
             return None
         with self.fs.open(where, "rb") as handle:
-            return f"{version_dir}/{json.loads(handle.read())['root']}"
+            data = handle.read()
+        try:
+            return f"{version_dir}/{Manifest.model_validate_json(data).root}"
+        except ValidationError:
+            return None  # half a manifest, by a store without atomic creation: nothing here can be opened
 
     def _size_and_mtime(self, path: str) -> tuple[int, float]:
         entries: Iterable[Mapping[str, Any]] = self.fs.find(path, detail=True).values()

@@ -60,6 +60,30 @@ def test_a_killed_writer_is_invisible_and_gc_reclaims_it(store: ArtifactStore):
     assert store.gc(min_age_s=0) == []
 
 
+def test_a_live_writer_that_gc_took_for_dead_does_not_commit_what_is_left(store: ArtifactStore):
+    with pytest.raises(ArtifactError, match="gc` removed"), store.write("report", "demo", settings={}) as writer:
+        writer.write_json("first.json", {})
+        assert len(store.gc(min_age_s=0)) == 1
+        writer.write_json("later.json", {})
+    assert store.find() == []
+
+
+def test_a_forced_write_replaces_what_was_there_and_gc_removes_the_rest(store: ArtifactStore):
+    write(store, '{"run": 1}')
+    with store.write("report", "demo", settings={}, replace=True) as writer:
+        writer.write_json("metrics.json", {"run": 2})
+    assert store.open("report/demo").read_json("metrics.json") == {"run": 2}
+    assert len(store.find()) == 1
+    assert len(store.gc(min_age_s=0)) == 1
+    assert store.open("report/demo").read_json("metrics.json") == {"run": 2}
+
+
+def test_half_a_manifest_stops_no_gc(store: ArtifactStore, tmp_path: Path):
+    write(store)
+    next((tmp_path / "store").rglob("manifest.json")).write_text('{"kind": "rep')
+    assert [leftover.reason for leftover in store.gc(min_age_s=0, dry_run=True)] == ["no manifest names it"]
+
+
 def test_gc_spares_complete_artefacts(store: ArtifactStore):
     write(store)
     assert store.gc(min_age_s=0, broken=True) == []

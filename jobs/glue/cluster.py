@@ -42,7 +42,7 @@ def hold_cluster() -> Iterator[None]:
     """
     import ray
 
-    mine = not ray.is_initialized()
+    mine = not _held.get() and not ray.is_initialized()
     token = _held.set(True)
     try:
         yield

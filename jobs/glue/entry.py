@@ -27,11 +27,16 @@ console = Console(stderr=False, highlight=False)
 
 @dataclass(frozen=True)
 class JobContext:
-    """What a job works with. ``options`` are the verb's own command-line options."""
+    """What a job works with.
+
+    ``options`` are the verb's own command-line options; ``pins`` are artefacts by kind that a pipeline's earlier steps
+    made or found, to be taken instead of the newest of their kind.
+    """
 
     config: AppConfig
     force: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    pins: Mapping[str, Artifact] = field(default_factory=dict)
 
     @cached_property
     def store(self) -> ArtifactStore:
@@ -42,6 +47,27 @@ class JobContext:
     def name(self) -> str:
         """Name of the corpus, which names every artefact made from it."""
         return self.config.data.corpus.name
+
+    def open(self, kind: Kind) -> Artifact:
+        """Open the pinned artefact of this kind, or the corpus's newest."""
+        return self.pins.get(kind) or self.store.open(f"{kind}/{self.name}")
+
+    def lineage(self, kind: Kind) -> dict[str, Artifact]:
+        """Open an artefact of this kind and the very artefacts it was made from, by role: never a mixture of runs."""
+        artifact = self.open(kind)
+        return {**self.made_from(artifact), kind: artifact}
+
+    def made_from(self, artifact: Artifact) -> dict[str, Artifact]:
+        """Open what an artefact was made from, by role.
+
+        Raises:
+            ArtifactError: one of them is gone.
+        """
+        return {role: self.store.open(ref.split()[0]) for role, ref in artifact.manifest.inputs.items()}
+
+    def pinned(self, artifact: Artifact) -> JobContext:
+        """Return the context for the next step of a pipeline, which takes this artefact."""
+        return replace(self, pins={**self.pins, artifact.manifest.kind: artifact})
 
     def existing(
         self, kind: Kind, settings: Mapping[str, Any], inputs: Mapping[str, Artifact], seeds: Mapping[str, int]

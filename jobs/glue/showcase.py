@@ -18,11 +18,14 @@ _TURNS_SHOWN = 4
 
 def show_conversations(context: JobContext, count: int) -> None:
     """Answer ``count`` test dialogues from their raw text and pictures, the way the service does, and print them."""
-    corpus = Corpus(context.store.open(f"corpus/{context.name}", verify=False))
+    lineage = context.lineage("gate")
+    corpus = Corpus(lineage["corpus"])
     chosen = list(choose_dialogues(corpus.dialogues("test"), count))
     wanted = {image_id for dialogue in chosen for turn in dialogue.turns for image_id in turn.image_ids}
     images = {image.id: image for image in corpus.images(wanted)}
-    engine = IntentEngine.from_store(context.store, context.name)
+    engine = IntentEngine.from_store(
+        context.store, context.name, refs={role: artifact.ref for role, artifact in lineage.items()}
+    )
     for number, dialogue in enumerate(chosen, start=1):
         queries = [query_of(dialogue, task, images) for task in dialogue.labels]
         console.rule(f"conversation {number} of {len(chosen)}", align="left")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import pipeline
+from jobs import evaluate, pipeline
 from jobs.glue.entry import JobContext, with_options
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config, load_config
@@ -70,6 +70,31 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(first_run: tuple[Path,
     after = made(store)
     changed = {kind for kind in after if after[kind] != before[kind]}
     assert changed == {"classifier", "gate", "report"}
+
+
+@pytest.mark.ray
+def test_going_back_to_earlier_settings_goes_back_to_what_they_made(first_run: tuple[Path, Artifact]):
+    """A, then B, then A again: the third run finds A's artefacts, although B's are newer."""
+    store, report = first_run
+    smaller = pipeline.run(JobContext(small_config(store, **{"data.shop.dialogues": 40})))
+    assert smaller.manifest.inputs["corpus"] != report.manifest.inputs["corpus"]
+    again = pipeline.run(JobContext(small_config(store)))
+    assert again.manifest == report.manifest
+
+
+@pytest.mark.ray
+def test_force_computes_again_what_is_there(first_run: tuple[Path, Artifact]):
+    store, report = first_run
+    context = JobContext(
+        small_config(store), pins={"gate": ArtifactStore(str(store)).open(_gate_of(report))}, force=True
+    )
+    again = evaluate.run(context)
+    assert again.manifest.version == report.manifest.version
+    assert again.manifest.created_unix_s > report.manifest.created_unix_s
+
+
+def _gate_of(report: Artifact) -> str:
+    return report.manifest.inputs["gate"].split()[0]
 
 
 @pytest.mark.ray
