@@ -72,6 +72,9 @@ class ServeSettings(Settings):
     max_images: int = Field(default=8, ge=0, description="Pictures of one dialogue.")
     max_image_mb: float = Field(default=10.0, gt=0, description="Bytes of one picture, MiB.")
     max_image_megapixels: float = Field(default=40.0, gt=0, description="Width x height of one picture, 10^6 px.")
+    max_request_megapixels: float = Field(
+        default=80.0, gt=0, description="Pixels of a request's distinct pictures together, 10^6 px."
+    )
     request_timeout_s: float = Field(default=30.0, gt=0, description="Longest time to an answer, s; then 504.")
     run_ocr: bool = Field(default=True, description="Recognise text in pictures that come without OCR.")
     cached_images: int = Field(default=512, ge=0, description="Recent pictures whose features a replica keeps.")
@@ -115,6 +118,8 @@ def load_config(
     """
     raw = _read_yaml(path)
     profiles = raw.pop("profiles", None) or {}
+    if not isinstance(profiles, dict) or not all(isinstance(p, dict | None) for p in profiles.values()):
+        raise ConfigError(f"{path}: profiles: needs a mapping of profile name to partial settings.")
     chosen = profile or raw.pop("profile", None) or "laptop"
     raw.pop("profile", None)
     known = sorted(set(get_args(ProfileName)) | set(profiles))
@@ -181,8 +186,8 @@ def _parse_override(assignment: str) -> dict[str, Any]:
         raise ConfigError(f"--set {assignment!r}: not of the form section.key=value, e.g. intent.folds=5.")
     try:
         value: Any = yaml.safe_load(text)
-    except yaml.YAMLError as err:
-        raise ConfigError(f"--set {key}: the value {text!r} is not valid YAML ({err}); quote it.") from err
+    except (yaml.YAMLError, RecursionError) as err:
+        raise ConfigError(f"--set {key}: the value {text[:80]!r} is not valid YAML ({err}); quote it.") from err
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     return dict(value)

@@ -5,9 +5,11 @@ The backend is a Serve deployment in production and the engine itself in tests; 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Protocol
@@ -36,8 +38,10 @@ from serve_apps.api import (
     Words,
 )
 from serve_apps.guard import Guard, error_response
-from serve_apps.limits import read_query
+from serve_apps.limits import has_pictures, read_query
 
+DECODERS = 2
+"""Threads that decode pictures. Pillow lets go of the interpreter meanwhile; more would only hold more memory."""
 _PAGES = {"/": "index.html", "/docs": "docs.html"}
 _MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -109,6 +113,9 @@ def drop_unused_errors(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_api(app: FastAPI, backend: IntentBackend, settings: ServeSettings) -> None:
+    # Not asyncio's own pool: its many threads would decode as many requests' pictures at a time.
+    decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+
     @app.post(
         "/v1/intent",
         summary="Recognise the intent",
@@ -120,12 +127,20 @@ def _add_api(app: FastAPI, backend: IntentBackend, settings: ServeSettings) -> N
 
         Over the limits, without anything to read, or with a picture that cannot be decoded: a clear error.
         """
-        started = time.perf_counter()
-        query = read_query(body, request.state.request_id, settings)
-        decoded_ms = (time.perf_counter() - started) * 1000
-        answer = await backend.answer(query)
+        request_id = request.state.request_id
+        left_s = settings.request_timeout_s - (time.perf_counter() - request.state.started)
+        try:
+            async with asyncio.timeout(left_s):
+                if has_pictures(body):
+                    loop = asyncio.get_running_loop()
+                    query, decoded_ms = await loop.run_in_executor(decoders, _timed_read, body, request_id, settings)
+                else:  # words alone need not wait behind other people's pictures
+                    query, decoded_ms = _timed_read(body, request_id, settings)
+                answer = await backend.answer(query)
+        except TimeoutError:
+            raise late_answer(settings.request_timeout_s) from None
         total_ms = (time.perf_counter() - request.state.started) * 1000
-        return to_response(request.state.request_id, answer, decoded_ms, total_ms)
+        return to_response(request_id, answer, decoded_ms, total_ms)
 
     @app.get("/v1/tasks", summary="What can be asked", tags=["intent"])
     async def tasks() -> TasksResponse:
@@ -146,6 +161,19 @@ def _add_api(app: FastAPI, backend: IntentBackend, settings: ServeSettings) -> N
     async def readyz() -> ReadyResponse:
         """Name the artefacts that answer and the parts that are missing; 503 while there are none."""
         return await backend.ready()
+
+
+def _timed_read(body: IntentRequest, request_id: str, settings: ServeSettings) -> tuple[IntentQuery, float]:
+    """Return the query and the milliseconds that reading took, waiting for a thread not counted."""
+    started = time.perf_counter()
+    query = read_query(body, request_id, settings)
+    return query, (time.perf_counter() - started) * 1000
+
+
+def late_answer(timeout_s: float) -> ApiError:
+    """Return the error of an answer that did not come in time."""
+    message = f"no answer within {timeout_s:g} s; send fewer or smaller pictures, or try again."
+    return ApiError(504, "timeout", message)
 
 
 def to_response(request_id: str, answer: IntentAnswer, decoded_ms: float, total_ms: float) -> IntentResponse:

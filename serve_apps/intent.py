@@ -33,7 +33,7 @@ from mmd.intent.online import OnlineSettings
 from mmd.log import configure_logging
 from serve_apps.api import ApiError, ExampleOut, ExamplesResponse, ReadyResponse, TaskOut, TasksResponse
 from serve_apps.examples import pick_examples
-from serve_apps.http import create_app
+from serve_apps.http import create_app, late_answer
 
 RETRY_AFTER_S = 1
 _STAGE_BOUNDS_MS = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0]
@@ -310,8 +310,7 @@ class HandleBackend:
                 except RayActorError:  # the replica died while it held the request; answering is repeatable
                     return await ask()
         except TimeoutError:
-            message = f"no answer within {self._timeout_s:g} s; send fewer or smaller pictures, or try again."
-            raise ApiError(504, "timeout", message) from None
+            raise late_answer(self._timeout_s) from None
         except BackPressureError:
             message = f"too many requests are waiting; try again in {RETRY_AFTER_S} s."
             raise ApiError(429, "overloaded", message, retry_after_s=RETRY_AFTER_S) from None

@@ -1,18 +1,20 @@
 """From a request to a dialogue, every limit checked before the work that it bounds.
 
 Order: body bytes (:class:`~serve_apps.guard.Guard`, while they arrive), turns, product ids and characters, number of
-pictures, bytes of each as told by its base64 length, then its header's width and height, and only then its pixels.
+pictures, bytes of each as told by its base64 length, then the widths and heights in the headers, each
+and all together, and only then pixels.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mmd.config import ServeSettings
-from mmd.corpora.images import check_image
+from mmd.corpora.images import check_image, image_size
 from mmd.corpora.settings import LimitSettings
 from mmd.errors import BadRecordError
 from mmd.intent.engine import IntentQuery
@@ -39,22 +41,41 @@ class DraftTurn:
     item_ids: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class SentPicture:
+    """A picture's file as it was sent, not yet looked into; ``where`` is the path of its (first) field."""
+
+    id: str
+    data: bytes
+    where: str
+
+
 def read_query(request: IntentRequest, request_id: str, limits: ServeSettings) -> IntentQuery:
-    """Turn a request into what the engine takes; pictures are decoded once to prove that they can be.
+    """Turn a request into what the engine takes; each distinct picture is decoded once to prove that it can be.
+
+    Decoding takes up to seconds: call it in a thread of its own.
 
     Raises:
         ApiError: 400 for anything malformed, 413 for anything too large.
     """
     turns = list(_draft_turns(request))
     _check_sizes(turns, limits)
-    pictures: dict[str, Image] = {}
+    sent: dict[str, SentPicture] = {}
     done = []
     for turn in turns:
-        images = [read_picture(url, where, limits) for where, url in turn.images]
-        pictures.update((image.id, image) for image in images)
+        images = [read_payload(url, where, limits) for where, url in turn.images]
+        for image in images:
+            sent.setdefault(image.id, image)
         done.append(Turn(turn.speaker, turn.text, tuple(image.id for image in images), turn.item_ids))
+    _check_pixels(list(sent.values()), limits)
+    pictures = {image.id: decode_picture(image, limits) for image in sent.values()}
     dialogue = Dialogue(id=request_id, source="request", split="test", turns=tuple(done))
     return IntentQuery(dialogue=dialogue, task=request.task, images=pictures)
+
+
+def has_pictures(request: IntentRequest) -> bool:
+    """Say whether reading a request means decoding."""
+    return any(turn.images for turn in _draft_turns(request))
 
 
 def _draft_turns(request: IntentRequest) -> Iterator[DraftTurn]:
@@ -111,25 +132,56 @@ def _check_encodable(turn: DraftTurn) -> None:
         raise ApiError(400, "invalid_unicode", message, turn.where) from None
 
 
-def read_picture(url: str, where: str, limits: ServeSettings) -> Image:
-    """Decode one data URL into a checked picture.
+def read_payload(url: str, where: str, limits: ServeSettings) -> SentPicture:
+    """Take the picture's file out of a data URL.
 
     Args:
         url: the data URL.
         where: path of its field, for error messages.
-        limits: of bytes and pixels.
+        limits: of bytes.
 
     Raises:
         ApiError: 400, or 413 when it has too many bytes.
     """
     data = _decode(_payload(url, where), where, limits)
+    return SentPicture(image_id(data), data, where)
+
+
+def _check_pixels(pictures: Sequence[SentPicture], limits: ServeSettings) -> None:
+    """Compare the sizes that the headers tell with what a request may hold together."""
+    pixels = 0
+    for picture in pictures:
+        with _explained(picture.where):
+            width, height = image_size(picture.data, _picture_limits(limits))
+        pixels += width * height
+        if pixels > limits.max_request_megapixels * 10**6:
+            message = (
+                f"{picture.where}: the pictures up to here have {pixels / 10**6:.1f} megapixels together; at most "
+                f"{limits.max_request_megapixels:g} are taken (serve.max_request_megapixels). Scale them down."
+            )
+            raise ApiError(400, "too_many_pixels", message, picture.where)
+
+
+def decode_picture(picture: SentPicture, limits: ServeSettings) -> Image:
+    """Decode a picture, which proves that it can be.
+
+    Raises:
+        ApiError: 400.
+    """
+    with _explained(picture.where):
+        kind, width, height = check_image(picture.data, _picture_limits(limits))
+    return Image(picture.id, kind, width, height, picture.data)
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Turn what is wrong with a picture into the API's error about its field."""
     try:
-        kind, width, height = check_image(data, _picture_limits(limits))
+        yield
     except BadRecordError as err:
         detail = err.detail.replace("data.limits.", "serve.")
         advice = _ADVICE.get(err.reason, "send another picture")
         raise ApiError(400, err.reason, f"{where}: {detail}; {advice}.", where) from err
-    return Image(image_id(data), kind, width, height, data)
 
 
 def _picture_limits(limits: ServeSettings) -> LimitSettings:

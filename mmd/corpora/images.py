@@ -47,14 +47,7 @@ def check_image(data: bytes, limits: LimitSettings) -> tuple[str, int, int]:
     """
     _check_bytes(len(data), limits)
     with _open_header(data) as picture:
-        width, height = picture.size
-        if width * height == 0:
-            raise BadRecordError("image_empty", f"the picture is {width} x {height} pixels")
-        if width * height > limits.max_image_megapixels * _MEGA:
-            raise BadRecordError(
-                "image_bomb",
-                f"{width} x {height} pixels; data.limits.max_image_megapixels allows {limits.max_image_megapixels:g}",
-            )
+        width, height = _checked_size(picture, limits)
         try:
             picture.draft("L", (max(1, width // 8), max(1, height // 8)))  # does nothing to other formats
             picture.load()
@@ -62,6 +55,29 @@ def check_image(data: bytes, limits: LimitSettings) -> tuple[str, int, int]:
         except (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, MemoryError) as err:
             raise BadRecordError("image_truncated", f"the pixels cannot be decoded to the end ({err})") from err
         return str(picture.format), width, height
+
+
+def image_size(data: bytes, limits: LimitSettings) -> tuple[int, int]:
+    """Return width and height in pixels as the header tells them, decoding none.
+
+    Raises:
+        BadRecordError: ``image_empty``, ``image_too_large``, ``not_an_image``, ``image_bomb`` or ``image_truncated``.
+    """
+    _check_bytes(len(data), limits)
+    with _open_header(data) as picture:
+        return _checked_size(picture, limits)
+
+
+def _checked_size(picture: PIL.Image.Image, limits: LimitSettings) -> tuple[int, int]:
+    width, height = picture.size
+    if width * height == 0:
+        raise BadRecordError("image_empty", f"the picture is {width} x {height} pixels")
+    if width * height > limits.max_image_megapixels * _MEGA:
+        raise BadRecordError(
+            "image_bomb",
+            f"{width} x {height} pixels; data.limits.max_image_megapixels allows {limits.max_image_megapixels:g}",
+        )
+    return width, height
 
 
 def _check_bytes(size: int, limits: LimitSettings) -> None:

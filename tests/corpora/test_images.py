@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmd.corpora.base import ImageSource
-from mmd.corpora.images import ImageLoader, check_image
+from mmd.corpora.images import ImageLoader, check_image, image_size
 from mmd.corpora.settings import LimitSettings
 from mmd.errors import BadRecordError
 from mmd.schema import image_id
@@ -47,6 +47,12 @@ def reason(data: bytes, limits: LimitSettings = LIMITS) -> str:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP"])
 def test_a_sound_picture_gives_format_and_size(kind: str):
     assert check_image(picture(40, 30, kind), LIMITS) == (kind, 40, 30)
+
+
+def test_the_header_alone_tells_the_size_and_the_bomb():
+    assert image_size(hollow_png(40, 30), LIMITS) == (40, 30)
+    with pytest.raises(BadRecordError, match="8000 x 8000"):
+        image_size(hollow_png(8_000, 8_000), LIMITS)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP"])

@@ -22,7 +22,13 @@ from serve_apps.http import create_app
 from serve_apps.intent import to_ready, to_tasks
 
 LIMITS = ServeSettings(
-    max_turns=20, max_text_chars=1_000, max_item_ids=30, max_images=4, max_image_mb=0.3, max_body_mb=0.5
+    max_turns=20,
+    max_text_chars=1_000,
+    max_item_ids=30,
+    max_images=4,
+    max_image_mb=0.3,
+    max_request_megapixels=1.0,
+    max_body_mb=0.5,
 )
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import re
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import PIL.Image
 import pytest
 from httpx import Response
@@ -18,15 +21,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from mmd.config import ServeSettings
+from mmd.corpora.images import check_image
+from mmd.corpora.settings import LimitSettings
 from mmd.corpora.store import Corpus
 from mmd.intent.engine import IntentEngine, IntentQuery
 from mmd.schema import Dialogue
+from serve_apps import http, limits
 from serve_apps.api import ApiError, IntentResponse
 from serve_apps.examples import data_url as data_url_of
-from serve_apps.http import explain_validation, field_path
+from serve_apps.http import create_app, explain_validation, field_path
 
 Turns = list[dict[str, Any]]
 DataUrl = Callable[..., str]
+LIMITS = ServeSettings(max_images=4)
 
 
 def user(text: str = "", *images: str) -> dict[str, Any]:
@@ -189,6 +197,65 @@ def test_a_bomb_is_refused_by_its_header(client: TestClient):
 def test_a_picture_over_its_limit_is_refused_by_its_length(client: TestClient):
     heavy = "A" * 480_000  # 360,000 bytes; the fixture takes 0.3 MiB
     assert error_of(ask(client, [user("", f"data:image/png;base64,{heavy}")]), 413)["code"] == "image_too_large"
+
+
+def test_pictures_over_the_requests_pixels_are_refused_by_their_headers(
+    client: TestClient, data_url: DataUrl, monkeypatch: pytest.MonkeyPatch
+):
+    """0.6 megapixels each where a request may have 1.0; a picture sent twice counts once."""
+    wide, tall = data_url(size=(1_000, 600)), data_url(size=(600, 1_000))
+    assert ask(client, [user("look", wide, wide), user("again", wide)]).status_code == 200
+    monkeypatch.setattr(limits, "check_image", lambda *_: pytest.fail("decoded"))
+    error = error_of(ask(client, [user("look", wide), user("and", tall)]), 400)
+    assert (error["code"], error["param"]) == ("too_many_pixels", "turns[1].images[0]")
+    assert "1.2 megapixels" in error["message"]
+
+
+def test_each_distinct_picture_is_decoded_once(client: TestClient, data_url: DataUrl, monkeypatch: pytest.MonkeyPatch):
+    decoded = []
+
+    def counting(data: bytes, bounds: LimitSettings) -> tuple[str, int, int]:
+        decoded.append(len(data))
+        return check_image(data, bounds)
+
+    monkeypatch.setattr(limits, "check_image", counting)
+    small, large = data_url(), data_url(size=(40, 30))
+    assert ask(client, [user("look", small, large), user("again", small, small)]).status_code == 200
+    assert len(decoded) == 2
+
+
+def test_health_is_answered_while_pictures_are_being_read(
+    backend: Any, data_url: DataUrl, monkeypatch: pytest.MonkeyPatch
+):
+    """Reading waits for the health check, which an event loop busy reading could not answer."""
+    reading, answered = threading.Event(), threading.Event()
+
+    def held(*args: Any) -> IntentQuery:
+        reading.set()
+        assert answered.wait(30)
+        return limits.read_query(*args)
+
+    monkeypatch.setattr(http, "read_query", held)
+
+    async def both() -> tuple[int, int]:
+        transport = httpx.ASGITransport(create_app(backend, LIMITS))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            asked = asyncio.create_task(client.post("/v1/intent", json={"turns": [user("look", data_url())]}))
+            await asyncio.to_thread(reading.wait, 30)
+            health = await client.get("/healthz")
+            answered.set()
+            return health.status_code, (await asked).status_code
+
+    assert asyncio.run(both()) == (200, 200)
+
+
+def test_pictures_that_take_too_long_to_read_are_504(backend: Any, data_url: DataUrl, monkeypatch: pytest.MonkeyPatch):
+    over = threading.Event()
+    monkeypatch.setattr(http, "read_query", lambda *_: over.wait(30))
+    hurried = LIMITS.model_copy(update={"request_timeout_s": 0.2})
+    with TestClient(create_app(backend, hurried)) as client:
+        assert error_of(ask(client, [user("look", data_url())]), 504)["code"] == "timeout"
+    over.set()
 
 
 def test_a_body_over_its_limit_is_refused_whether_announced_or_not(client: TestClient):
