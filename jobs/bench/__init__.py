@@ -23,7 +23,7 @@ import psutil
 from mmd.artifacts import code_revision
 from mmd.errors import ConfigError
 
-BENCHES = ("ingest", "matching", "mcts", "probe", "serving", "rules_cv")
+BENCHES = ("ingest", "matching", "mcts", "gate_cv", "probe", "serving", "rules_cv")
 """Module names; a new benchmark adds its own here."""
 
 

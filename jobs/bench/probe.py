@@ -1,9 +1,9 @@
 """The probe's settings by repeated stratified cross-validation on a corpus's training split.
 
 Reads corpus/NAME and features/NAME of a store; the test split is never opened. Each variant changes one thing of the
-defaults: a feature block, the regularisation, the label names. With a rulebase/NAME there, the gate's arms are
-scored on its held-out firings, too; arm, τ and weight are chosen on the examples they are scored on, so compare arms
-with each other, not with a test score.
+defaults: a feature block, the regularisation, the label names.
+
+    python -m jobs.bench probe --corpus taobao
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from mmd.artifacts import Artifact, ArtifactStore
+from mmd.artifacts import ArtifactStore
 from mmd.corpora.store import Corpus
-from mmd.errors import ArtifactError
 from mmd.evaluation.metrics import Confusion
 from mmd.features.store import Features
 from mmd.intent.examples import label_vectors, load_examples
-from mmd.intent.firings import load_firings
 from mmd.intent.folds import assign_folds
-from mmd.intent.gate import ARMS, choose_gate
 from mmd.intent.probe import fit_probe, label_indices
-from mmd.intent.settings import BlockWeights, GateSettings, ProbeSettings
+from mmd.intent.settings import BlockWeights, ProbeSettings
 from mmd.intent.types import IntentExample, Probabilities, Vector
 
 
@@ -61,7 +58,6 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
     """Score every variant on every task."""
     store, name = ArtifactStore(options["store"]), options["corpus"]
     corpus, features = Corpus(store.open(f"corpus/{name}")), Features(store.open(f"features/{name}"))
-    rulebase = _rulebase(store, name)
     results = {}
     for task, labels in corpus.tasks.items():
         examples = load_examples(corpus, features, task, "train")
@@ -70,7 +66,6 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
             results[task] = {
                 "examples": len(examples),
                 "variants": {variant: bench.score(settings) for variant, settings in VARIANTS.items()},
-                "gates": bench.gates(rulebase),
             }
     return {
         "config": {key: options[key] for key in ("corpus", "folds", "repeats")},
@@ -78,13 +73,6 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
         "repeats": options["repeats"],
         "tasks": results,
     }
-
-
-def _rulebase(store: ArtifactStore, name: str) -> Artifact | None:
-    try:
-        return store.open(f"rulebase/{name}")
-    except ArtifactError:
-        return None
 
 
 class TaskBench:
@@ -128,17 +116,3 @@ class TaskBench:
             for p, target in zip(rows, self.targets, strict=True)
         ]
         return {"weighted_f1": float(np.mean(f1)), "deviation": float(np.std(f1)), "log_loss": float(np.mean(loss))}
-
-    def gates(self, rulebase: Artifact | None) -> dict[str, float]:
-        """Return each arm's mean weighted F1 on held-out firings; empty without them."""
-        firings = load_firings(rulebase, self.examples[0].task) if rulebase else None
-        if firings is None:
-            return {}
-        fired = [firings.get(e.dialogue_id, ()) for e in self.examples]
-        partitions = self.held_out(ProbeSettings())
-        table = {}
-        for arm in ARMS:
-            settings = GateSettings(arm=arm)
-            best = [choose_gate("bench", self.golds, fired, rows, settings)[0].weighted_f1 for rows in partitions]
-            table[arm] = float(np.mean(best))
-        return table

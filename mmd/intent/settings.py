@@ -87,9 +87,7 @@ class GateSettings(Settings):
         "vote: rules shift the classifier; auto: validation decides.",
     )
     vote_weights: tuple[float, ...] = Field(
-        default=(1.0, 1.5, 2.0),
-        min_length=1,
-        description="Weights of the rules' log-odds that vote tries.",
+        default=(3.0,), min_length=1, description="Weights of the rules' share of evidence that vote tries."
     )
     rule_coverage: float = Field(
         default=0.45, gt=0, le=1, description="Share of held-out examples that rules alone shall cover when reported."

@@ -110,10 +110,11 @@ def test_rules_that_change_nothing_are_not_heard():
         assert found.gate.tau == NEVER
 
 
-def test_evidence_is_the_best_rules_log_odds_and_never_negative():
-    """(9 + 1) / (10 + 2) = 5/6: odds 5; a rule right 1 of 10 times says nothing."""
-    found = evidence([firing("a", 9, 10), firing("a", 5, 8), firing("b", 1, 10)])
-    assert found == {"a": pytest.approx(1.6094379)}
+def test_evidence_is_a_share_of_what_all_rules_say():
+    """Log lifts at two labels: (8 + .5) / (9 + .5) / .5 twice for a and once for b; a rule below chance is silent."""
+    found = evidence([firing("a", 8, 9), firing("a", 8, 9), firing("b", 8, 9), firing("b", 1, 10)], n_labels=2)
+    assert found == {"a": pytest.approx(2 / 3), "b": pytest.approx(1 / 3)}
+    assert evidence([firing("b", 1, 10)], n_labels=2) == {}
 
 
 @given(st.lists(st.tuples(st.sampled_from(LABELS), FIRED, DISTRIBUTION), min_size=1, max_size=12))

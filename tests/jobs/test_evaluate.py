@@ -58,8 +58,9 @@ def prepare(job: JobContext, rows: list[Dialogue], tasks: dict[str, list[str]] |
     corpus = Corpus(job.store.open("corpus/tiny"))
     with job.store.write("features", "tiny", settings={}, inputs={"corpus": corpus.artifact}) as writer:
         writer.write_json(INFO_FILE, {"extractors": {"ocr": None, "vision": None, "text": None}})
+    inputs = {"corpus": corpus.artifact, "features": job.store.open("features/tiny")}
     examples = load_examples(corpus, None, "intent", "train") if "intent" in corpus.tasks else []
-    with job.store.write("rulebase", "tiny", settings={}, inputs={"corpus": corpus.artifact}) as writer:
+    with job.store.write("rulebase", "tiny", settings={}, inputs=inputs) as writer:
         if not examples:
             RuleBase(()).save(writer)
             return
