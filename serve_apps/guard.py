@@ -40,7 +40,7 @@ class Guard:
     Args:
         app: the application.
         max_body_bytes: largest body that is read.
-        body_timeout_s: longest wait for the next piece of a body.
+        body_timeout_s: longest time from the start of a request until its whole body is there.
     """
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int, body_timeout_s: float) -> None:
@@ -85,14 +85,15 @@ class Guard:
     async def _read_body(self, exchange: _Exchange, receive: Receive) -> bytes:
         if exchange.method not in ("POST", "PUT", "PATCH"):
             return b""
+        deadline = asyncio.get_running_loop().time() + self._body_timeout_s
         declared = exchange.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_body_bytes:
-            await self._drain(receive)
+            await self._drain(receive, deadline)
             raise self._too_large(int(declared))
         pieces: list[bytes] = []
         size, more = 0, True
         while more:
-            message = await self._next(receive)
+            message = await self._next(receive, deadline)
             if message["type"] == "http.disconnect":
                 raise ApiError(400, "disconnected", "the client went away before the body was complete.")
             pieces.append(message.get("body", b""))
@@ -101,7 +102,7 @@ class Guard:
             if size > self._max_body_bytes:
                 pieces.clear()
                 if more:
-                    await self._drain(receive)
+                    await self._drain(receive, deadline)
                 raise self._too_large(size)
         exchange.body_bytes = size
         # Also what keeps other sites out: a cross-origin page cannot send JSON without asking first (CORS), and is
@@ -112,18 +113,20 @@ class Guard:
             raise ApiError(415, "unsupported_media_type", reason)
         return b"".join(pieces)
 
-    async def _drain(self, receive: Receive) -> None:
+    async def _drain(self, receive: Receive, deadline: float) -> None:
         size, more = 0, True
         while more and size < _DRAIN_BYTES:
-            message = await self._next(receive)
+            message = await self._next(receive, deadline)
             size += len(message.get("body", b""))
             more = message.get("more_body", False)
 
-    async def _next(self, receive: Receive) -> Message:
+    async def _next(self, receive: Receive, deadline: float) -> Message:
+        """Return the next piece; the deadline is the whole body's, so that no trickle holds a place for ever."""
         try:
-            return await asyncio.wait_for(receive(), self._body_timeout_s)
+            async with asyncio.timeout_at(deadline):
+                return await receive()
         except TimeoutError:
-            reason = f"the body stopped arriving for {self._body_timeout_s:g} s; send it again."
+            reason = f"the body was not complete after {self._body_timeout_s:g} s; send it again, or less."
             raise ApiError(408, "body_timeout", reason) from None
 
     def _too_large(self, size: int) -> ApiError:

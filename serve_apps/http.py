@@ -47,7 +47,7 @@ _MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "Malformed, or over a limit."},
-    408: {"model": ErrorResponse, "description": "The body stopped arriving."},
+    408: {"model": ErrorResponse, "description": "The body did not arrive in time."},
     413: {"model": ErrorResponse, "description": "Too many bytes."},
     415: {"model": ErrorResponse, "description": "Not JSON."},
     429: {"model": ErrorResponse, "description": "Overloaded; come back after Retry-After seconds."},

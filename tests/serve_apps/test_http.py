@@ -20,6 +20,7 @@ from httpx import Response
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from mmd.config import ServeSettings
 from mmd.corpora.images import check_image
@@ -30,6 +31,7 @@ from mmd.schema import Dialogue
 from serve_apps import http, limits
 from serve_apps.api import ApiError, IntentResponse
 from serve_apps.examples import data_url as data_url_of
+from serve_apps.guard import Guard
 from serve_apps.http import create_app, explain_validation, field_path
 
 Turns = list[dict[str, Any]]
@@ -263,6 +265,32 @@ def test_a_body_over_its_limit_is_refused_whether_announced_or_not(client: TestC
     assert error_of(client.post("/v1/intent", content=heavy, headers=JSON), 413)["code"] == "body_too_large"
     pieces = (heavy[i : i + 50_000] for i in range(0, len(heavy), 50_000))  # chunked: no Content-Length
     assert error_of(client.post("/v1/intent", content=pieces, headers=JSON), 413)["code"] == "body_too_large"
+
+
+def test_a_trickle_of_a_body_is_cut_off():
+    """Pieces that each come soon enough, without end: the time is the whole body's."""
+
+    async def trickle() -> Message:
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def never(*_: object) -> None:
+        pytest.fail("the application was asked")
+
+    async def exchange() -> list[Message]:
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        guard = Guard(never, max_body_bytes=10**6, body_timeout_s=0.2)
+        scope = {"type": "http", "method": "POST", "path": "/v1/intent", "headers": []}
+        await asyncio.wait_for(guard(scope, trickle, send), 30)
+        return sent
+
+    start, body = asyncio.run(exchange())
+    assert start["status"] == 408
+    assert json.loads(body["body"])["error"]["code"] == "body_timeout"
 
 
 @pytest.mark.parametrize("media", ["text/plain", "multipart/form-data; boundary=x", ""])
