@@ -73,7 +73,8 @@ def evaluate(context: JobContext, inputs: Mapping[str, Artifact]) -> tuple[str, 
     if not results:
         raise CorpusError(
             f"{corpus.artifact.ref}: its test split has no labelled example of {', '.join(gate.tasks)}; "
-            "evaluation needs some that training has not seen."
+            "evaluation needs some that training has not seen. Give some records the split `test` (docs/data.md), "
+            "or stop before with `mmd pipeline --until fit_intent`."
         )
     summary = summarise(results, resamples=settings.bootstrap_resamples, seed=context.config.seed)
     latency = time_stages(gate, _mixed(results), settings.latency_samples)
@@ -109,13 +110,9 @@ def _mixed(results: Sequence[TaskResult]) -> list[Any]:
 def pictures_of(context: JobContext, corpus: Corpus) -> PictureSource | None:
     """Return where the report's pictures come from; None when the settings keep dialogues out of it."""
     choice = context.config.evaluation.show_dialogues
-    if choice == "never" or (choice == "auto" and not _is_simulated(corpus)):
+    if choice == "never" or (choice == "auto" and not corpus.simulated):
         return None
     return lambda ids: {image.id: image.data for image in corpus.images(ids)}
-
-
-def _is_simulated(corpus: Corpus) -> bool:
-    return all(dialogue.source == "shop" for dialogue in corpus.dialogues("test"))
 
 
 def provenance(inputs: Mapping[str, Artifact], gate: Gate, validation: Mapping[str, Any]) -> dict[str, str]:

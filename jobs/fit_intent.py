@@ -21,7 +21,7 @@ from rich.table import Table
 from jobs.glue.entry import JobContext, console, main
 from mmd.artifacts import Artifact, version_for
 from mmd.corpora.store import Corpus
-from mmd.errors import CorpusError
+from mmd.errors import ArtifactError, CorpusError
 from mmd.features.store import Features
 from mmd.intent.examples import label_vectors, load_examples
 from mmd.intent.firings import load_firings
@@ -56,7 +56,7 @@ class Fitted:
 
 def run(context: JobContext) -> Artifact:
     """Write classifier/NAME and gate/NAME unless the same was fitted before; return the gate."""
-    inputs = context.lineage("rulebase")
+    inputs = lineage_of_rules(context)
     corpus = Corpus(inputs["corpus"])
     intent = context.config.intent
     seeds = {"folds": context.config.seed}
@@ -87,6 +87,24 @@ def run(context: JobContext) -> Artifact:
         writer.metrics = {f"{task} held-out weighted F1": f.gates[0].weighted_f1 for task, f in fitted.items()}
     print_fitted(fitted)
     return context.store.open(f"gate/{context.name}@{version_for('gate', gate_settings, inputs, seeds)}")
+
+
+def lineage_of_rules(context: JobContext) -> dict[str, Artifact]:
+    """Open the rule base and what it was made from; a base edited by hand takes the newest features of its corpus.
+
+    Raises:
+        ArtifactError: those features were made from another corpus.
+    """
+    inputs = context.lineage("rulebase")
+    if "features" not in inputs:
+        inputs["features"] = context.open("features")
+    features, corpus = inputs["features"], inputs["corpus"]
+    if not features.manifest.inputs["corpus"].startswith(f"{corpus.ref} "):
+        raise ArtifactError(
+            f"{features.ref} was made from {features.manifest.inputs['corpus'].split()[0]}, but "
+            f"{inputs['rulebase'].ref} belongs to {corpus.ref}; run `mmd featurize` for that corpus, or mine again."
+        )
+    return inputs
 
 
 def fit_tasks(context: JobContext, corpus: Corpus, features: Features, rulebase: Artifact) -> dict[str, Fitted]:

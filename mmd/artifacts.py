@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import time
 import uuid
@@ -51,6 +52,7 @@ SAFE_SUFFIXES = frozenset(
 MANIFEST = "manifest.json"
 _ALIVE = ".writing"  # gone when gc took the writer for dead: what it then writes must not be committed
 _CHUNK = 1 << 20
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
 class FileEntry(BaseModel):
@@ -296,13 +298,20 @@ class ArtifactStore:
         Raises:
             ArtifactError: a file of an unsafe format, or gc took this writer for dead and removed its files.
         """
+        if not _NAME.fullmatch(name):
+            raise ArtifactError(f"artefact name {name!r}: use lower-case letters, digits, - and _.")
         inputs, seeds = inputs or {}, seeds or {}
         version = version or version_for(kind, settings, inputs, seeds)
         folder = self._dir(kind, name, version)
         writer_dir = f"w-{uuid.uuid4().hex[:8]}"
         writer = ArtifactWriter(self.fs, f"{folder}/{writer_dir}", self.protocol)
-        self.fs.makedirs(writer.root, exist_ok=True)
-        self.fs.touch(f"{writer.root}/{_ALIVE}")
+        try:
+            self.fs.makedirs(writer.root, exist_ok=True)
+            self.fs.touch(f"{writer.root}/{_ALIVE}")
+        except OSError as err:
+            raise ArtifactError(
+                f"store {self.uri}: cannot be written ({err.strerror or err}); set `store` to a folder of yours."
+            ) from err
         try:
             yield writer
             self._end_writing(writer, f"{kind}/{name}@{version}")
@@ -405,9 +414,9 @@ class ArtifactStore:
             raise ArtifactError(f"{ref!r}: not an artefact; write kind/name[@version], kind one of {', '.join(KINDS)}.")
         found = [a for a in self._scan(kind, name) if not version or a.manifest.version == version]
         if not found:
-            have = sorted({f"{a.manifest.kind}/{a.manifest.name}" for a in self.find()})
+            have = sorted({f"{kind}/{a.manifest.name}" for a in self.find(kind)})
             raise ArtifactError(
-                f"{ref}: no complete artefact in store {self.uri}; there are {', '.join(have) or 'none'}. "
+                f"{ref}: no complete artefact in store {self.uri}; of this kind there are {', '.join(have) or 'none'}. "
                 "Run the job that makes it, or `mmd pipeline`."
             )
         artifact = max(found, key=lambda a: a.manifest.created_unix_s)

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mmd
-from mmd.artifacts import Artifact, ArtifactStore, diff_manifests
+from mmd.artifacts import KINDS, Artifact, ArtifactStore, diff_manifests
 from mmd.config import DEFAULT_PATH, describe_settings, load_config
 from mmd.errors import MmdError
 from mmd.intent import rules_cli
@@ -33,6 +33,7 @@ JOBS = {
     "evaluate": "measure everything on the test split and write the report",
     "bench": "run a benchmark and record it under docs/results",
 }
+COMMANDS = ("config", "artifacts", "rules", "models")
 _console = Console(highlight=False)
 
 
@@ -41,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and (target := _module_of(arguments[0])):
         return _run_module(target, arguments)
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        parser.error(f"no command {arguments[0]!r}; there are {', '.join([*COMMANDS, *JOBS, 'serve'])}")
+    args = parser.parse_args(arguments)
     try:
         code: int = args.run(args)
     except MmdError as err:
@@ -139,7 +143,7 @@ def _add_artifacts(parser: argparse.ArgumentParser) -> None:
         sub.set_defaults(run=run)
         return sub
 
-    action("list", "every complete artefact", _artifacts_list).add_argument("kind", nargs="?")
+    action("list", "every complete artefact", _artifacts_list).add_argument("kind", nargs="?", choices=KINDS)
     show = action("show", "the manifest of one artefact", _artifacts_show)
     show.add_argument("ref", help="kind/name or kind/name@version")
     show.add_argument("--verify", action="store_true", help="check the hash of every file")

@@ -199,3 +199,16 @@ def test_a_remote_store_works_like_a_local_one():
 def test_a_malformed_reference_says_how_to_write_one(store: ArtifactStore, ref: str):
     with pytest.raises(ArtifactError, match=r"kind/name\[@version\]"):
         store.open(ref)
+
+
+@pytest.mark.parametrize("name", ["../escaped", "Bad Name", "", "a/b"])
+def test_a_name_that_is_no_plain_word_is_refused(store: ArtifactStore, name: str):
+    with pytest.raises(ArtifactError, match="use lower-case letters"), store.write("report", name, settings={}):
+        pass
+
+
+def test_a_store_that_cannot_be_written_is_told(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    store = ArtifactStore(str(tmp_path / "file"))
+    with pytest.raises(ArtifactError, match="cannot be written"), store.write("report", "demo", settings={}):
+        pass

@@ -114,3 +114,14 @@ def _leaves(value: object, prefix: str = "") -> set[str]:
     if not isinstance(value, dict) or not value:
         return {prefix}
     return set().union(*(_leaves(v, f"{prefix}.{k}" if prefix else k) for k, v in value.items()))
+
+
+@pytest.mark.parametrize("text", ["profiles: [1]\n", "profiles: 3\n", "profiles: {laptop: 3}\n"])
+def test_profiles_that_are_no_mapping_are_refused(tmp_path: Path, text: str):
+    with pytest.raises(ConfigError, match="profiles: needs a mapping"):
+        load_config(config_file(tmp_path, text))
+
+
+def test_a_value_nested_beyond_reason_is_refused():
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(ROOT / "ray_config.yaml", overrides=["seed=" + "[" * 5000])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -10,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import fsspec
 
 from jobs.glue.progress import Advance, progress
 from mmd.errors import MmdError
@@ -58,11 +62,13 @@ def tune_batches(
 
     if "://" not in storage:
         storage = str(Path(storage).absolute())
+    # Batches of another size are other work: a run that was cut differently must not be restored into this one.
+    name = f"{name}-{hashlib.sha256(repr(list(batches)).encode()).hexdigest()[:8]}"
     path = f"{storage}/{name}"
     parameters = {"make_worker": make_worker, "arguments": arguments, "batches": list(batches)}
     trainable = tune.with_resources(tune.with_parameters(_trainable(), **parameters), {"cpu": 1})
-    with _quiet(), _progress_line(title, len(batches)):
-        if tune.Tuner.can_restore(path):
+    with _only_run(path), _quiet(), _progress_line(title, len(batches)):
+        if tune.Tuner.can_restore(path) and _has_snapshot(path):
             tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, restart_errored=True)
             # Finished trials are not reported again.
             _move(
@@ -78,11 +84,38 @@ def tune_batches(
                 tune_config=tune.TuneConfig(max_concurrent_trials=max_concurrent, reuse_actors=True),
                 run_config=tune.RunConfig(name=name, storage_path=storage, verbose=0, callbacks=[_callback()]),
             )
-        grid = tuner.fit()
-    results = _collect(grid, len(batches), path)
-    if Path(path).is_dir():
-        shutil.rmtree(path)
+        results = _collect(tuner.fit(), len(batches), path)
+        if Path(path).is_dir():
+            shutil.rmtree(path)
     return results
+
+
+def _has_snapshot(path: str) -> bool:
+    """Say whether a run got as far as its first snapshot; one killed before is started afresh."""
+    fs, root = fsspec.core.url_to_fs(path)
+    return bool(fs.glob(f"{root}/experiment_state-*.json"))
+
+
+@contextmanager
+def _only_run(path: str) -> Iterator[None]:
+    """Hold a lock on a run in a local folder; the system drops it with the process, however that ends.
+
+    Raises:
+        BatchError: another process is at the same run.
+    """
+    if "://" in path:
+        yield
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{path}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BatchError(
+                f"{path}: another process is at the same work; wait for it and run this again: it will find the result."
+            ) from None
+        yield
+    Path(f"{path}.lock").unlink(missing_ok=True)
 
 
 def _collect(grid: Any, n_batches: int, path: str) -> list[dict[str, Any]]:  # noqa: ANN401 (ray.tune.ResultGrid)

@@ -44,7 +44,7 @@ class FeatureCache:
         if not table.num_rows:
             return
         sink = io.BytesIO()
-        pq.write_table(table.cast(self.schema), sink, compression="zstd")
+        pq.write_table(table.cast(self.schema), sink, compression="zstd", write_page_checksum=True)
         data = sink.getvalue()
         digest = hashlib.sha256(data).hexdigest()[:24]
         aside = f"{self.folder}/{digest}.{uuid.uuid4().hex[:8]}.tmp"
@@ -79,7 +79,7 @@ class FeatureCache:
         for path in sorted(self._fs.glob(f"{self.folder}/part-*.parquet")):
             try:
                 with self._fs.open(path, "rb") as handle:
-                    yield pq.read_table(handle, columns=columns).cast(wanted)
+                    yield pq.read_table(handle, columns=columns, page_checksum_verification=True).cast(wanted)
             except (OSError, pa.ArrowException, ValueError) as err:
                 log.warning("cache_part_unreadable", path=path, error=str(err), effect="its rows are computed again")
 

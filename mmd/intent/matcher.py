@@ -37,7 +37,7 @@ from mmd.intent.predicates import (
 from mmd.intent.rulebase import RuleBase
 from mmd.intent.rules import Predicate, Prototype, Prototypes, Rule, unit
 from mmd.intent.textnorm import normalise
-from mmd.intent.types import IntentExample, Vector
+from mmd.intent.types import IntentExample, Vector, has_words
 
 ChannelKey = tuple[str, str]  # kind and scope
 Indices = NDArray[np.int64]
@@ -137,7 +137,7 @@ def _turn_fields(example: IntentExample) -> dict[str, list[str]]:
     """Split the normalised turns into the last user turn that has text, earlier user turns, and the agent's."""
     fields: dict[str, list[str]] = {"last_user": [], "earlier_user": [], "agent": []}
     for turn in reversed(example.turns):
-        is_last = turn.speaker == "user" and not fields["last_user"] and bool(turn.text.strip())
+        is_last = turn.speaker == "user" and not fields["last_user"] and has_words(turn.text)
         field = "last_user" if is_last else "agent" if turn.speaker == "agent" else "earlier_user"
         fields[field].append(normalise(turn.text))
     return fields

@@ -36,7 +36,7 @@ Labels = Mapping[str, Sequence[str]]  # task → its labels
 
 _HEADER = """\
 # mmd rule base. A rule: if all lines under `if` hold, the label it stands under is the answer. Order: task, label,
-# strength; the strongest rule that fires wins, a task's default answers where none does.
+# strength. What several firing rules say together is the gate's business; a task's default answers where none fires.
 # Statistics are out-of-fold. Edit freely: write `stats: null` for a new or changed rule (it then ranks last until
 # `mmd rules edit-check` measures it), `enabled: false` to switch one off, `note: …` to say why.
 """

@@ -21,6 +21,7 @@ _TOP_KEYS = ("format_version", "meta", "defaults", "prototypes", "rules")
 _RULE_KEYS = ("id", "if", "stats", "provenance", "enabled", "note")
 _STATS_KEYS = ("support", "hits", "precision", "wilson_lower", "coverage")
 _PROTOTYPE_KEYS = ("name", "scope", "threshold", "words")
+_MAX_DEPTH = 20
 _ROUNDING = 6e-4  # written with four decimals; a hand may write three
 _INT, _FLOAT, _BOOL, _NULL = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "bool", "null"))
 # The C parser is some ten times faster; libyaml is optional in PyYAML's builds.
@@ -54,8 +55,18 @@ class _Reader:
         rules = self._rules(top["rules"], prototypes) if "rules" in top else ()
         return {"rules": rules, "prototypes": prototypes, "defaults": defaults, "meta": meta}
 
+    def _check_depth(self, text: str) -> None:
+        """Refuse nesting that no rule base has; libyaml's composer recurses until the process dies."""
+        depth = 0
+        for event in yaml.parse(text, Loader=_Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                line = event.start_mark.line + 1
+                raise RuleError(f"{self.where}:{line}: nested more than {_MAX_DEPTH} deep; a rule base has 4 levels.")
+
     def _compose(self, text: str) -> yaml.Node | None:
         try:
+            self._check_depth(text)
             return yaml.compose(text, Loader=_Loader)
         except yaml.MarkedYAMLError as err:
             line = err.problem_mark.line + 1 if err.problem_mark else 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mmd.artifacts import Artifact, ArtifactStore
+from mmd.artifacts import Artifact, ArtifactStore, version_for
 from mmd.config import DEFAULT_PATH, AppConfig, load_config
 from mmd.corpora.base import ImageSource
 from mmd.corpora.images import ImageLoader
@@ -44,6 +44,7 @@ def add_subcommands(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     show.add_argument("--limit", type=int, help="at most so many rules a label")
     show.add_argument("--words", action="store_true", help="whole sentences instead of the written conditions")
     show.add_argument("--to", type=Path, metavar="FOLDER", help="write the base there as files to edit")
+    show.add_argument("--force", action="store_true", help="with --to: overwrite a base that is there")
     explain = _action(subparsers, "explain", "say which rules fire on a dialogue, and why")
     explain.add_argument("--text", action="append", default=[], help="a message of the customer; repeat for more")
     explain.add_argument("--image", type=Path, action="append", default=[], help="a picture of the last message")
@@ -153,10 +154,21 @@ class _Place:
 # ---------------------------------------------------------------- show
 
 
+def _save_to(base: RuleBase, folder: Path, *, force: bool) -> None:
+    if (folder / RULES_FILE).exists() and not force:
+        raise RuleError(
+            f"{folder / RULES_FILE}: is there already, perhaps edited; name another folder, or add --force."
+        )
+    try:
+        base.save_folder(folder)
+    except OSError as err:
+        raise RuleError(f"{folder}: cannot be written ({err.strerror}); name a folder of your own.") from err
+
+
 def _show(args: argparse.Namespace) -> int:
     base, _ = _Place(args).base(args.rules)
     if args.to:
-        base.save_folder(args.to)
+        _save_to(base, args.to, force=args.force)
         _print(f"{len(base.rules)} rules written to {args.to / RULES_FILE}; edit that file, then run edit-check.")
         return 0
     rules = _chosen(base, args.task, args.label)
@@ -400,7 +412,7 @@ def _adopt(place: _Place, measured: RuleBase, corpus: Corpus, name: str) -> None
     with place.store.write("rulebase", name, settings=settings, inputs=inputs) as writer:
         measured.save(writer)
         writer.metrics = {"rules": len(measured.rules)}
-    ref = place.store.open(f"rulebase/{name}").ref
+    ref = f"rulebase/{name}@{version_for('rulebase', settings, inputs, {})}"
     _print(f"stored as {ref}; run `mmd fit_intent` so that the gate is chosen for it.")
 
 

@@ -113,7 +113,7 @@ class LanguageModel:
 def _load(weights: Weights, settings: ModelSettings) -> tuple[Any, Any]:
     """Return tokenizer and model, float32, in evaluation mode."""
     if weights.format == "torch":
-        raise ModelError(f"model {weights.name!r}: no language model; see `mmd models list` for those.")
+        raise ModelError(f"model {weights.name!r}: no language model; see `mmd models` for those.")
     if weights.format == "gguf":
         return _load_folder(weights.name, str(_converted(weights, settings)), offline=True)
     place = weights.name if weights.path is None else str(weights.path)
