@@ -12,7 +12,6 @@ from mmd.schema import Dialogue, Image
 from serve_apps.api import ExampleOut, TurnIn
 
 COUNT = 8
-_SIMULATED = "shop"
 _MAX_IMAGE_BYTES = 200_000
 
 
@@ -21,13 +20,12 @@ def pick_examples(corpus: Corpus, wanted: Literal["auto", "on", "off"], count: i
 
     Args:
         corpus: where they come from.
-        wanted: ``auto`` takes simulated dialogues only: other people's data is not for show.
+        wanted: ``auto`` takes a simulated corpus only: other people's data is not for show.
         count: how many at most.
     """
-    if wanted == "off":
+    if wanted == "off" or (wanted == "auto" and not corpus.simulated):
         return ()
-    may_show = [d for d in corpus.dialogues("train") if wanted == "on" or d.source == _SIMULATED]
-    chosen = spread([d for d in may_show if any(turn.image_ids for turn in d.turns)], count)
+    chosen = spread([d for d in corpus.dialogues("train") if any(turn.image_ids for turn in d.turns)], count)
     ids = {image_id for dialogue in chosen for turn in dialogue.turns for image_id in turn.image_ids}
     images = {image.id: image for image in corpus.images(ids)} if ids else {}
     small = {key for key, image in images.items() if len(image.data) <= _MAX_IMAGE_BYTES}

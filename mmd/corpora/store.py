@@ -46,6 +46,12 @@ class Corpus:
         """What ``ingest`` read, wrote and quarantined."""
         return cast("Mapping[str, Any]", self.artifact.read_json(SUMMARY_FILE))
 
+    @property
+    def simulated(self) -> bool:
+        """Is all of it drawn, so that it may be shown to anyone? Not a shop over somebody's own catalogue."""
+        settings = self.artifact.manifest.settings
+        return settings.get("reader") == "shop" and not settings.get("sources") and not _catalogue(settings)
+
     def dialogues(self, split: Split | None = None) -> list[Dialogue]:
         """Return the dialogues of one split, or all, in reading order."""
         table = self.artifact.read_table("dialogues", schema.DIALOGUES)
@@ -97,6 +103,10 @@ class Corpus:
 
     def _rows(self, folder: str, columns: pa.Schema) -> list[dict[str, Any]]:
         return cast("list[dict[str, Any]]", self.artifact.read_table(folder, columns).to_pylist())
+
+
+def _catalogue(settings: Mapping[str, Any]) -> str | None:
+    return (settings.get("shop") or {}).get("catalogue_csv")
 
 
 def _matching(file: pq.ParquetFile, wanted: set[str] | None) -> Iterator[Image]:

@@ -11,6 +11,8 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,15 +24,18 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from starlette.types import Message
 
+from jobs.ingest import version_settings
 from mmd.config import ServeSettings
 from mmd.corpora.images import check_image
-from mmd.corpora.settings import LimitSettings
+from mmd.corpora.registry import build_reader
+from mmd.corpora.settings import DataSettings, LimitSettings, ShopSettings
 from mmd.corpora.store import Corpus
 from mmd.intent.engine import IntentEngine, IntentQuery
 from mmd.schema import Dialogue
 from serve_apps import http, limits
 from serve_apps.api import ApiError, IntentResponse
 from serve_apps.examples import data_url as data_url_of
+from serve_apps.examples import pick_examples
 from serve_apps.guard import Guard
 from serve_apps.http import create_app, explain_validation, field_path
 
@@ -416,6 +421,20 @@ def test_examples_come_from_training_dialogues_of_the_shop(client: TestClient, t
     assert all(any(turn["images"] for turn in example["turns"]) for example in examples)
     again = ask(client, examples[0]["turns"])
     assert again.status_code == 200
+
+
+def test_a_shop_over_somebodys_catalogue_is_not_shown_unless_switched_on(tiny_corpus: Corpus, tmp_path: Path):
+    """The manifest tells the catalogue by the fingerprint of its files, whatever the dialogues' source is called."""
+    table = tmp_path / "products.csv"
+    table.write_text("id,category\na1,Mugs\n", encoding="utf-8")
+    shop = DataSettings(shop=ShopSettings(catalogue_csv=str(table)))
+    for data, shown in [(DataSettings(), True), (shop, False)]:
+        told = version_settings(data, build_reader(DataSettings(), 0))
+        artifact = tiny_corpus.artifact
+        corpus = Corpus(replace(artifact, manifest=artifact.manifest.model_copy(update={"settings": told})))
+        assert corpus.simulated is shown
+        assert bool(pick_examples(corpus, "auto")) is shown
+        assert pick_examples(corpus, "on")
 
 
 def test_tasks_tell_labels_and_shapes(client: TestClient, tiny_corpus: Corpus):
