@@ -61,8 +61,8 @@ class _Reader:
         for event in yaml.parse(text, Loader=_Loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _MAX_DEPTH:
-                line = event.start_mark.line + 1
-                raise RuleError(f"{self.where}:{line}: nested more than {_MAX_DEPTH} deep; a rule base has 4 levels.")
+                line = f":{event.start_mark.line + 1}" if event.start_mark else ""
+                raise RuleError(f"{self.where}{line}: nested more than {_MAX_DEPTH} deep; a rule base has 4 levels.")
 
     def _compose(self, text: str) -> yaml.Node | None:
         try:

@@ -17,7 +17,6 @@ from typing import Protocol
 
 from mmd.intent.rules import RuleStats
 
-
 _EVENNESS = 0.75  # 0: every firing counts alike; 1: what counts is the share of a label's evidence that fires
 
 

@@ -283,3 +283,10 @@ def test_pruning_keeps_a_rule_at_least_as_good_within_each_one_dropped(drawn: li
         assert any(
             set(r.predicates) <= set(gone.predicates) and r.stats.wilson_lower >= gone.stats.wilson_lower for r in kept
         )
+
+
+@pytest.mark.parametrize("text", ["[" * 60_000, "- " * 60_000, "a: " + "{b: " * 60_000])
+def test_nesting_beyond_reason_is_refused(text: str):
+    """libyaml's composer would recurse until the process dies."""
+    with pytest.raises(RuleError, match=r"nested more than|not valid YAML"):
+        RuleBase.from_yaml(text, where="rules.yaml")
