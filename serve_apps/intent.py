@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
@@ -146,17 +147,21 @@ class IntentReplica:
         """Load the artefacts that ``user_config`` names; what cannot be loaded leaves the old ones in place.
 
         Raises:
-            MmdError: they cannot be loaded and there are no old ones.
+            Exception: they cannot be loaded and there are no old ones; an MmdError where the reason is understood.
         """
         started = time.perf_counter()
         try:
             refs = ArtifactRefs.model_validate(user_config).given()
             engine = await asyncio.to_thread(self._load, refs)
-        except (MmdError, ValueError) as err:
+        except Exception as err:  # whatever is wrong with the new artefacts is no reason to lose the old ones
             if self._engine is None:
                 raise
-            self._rejected = str(err)
-            self._log.error("artifacts_rejected", reason=str(err), still=self._engine.model.artifacts)
+            understood = isinstance(err, MmdError | ValueError)
+            self._rejected = str(err) if understood else f"the artefacts cannot be loaded ({type(err).__name__}: {err})"
+            where = None if understood else "".join(traceback.format_tb(err.__traceback__))
+            self._log.error(
+                "artifacts_rejected", reason=self._rejected, still=self._engine.model.artifacts, where=where
+            )
             return
         self._engine, self._rejected = engine, None
         seconds = round(time.perf_counter() - started, 2)

@@ -25,6 +25,7 @@ from mmd.corpora.store import Corpus
 from mmd.errors import ConfigError, RequestError
 from mmd.intent.engine import IntentEngine, IntentQuery
 from mmd.intent.rulebase import RuleBase
+from mmd.schema import Dialogue, Turn
 from serve_apps.api import ApiError
 from serve_apps.examples import data_url
 from serve_apps.intent import HandleBackend, IntentAppArgs, IntentReplica, build, refs_from
@@ -142,6 +143,31 @@ def test_artefacts_are_swapped_without_a_restart(ray_local: None, store: Artifac
     assert rejected is not None
     assert "typo" in rejected
     assert serving == new.ref
+
+
+@pytest.mark.ray
+def test_a_swap_that_fails_unforeseen_leaves_the_old_artefacts_answering(ray_local: None, store: ArtifactStore):
+    """Features whose own description lacks a key."""
+    old = store.open("features/tiny")
+    inputs = {"corpus": store.open("corpus/tiny")}
+    with store.write("features", "tiny", settings={"hollow": True}, inputs=inputs) as writer:
+        writer.write_json("features.json", {})
+    hollow = store.open("features/tiny")
+    query = IntentQuery(Dialogue("d", "request", "test", (Turn("user", "Where is my refund?"),)), "dialogue_intent")
+
+    async def swap() -> tuple[str | None, str, str]:
+        replica = IntentReplica(store.root, "tiny", SMALL, IntentAppArgs(store=store.root).features)
+        await replica.reconfigure({"features": old.ref})
+        await replica.reconfigure({"features": hollow.ref})
+        replica.check_health()
+        status = await replica.status()
+        (prediction,) = replica.engine.predict([query])
+        return status.rejected_update, status.artifacts["features"], prediction.label
+
+    rejected, serving, label = asyncio.run(swap())
+    assert rejected is not None
+    assert "KeyError" in rejected
+    assert (serving, label) == (old.ref, "refund_status")
 
 
 @pytest.mark.ray
