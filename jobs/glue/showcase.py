@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from jobs.glue.entry import JobContext, console
+from mmd.config import AppConfig
 from mmd.corpora.store import Corpus
 from mmd.intent.engine import IntentAnswer, IntentEngine, IntentQuery
 from mmd.schema import Dialogue, Image
@@ -33,9 +34,10 @@ def show_conversations(context: JobContext, count: int) -> None:
         for query, answer in zip(queries, engine.answer(queries), strict=True):
             _print_answer(answer, truth=dialogue.labels[str(query.task)])
     console.rule(align="left")
-    corpus_options = "" if context.name == "shop" else f" --corpus {context.name}"
+    options = "" if context.name == "shop" else f" --corpus {context.name}"
+    options += "" if context.config.store == AppConfig().store else f" --set store={context.config.store}"
     console.print(
-        f"Serve it:  mmd serve{corpus_options}   (in .venv/bin; or `make serve`), then open "
+        f"Serve it:  .venv/bin/mmd serve{options}{'' if options else '   (or `make serve`)'}, then open "
         f"http://{context.config.serve.host}:{context.config.serve.port}/",
         markup=False,
         soft_wrap=True,
