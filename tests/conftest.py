@@ -7,10 +7,17 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import hypothesis
 import pytest
 import structlog
 
 from mmd.artifacts import Artifact, ArtifactStore
+
+# A loaded machine is not a fault: nothing in a test depends on time.
+hypothesis.settings.register_profile(
+    "mmd", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("mmd")
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

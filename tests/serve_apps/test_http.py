@@ -470,7 +470,9 @@ _JSON_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(value=_JSON_VALUES)
 def test_any_json_gets_an_answer_or_a_clear_refusal(client: TestClient, value: object):
     response = client.post("/v1/intent", content=json.dumps(value), headers=JSON)
@@ -479,7 +481,9 @@ def test_any_json_gets_an_answer_or_a_clear_refusal(client: TestClient, value: o
         error_of(response, 400)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     text=st.text(max_size=60),
     url=st.text(max_size=60)
