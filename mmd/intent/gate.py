@@ -100,8 +100,8 @@ def smoothed_precision(stats: RuleStats) -> float:
 def evidence(fired: Sequence[Firing], n_labels: int) -> dict[str, float]:
     """Return label → its share of all the evidence (log lift, :mod:`mmd.intent.vote`) of the rules that fired.
 
-    A share, not the sum: alike rules fire by the dozen, and their number says little. Of the forms tried in nested
-    cross-validation this one gained most over the classifier (docs/results/kdsl-probe-research.md).
+    A share, not the sum: alike rules fire by the dozen, and their number says little. It came out ahead of the other
+    forms tried, by no more than noise (docs/results/kdsl-probe-research.md).
     """
     totals = tally(fired, n_labels)
     everything = sum(totals.values())
