@@ -2,7 +2,8 @@
 
 Makes two artefacts: classifier/NAME (one probe a task) and gate/NAME (how each task joins rules and classifier),
 from the training split of corpus/NAME, features/NAME and rulebase/NAME. The gate is chosen on predictions and
-firings that were both held out fold by fold; no test example is looked at.
+firings that were both held out fold by fold (of the rules' discovery, not of which rules are kept, so the estimates
+flatter a little); no test example is looked at.
 
     mmd fit_intent                                            the built-in shop corpus
     mmd fit_intent --corpus taobao=../shared/data/taobao

@@ -101,7 +101,7 @@ class Words(_Wire):
 
 
 class FiredRuleOut(_Wire):
-    """A rule that held, with what it was worth on training dialogues that its discovery had not seen."""
+    """A rule that held, with what it was worth on training dialogues held out from the search that found it."""
 
     id: str
     label: str = Field(description="The label that the rule speaks for.")

@@ -3,6 +3,9 @@
 For validation a rule must be foreign to the example in two ways: found without it, and judged without it. An
 example of fold f therefore gets the rules that were searched outside f, each with its record on the other folds'
 held-out examples. The final base's own firings on its training examples are neither.
+
+One thing is not held out: mining keeps only rules that many searches found, and that choice has seen every example. So
+thresholds chosen on these firings are somewhat optimistic; ``mmd bench gate_cv`` measures without that.
 """
 
 from __future__ import annotations

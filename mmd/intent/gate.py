@@ -141,7 +141,8 @@ def choose_gate(
     Args:
         task: the task.
         golds: true labels of the examples.
-        fired: per example the rules that fired, best first; neither they nor their statistics know the example.
+        fired: per example the rules that fired, best first; found and judged without the
+            example, though which rules are kept was decided with it (see :mod:`mmd.intent.firings`).
         probabilities: per example the classifier's distribution, from a fit without the example.
         settings: the arms and weights to try.
     """

@@ -278,7 +278,9 @@ def test_missing_artefacts_are_told_before_ray_starts(tmp_path: Path, capsys: py
 
 
 def test_what_is_there_passes_the_check(store: ArtifactStore):
+    before = [artifact.ref for artifact in store.find()]
     check_artifacts(store.root, "tiny", [store.open("rulebase/tiny").ref])
+    assert [artifact.ref for artifact in store.find()] == before  # it looks and changes nothing
 
 
 @pytest.mark.ray
