@@ -219,15 +219,7 @@ class IntentReplica:
 
     async def tasks(self) -> TasksResponse:
         """Return the tasks that are answered."""
-        engine = self.engine
-        return TasksResponse(
-            tasks=tuple(
-                TaskOut(
-                    name=task, labels=labels, takes=tuple(s for s in SHAPES if s in engine.model.shapes.get(task, ()))
-                )
-                for task, labels in engine.model.tasks.items()
-            )
-        )
+        return to_tasks(self.engine.model)
 
     async def examples(self) -> ExamplesResponse:
         """Return dialogues to try."""
