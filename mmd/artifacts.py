@@ -38,6 +38,7 @@ Kind = Literal[
     "rulebase",
     "classifier",
     "gate",
+    "samples",
     "adapter",
     "retriever",
     "index",

@@ -78,16 +78,109 @@ class ProbeSettings(Settings):
     weights: BlockWeights = Field(default_factory=BlockWeights)
 
 
-class GateSettings(Settings):
-    """How rules and classifier are joined; τ and weight are chosen on held-out predictions of the training part."""
+class AugmentSettings(Settings):
+    """Rule-guided augmentation of the few-shot set (KDSL: the larger model is fine-tuned on augmented data)."""
 
-    arm: Literal["auto", "override", "verdict", "vote"] = Field(
+    copies: int = Field(default=3, ge=0, description="Augmented samples made of one example; 0: originals only.")
+    methods: tuple[Literal["frame", "edit", "picture", "paraphrase"], ...] = Field(
+        default=("frame", "edit", "picture"),
+        description="frame: role-aware paraphrase templates; edit: token edits that spare the rules' tokens; picture: "
+        "transforms that keep printed text readable; paraphrase: by a language model.",
+    )
+    paraphraser: str | None = Field(
+        default=None, description="Language model of `paraphrase` (a name of mmd.models.resolve)."
+    )
+    filter_precision: float = Field(
+        default=0.9, ge=0, le=1, description="Precision from which a rule that contradicts a sample's label drops it."
+    )
+    filter_support: int = Field(default=5, ge=1, description="Firings such a rule needs.")
+
+
+class PromptSettings(Settings):
+    """What a multimodal model is shown of a dialogue."""
+
+    max_turns: int = Field(default=8, ge=1, description="Turns shown, the last ones.")
+    max_dialogue_chars: int = Field(default=600, ge=16, description="Characters of the turns shown, the last ones.")
+    max_ocr_chars: int = Field(default=200, ge=0, description="Characters of a picture's printed text.")
+    ocr: Literal["auto", "always", "never"] = Field(
+        default="auto", description="Put printed text into the prompt; auto: only for models that see no pictures."
+    )
+    max_images: int = Field(default=2, ge=0, description="Pictures shown, the last ones.")
+    image_side_px: int = Field(default=448, ge=28, description="Longest side of a picture given to the model.")
+    list_labels: bool = Field(default=False, description="List the task's labels in the prompt.")
+    hints: int = Field(default=3, ge=0, description="Fired rules told in the prompt at most (arm `prompt`).")
+
+
+class LoraSettings(Settings):
+    """Low-rank adaptation (Hu et al. 2021), by PEFT."""
+
+    rank: int = Field(default=16, ge=1, description="Rank of the update.")
+    alpha: float = Field(default=32.0, gt=0, description="Scale of the update: alpha / rank.")
+    dropout: float = Field(default=0.05, ge=0, lt=1, description="Dropout before the update.")
+    targets: tuple[str, ...] = Field(
+        default=(), description="Names of the layers that are adapted; empty: found in the architecture."
+    )
+
+
+class DeepSpeedSettings(Settings):
+    """How DeepSpeed shards the training state over workers."""
+
+    stage: Literal[0, 2, 3] = Field(default=0, description="ZeRO stage: 0 none, 2 gradients and optimizer, 3 weights.")
+    offload_optimizer: bool = Field(default=False, description="Keep optimizer states in CPU memory (stages 2 and 3).")
+    offload_weights: bool = Field(default=False, description="Keep weights in CPU memory (stage 3).")
+
+
+class FinetuneSettings(Settings):
+    """Fine-tuning of the multimodal model with Ray Train, DeepSpeed and PEFT."""
+
+    method: Literal["auto", "lora", "full"] = Field(
+        default="auto", description="lora adapts low-rank; full trains every weight; auto: full for tiny-*, else lora."
+    )
+    tasks: Literal["separate", "joint"] = Field(
+        default="separate", description="One model a task, or one for all: joint training suffers the seesaw (KDSL)."
+    )
+    epochs: float = Field(default=4.0, gt=0, description="Passes over the originals' number of samples times copies.")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="Peak learning rate; null: 2e-4 for lora, 1e-3 for full on tiny-*, else 2e-5."
+    )
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="Share of steps in which the rate rises; then cosine.")
+    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay.")
+    clip: float = Field(default=1.0, gt=0, description="Largest gradient norm.")
+    batch: int = Field(default=8, ge=1, description="Samples of one worker's micro-batch.")
+    accumulate: int = Field(default=1, ge=1, description="Micro-batches whose gradients are summed for one step.")
+    hint_share: float = Field(
+        default=0.3, ge=0, le=1, description="Share of training samples whose prompt tells the held-out fired rules."
+    )
+    held_out_folds: int = Field(
+        default=1, ge=0, description="Folds predicted by a model trained without them, for the gate; folds at most."
+    )
+    refit: bool = Field(
+        default=False, description="Train once more on all folds; false serves the model trained without fold 0."
+    )
+    validate_every: float = Field(default=1.0, gt=0, description="Epochs between validations (weighted F1).")
+    checkpoint_every: int = Field(default=50, ge=1, description="Optimizer steps between checkpoints.")
+    workers: int = Field(default=1, ge=1, description="Training workers; on GPUs one each.")
+    max_failures: int = Field(default=2, ge=0, description="Times a killed run is restarted from its last checkpoint.")
+    mlflow_uri: str | None = Field(default=None, description="MLflow tracking URI for the metrics; null: none.")
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+    deepspeed: DeepSpeedSettings = Field(default_factory=DeepSpeedSettings)
+
+
+class GateSettings(Settings):
+    """How rules and classifiers are joined; everything is chosen on held-out predictions of the training part."""
+
+    arm: Literal["auto", "override", "verdict", "vote", "prompt", "rules_only", "mllm_only"] = Field(
         default="vote",
         description="override: the best rule answers if strong enough; verdict: what the rules say together does; "
-        "vote: rules shift the classifier; auto: validation decides.",
+        "vote: rules shift the classifier; prompt: fired rules are told to the MLLM; auto: validation decides.",
     )
     vote_weights: tuple[float, ...] = Field(
         default=(3.0,), min_length=1, description="Weights of the rules' share of evidence that vote tries."
+    )
+    mllm_shares: tuple[float, ...] = Field(
+        default=(0.5,),
+        min_length=1,
+        description="Shares of the MLLM in the log-linear pool with the probe that are tried: 0 probe, 1 MLLM alone.",
     )
     rule_coverage: float = Field(
         default=0.45, gt=0, le=1, description="Share of held-out examples that rules alone shall cover when reported."
@@ -113,4 +206,7 @@ class IntentSettings(Settings):
     predicates: PredicateSettings = Field(default_factory=PredicateSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
+    augment: AugmentSettings = Field(default_factory=AugmentSettings)
+    prompt: PromptSettings = Field(default_factory=PromptSettings)
+    finetune: FinetuneSettings = Field(default_factory=FinetuneSettings)
     gate: GateSettings = Field(default_factory=GateSettings)

@@ -23,13 +23,17 @@ def has_words(text: str) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class ImageFacts:
-    """What is known of one picture without its pixels; ``vector`` is the image feature, shape (dim,)."""
+    """What is known of one picture; ``vector`` is the image feature, shape (dim,).
+
+    ``data`` are the encoded bytes, there only where a model that looks at pixels will be asked.
+    """
 
     image_id: str
     width: int
     height: int
     ocr: tuple[OcrLine, ...] = ()
     vector: Vector | None = None
+    data: bytes | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +117,27 @@ class IntentPrediction:
 
 
 class IntentClassifier(Protocol):
-    """A model that gives a distribution over one task's labels (``probe`` now; a fine-tuned MLLM later)."""
+    """A model that gives a distribution over one task's labels: ``probe``, or a fine-tuned ``mllm``."""
 
     task: str
     labels: tuple[str, ...]
 
     def predict(self, examples: Sequence[IntentExample]) -> list[Probabilities]:
         """Return one distribution an example, in order."""
+        ...
+
+
+class PromptedClassifier(IntentClassifier, Protocol):
+    """A classifier that reads a prompt, so that rules can be told to it in words (KDSL: knowledge beside weights).
+
+    ``needs_pictures`` says whether it looks at pixels: examples then need ``ImageFacts.data``.
+    """
+
+    needs_pictures: bool
+
+    def predict_hinted(self, examples: Sequence[IntentExample], hints: Sequence[str]) -> list[Probabilities]:
+        """Return one distribution an example, in order, its hint (:mod:`mmd.intent.hints`) being in the prompt.
+
+        An empty hint gives what ``predict`` gives.
+        """
         ...

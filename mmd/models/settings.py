@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from mmd.base import Settings
@@ -13,6 +15,16 @@ class ModelSettings(Settings):
     proposer: str | None = Field(
         default=None,
         description="Language model that proposes rule predicates (a name of mmd.models.resolve); null: mined only.",
+    )
+    mllm: str | None = Field(
+        default=None,
+        description="Model that is fine-tuned for intents (a name of mmd.models.resolve; tiny-* are random weights of "
+        "a real architecture); null: rules and probe only.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where multimodal models run.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Their arithmetic; auto: bfloat16 where the device computes in it natively, float32 for tiny-*.",
     )
     allow_hub: bool = Field(default=False, description="Allow downloads from a model hub at run time.")
     cache_dir: str = Field(
