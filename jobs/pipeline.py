@@ -1,11 +1,13 @@
 """From a corpus to a report in one resumable command.
 
-Steps: ingest, featurize, mine_rules, fit_intent, evaluate. Each writes one artefact whose version follows from
-its settings and inputs; a step whose artefact is already complete is skipped, so running the same command
-again after an interruption goes on where it stopped, and a changed setting redoes only what depends on it.
+Steps: ingest, featurize, mine_rules, fit_intent, then, if the settings name a large model (models.mllm), augment,
+finetune_mllm and sweep_gates, and at the end evaluate. Each writes one artefact whose version follows from its settings
+and inputs; a step whose artefact is already complete is skipped, so running the same command again after an
+interruption goes on where it stopped, and a changed setting redoes only what depends on it.
 
     mmd pipeline                                         the built-in shop corpus
     mmd pipeline --corpus taobao=../shared/data/taobao   your copy of a corpus
+    mmd pipeline --set models.mllm=tiny-smolvlm          with a fine-tuned multimodal model
     mmd pipeline --until mine_rules --set seed=1
 """
 
@@ -21,14 +23,15 @@ from rich.table import Table
 from jobs.glue.cluster import hold_cluster
 from jobs.glue.entry import JobContext, console, main
 from mmd.artifacts import Artifact
+from mmd.errors import ConfigError
 
-STEPS = ("ingest", "featurize", "mine_rules", "fit_intent", "evaluate")
+MLLM_STEPS = ("augment", "finetune_mllm", "sweep_gates")
+STEPS = ("ingest", "featurize", "mine_rules", "fit_intent", *MLLM_STEPS, "evaluate")
 
 
 def run(context: JobContext) -> Artifact:
     """Run the steps in order up to ``--until`` and return the last artefact."""
-    until = context.options.get("until") or STEPS[-1]
-    steps = STEPS[: STEPS.index(until) + 1]
+    steps = steps_of(context)
     rows: list[tuple[str, Artifact, float, bool]] = []
     with hold_cluster():
         for number, name in enumerate(steps, start=1):
@@ -45,6 +48,23 @@ def run(context: JobContext) -> Artifact:
 
         show_conversations(context, count=int(context.options["show"]))
     return rows[-1][1]
+
+
+def steps_of(context: JobContext) -> tuple[str, ...]:
+    """Return the steps that the settings ask for, in order, up to ``--until``.
+
+    Raises:
+        ConfigError: ``--until`` names a step of the large model, and the settings name no such model.
+    """
+    until = context.options.get("until") or STEPS[-1]
+    if context.config.models.mllm is not None:
+        return STEPS[: STEPS.index(until) + 1]
+    if until in MLLM_STEPS:
+        raise ConfigError(
+            f"--until {until}: that step works on the large model, and models.mllm names none; "
+            "add --set models.mllm=NAME (`mmd models` lists names)."
+        )
+    return tuple(step for step in STEPS[: STEPS.index(until) + 1] if step not in MLLM_STEPS)
 
 
 def _step(name: str) -> Callable[[JobContext], Artifact]:

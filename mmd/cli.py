@@ -30,6 +30,9 @@ JOBS = {
     "featurize": "OCR, image vectors and sentence vectors, cached by content",
     "mine_rules": "search rules with MCTS and select the rule base",
     "fit_intent": "fit the classifier and choose the gate's threshold",
+    "augment": "rule-guided augmentation of the few-shot set",
+    "finetune_mllm": "fine-tune the multimodal model with Ray Train, DeepSpeed and PEFT",
+    "sweep_gates": "choose how rules, probe and multimodal model are joined",
     "evaluate": "measure everything on the test split and write the report",
     "bench": "run a benchmark and record it under docs/results",
 }

@@ -16,6 +16,7 @@ from jobs import evaluate, pipeline
 from jobs.glue.entry import JobContext, with_options
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config, load_config
+from mmd.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"data.shop.dialogues": 60, "data.shop.items": 12, "intent.search.rollouts": 20, "intent.folds": 2}
@@ -148,6 +149,20 @@ def test_a_users_mistake_ends_with_one_clear_message_and_nothing_written(
     assert message in done.stdout.replace("\n", " ")
     assert "Traceback" not in done.stdout + done.stderr
     assert not list((tmp_path / "store").rglob("manifest.json"))
+
+
+def test_a_large_model_adds_its_steps_and_no_model_leaves_them_out(tmp_path: Path):
+    without = JobContext(small_config(tmp_path))
+    assert pipeline.steps_of(without) == ("ingest", "featurize", "mine_rules", "fit_intent", "evaluate")
+    named = JobContext(small_config(tmp_path, **{"models.mllm": "tiny-llama"}))
+    assert pipeline.steps_of(named) == pipeline.STEPS
+    assert pipeline.steps_of(with_options(named, until="augment"))[-2:] == ("fit_intent", "augment")
+
+
+def test_a_step_of_the_large_model_without_one_says_how_to_name_it(tmp_path: Path):
+    context = with_options(JobContext(small_config(tmp_path)), until="finetune_mllm")
+    with pytest.raises(ConfigError, match=r"models\.mllm"):
+        pipeline.steps_of(context)
 
 
 def test_the_shipped_laptop_profile_is_what_make_demo_runs():
