@@ -35,6 +35,7 @@ JOBS = {
     "sweep_gates": "choose how rules, probe and multimodal model are joined",
     "evaluate": "measure everything on the test split and write the report",
     "bench": "run a benchmark and record it under docs/results",
+    "experiment": "run an experiment of KDSL and record it, with its picture, under docs/results",
 }
 COMMANDS = ("config", "artifacts", "rules", "models")
 _console = Console(highlight=False)
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _module_of(word: str) -> str | None:
     verb = word.replace("-", "_")
+    if verb == "experiment":
+        return "jobs.experiments"
     if verb in JOBS:
         return f"jobs.{verb}"
     return "serve_apps.run" if verb == "serve" else None

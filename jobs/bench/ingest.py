@@ -28,9 +28,9 @@ import PIL.Image
 import psutil
 
 from jobs import ingest
-from jobs.bench import spread, timed
 from jobs.glue.cluster import ray_cluster
 from jobs.glue.entry import JobContext
+from jobs.glue.records import spread, timed
 from mmd.artifacts import ArtifactStore
 from mmd.config import AppConfig, build_config
 from mmd.corpora.images import check_image

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.bench import spread
+from jobs.glue.records import spread
 from mmd.errors import MmdError
 from mmd.intent.matcher import CompiledRules, ExampleView, value_key
 from mmd.intent.predicates import IMAGE_BUCKETS, image_buckets

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.bench import spread, timed
+from jobs.glue.records import spread, timed
 from mmd.intent.search import RuleSearch, SearchProblem, SearchResult
 from mmd.intent.settings import SearchSettings
 
