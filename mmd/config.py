@@ -60,6 +60,11 @@ class ServeSettings(Settings):
     port: int = Field(default=8000, ge=1, le=65535, description="HTTP port.")
     min_replicas: int = Field(default=1, ge=1, description="Lower bound of autoscaling.")
     max_replicas: int = Field(default=2, ge=1, description="Upper bound of autoscaling.")
+    gpus_per_replica: float = Field(
+        default=0.0,
+        ge=0,
+        description="GPUs that Ray reserves for a replica of the intent engine; fractions share one, 0 stays on CPUs.",
+    )
     target_ongoing_requests: int = Field(default=4, ge=1, description="Requests a replica, for autoscaling.")
     max_ongoing_requests: int = Field(default=16, ge=1, description="Requests a replica works on at a time.")
     max_queued_requests: int = Field(default=64, ge=1, description="Waiting requests above which 429 is sent.")
@@ -76,6 +81,9 @@ class ServeSettings(Settings):
         default=80.0, gt=0, description="Pixels of a request's distinct pictures together, 10^6 px."
     )
     request_timeout_s: float = Field(default=30.0, gt=0, description="Longest time to an answer, s; then 504.")
+    mllm_timeout_s: float = Field(
+        default=10.0, gt=0, description="Longest wait for the large model, s; rules and probe then answer without it."
+    )
     run_ocr: bool = Field(default=True, description="Recognise text in pictures that come without OCR.")
     cached_images: int = Field(default=512, ge=0, description="Recent pictures whose features a replica keeps.")
     cached_texts: int = Field(default=4096, ge=0, description="Recent texts whose vectors a replica keeps.")

@@ -125,6 +125,12 @@ class PredictionOut(_Wire):
     label: str
     confidence: float = Field(ge=0, le=1)
     arm: str = Field(description="Who decided: rules, classifier, vote (both), or default (neither had a say).")
+    mllm_share: float = Field(
+        ge=0,
+        le=1,
+        description="The large model's share in the classifier that was asked: 0 the small one (probe) alone, "
+        "1 the large one alone.",
+    )
     fired: tuple[FiredRuleOut, ...] = Field(description="Rules that fired, best first.")
     alternatives: tuple[Alternative, ...] = Field(description="The classifier's labels, likeliest first.")
 

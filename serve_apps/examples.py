@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from mmd.corpora.store import Corpus
@@ -50,8 +50,13 @@ def spread(dialogues: Iterable[Dialogue], count: int) -> list[Dialogue]:
     return chosen
 
 
-def _example(dialogue: Dialogue, images: dict[str, Image]) -> ExampleOut:
-    turns = tuple(
+def _example(dialogue: Dialogue, images: Mapping[str, Image]) -> ExampleOut:
+    return ExampleOut(id=dialogue.id, turns=turns_in(dialogue, images), labels=dict(dialogue.labels))
+
+
+def turns_in(dialogue: Dialogue, images: Mapping[str, Image]) -> tuple[TurnIn, ...]:
+    """Return a stored dialogue's turns as a client sends them; ``images`` holds at least the pictures it names."""
+    return tuple(
         TurnIn(
             speaker=turn.speaker,
             text=turn.text,
@@ -60,7 +65,6 @@ def _example(dialogue: Dialogue, images: dict[str, Image]) -> ExampleOut:
         )
         for turn in dialogue.turns
     )
-    return ExampleOut(id=dialogue.id, turns=turns, labels=dict(dialogue.labels))
 
 
 def data_url(image: Image) -> str:

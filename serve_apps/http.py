@@ -182,24 +182,25 @@ def to_response(request_id: str, answer: IntentAnswer, decoded_ms: float, total_
     timings = {**stages, "wait": max(0.0, total_ms - sum(stages.values())), "total": total_ms}
     return IntentResponse(
         id=request_id,
-        predictions=tuple(_prediction(p, answer.words) for p in answer.predictions),
+        predictions=tuple(_prediction(p, answer) for p in answer.predictions),
         degraded=answer.degraded,
         timings_ms={stage: round(ms, 2) for stage, ms in timings.items()},
         artifacts=dict(answer.artifacts),
     )
 
 
-def _prediction(prediction: IntentPrediction, words: Mapping[str, Mapping[str, str]]) -> PredictionOut:
+def _prediction(prediction: IntentPrediction, answer: IntentAnswer) -> PredictionOut:
     return PredictionOut(
         task=prediction.task,
         label=prediction.label,
         confidence=_unit(prediction.confidence),
         arm=prediction.arm,
+        mllm_share=_unit(answer.mllm_shares[prediction.task]),
         fired=tuple(
             FiredRuleOut(
                 id=rule.rule_id,
                 label=rule.label,
-                words=Words(**words[rule.rule_id]),
+                words=Words(**answer.words[rule.rule_id]),
                 precision=_unit(rule.precision),
                 wilson_lower=_unit(rule.wilson_lower),
                 support=rule.support,

@@ -3,11 +3,15 @@
 :func:`build` is the typed builder. Artefacts are swapped without a restart by deploying the same application with
 another ``user_config`` (see ``serve_apps/serve_config.yaml``); a swap that cannot be loaded is refused and the old
 artefacts go on answering, which ``/readyz`` tells.
+
+The large model runs in the engine's own process through transformers, on the CPU or on ``serve.gpus_per_replica`` GPUs.
+Serving it by vLLM (``ray.serve.llm``) is not there yet.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,6 +36,7 @@ from mmd.features.settings import FeatureSettings
 from mmd.intent.engine import SHAPES, IntentAnswer, IntentEngine, IntentModel, IntentQuery, PreparedQuery
 from mmd.intent.online import OnlineSettings
 from mmd.log import configure_logging
+from mmd.models.settings import ModelSettings
 from serve_apps.api import ApiError, ExampleOut, ExamplesResponse, ReadyResponse, TaskOut, TasksResponse
 from serve_apps.examples import pick_examples
 from serve_apps.http import create_app, late_answer
@@ -49,6 +54,7 @@ class ArtifactRefs(BaseModel):
     features: str | None = None
     rulebase: str | None = None
     classifier: str | None = None
+    adapter: str | None = None
     gate: str | None = None
 
     def given(self) -> dict[str, str]:
@@ -65,6 +71,9 @@ class IntentAppArgs(BaseModel):
     artifacts: ArtifactRefs = Field(default_factory=ArtifactRefs, description="Versions to start with.")
     serve: ServeSettings = Field(default_factory=ServeSettings, description="Replicas, batching and limits.")
     features: FeatureSettings = Field(default_factory=FeatureSettings, description="Sizes and threads of extractors.")
+    models: ModelSettings = Field(
+        default_factory=ModelSettings, description="Where base weights come from, device and arithmetic."
+    )
 
 
 def build(args: IntentAppArgs) -> serve.Application:
@@ -81,10 +90,11 @@ def build(args: IntentAppArgs) -> serve.Application:
         max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=settings.max_queued_requests,
         backpressure_config=backpressure,
+        ray_actor_options={"num_gpus": settings.gpus_per_replica},
         user_config=args.artifacts.model_dump(),
         health_check_period_s=5,
         health_check_timeout_s=30,
-    )(IntentReplica).bind(args.store, args.corpus, settings, args.features)
+    )(IntentReplica).bind(args.store, args.corpus, settings, args.features, args.models)
     # The ingress lets through what the engine may hold and queue, so that the engine's own limit speaks first.
     capacity = settings.max_replicas * settings.max_ongoing_requests + settings.max_queued_requests
     return serve.deployment(
@@ -126,17 +136,26 @@ class IntentReplica:
         corpus: name of the corpus.
         settings: batching, caches, OCR.
         features: sizes and threads of the extractors.
+        models: where base weights come from, and the large model's device and arithmetic.
     """
 
-    def __init__(self, store: str, corpus: str, settings: ServeSettings, features: FeatureSettings) -> None:
+    def __init__(
+        self,
+        store: str,
+        corpus: str,
+        settings: ServeSettings,
+        features: FeatureSettings | None = None,
+        models: ModelSettings | None = None,
+    ) -> None:
         configure_logging(json_lines=True)
         self._log = structlog.get_logger("mmd.intent").bind(corpus=corpus)
         self._store = ArtifactStore(store)
         self._corpus = corpus
         self._settings = settings
-        self._features = features
+        self._features = features or FeatureSettings()
+        self._models = models or ModelSettings()
         self._engine: IntentEngine | None = None
-        self._examples: tuple[ExampleOut, ...] | None = None
+        self._examples: tuple[str, tuple[ExampleOut, ...]] = ("", ())  # of which corpus, as reference
         self._rejected: str | None = None
         self._metrics = _Metrics()
         batching: Any = self._decide  # @serve.batch adds setters that its type does not tell
@@ -164,6 +183,7 @@ class IntentReplica:
             )
             return
         self._engine, self._rejected = engine, None
+        await asyncio.to_thread(gc.collect)  # the old model, once nothing that it answers is under way
         seconds = round(time.perf_counter() - started, 2)
         self._log.info(
             "artifacts_loaded", artifacts=engine.model.artifacts, degraded=engine.model.degraded, seconds=seconds
@@ -172,6 +192,8 @@ class IntentReplica:
     def _load(self, refs: dict[str, str]) -> IntentEngine:
         online = OnlineSettings(
             features=self._features,
+            models=self._models,
+            mllm_timeout_s=self._settings.mllm_timeout_s,
             run_ocr=self._settings.run_ocr,
             cached_images=self._settings.cached_images,
             cached_texts=self._settings.cached_texts,
@@ -202,6 +224,7 @@ class IntentReplica:
             turns=len(query.dialogue.turns),
             pictures=len(query.images),
             arms={p.task: p.arm for p in answer.predictions},
+            mllm_shares=dict(answer.mllm_shares),
             degraded=answer.degraded,
             timings_ms={stage: round(elapsed, 2) for stage, elapsed in answer.timings_ms.items()},
         )
@@ -223,13 +246,13 @@ class IntentReplica:
 
     async def examples(self) -> ExamplesResponse:
         """Return dialogues to try."""
-        if self._examples is None:
-            self._examples = await asyncio.to_thread(self._pick_examples)
-        return ExamplesResponse(examples=self._examples)
+        wanted = self.engine.model.artifacts["corpus"]
+        if self._examples[0] != wanted:
+            self._examples = (wanted, await asyncio.to_thread(self._pick_examples, wanted))
+        return ExamplesResponse(examples=self._examples[1])
 
-    def _pick_examples(self) -> tuple[ExampleOut, ...]:
-        corpus = Corpus(self._store.open(self.engine.model.artifacts["corpus"], verify=False))
-        return pick_examples(corpus, self._settings.examples)
+    def _pick_examples(self, corpus: str) -> tuple[ExampleOut, ...]:
+        return pick_examples(Corpus(self._store.open(corpus, verify=False)), self._settings.examples)
 
     async def status(self) -> ReadyResponse:
         """Return what answers."""

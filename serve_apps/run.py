@@ -3,6 +3,7 @@
     mmd serve                                       the shop corpus at http://127.0.0.1:8000
     mmd serve --corpus taobao --set serve.port=9000
     mmd serve --artifact rulebase/shop@1a2b3c4d5e6f  a rule base of your choice
+    mmd serve --try 8                               ask it eight test dialogues over HTTP, then stop
 
 Runs until interrupted. On a running Ray cluster use ``serve deploy serve_apps/serve_config.yaml`` instead.
 """
@@ -25,23 +26,28 @@ from mmd.artifacts import ArtifactStore
 from mmd.config import DEFAULT_PATH, AppConfig, ServeSettings, load_config
 from mmd.errors import ConfigError, MmdError
 from mmd.log import configure_logging
+from serve_apps.trial import ServiceClient, Trial, try_service
 
 _console = Console(highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve from the command line; return the exit code (0 stopped, 2 a user's mistake)."""
+    """Serve from the command line; return the exit code.
+
+    0: stopped, or every dialogue of ``--try`` was answered; 1: one of them was not; 2: a user's mistake.
+    """
     args = build_parser().parse_args(argv)
     configure_logging()
     try:
         config = load_config(args.config, profile=args.profile, overrides=args.overrides)
-        run(config, args.corpus or config.data.corpus.name, args.artifact)
+        trial = run(config, args.corpus or config.data.corpus.name, args.artifact, try_count=args.try_count)
     except MmdError as err:
         _console.print(f"mmd serve: {err}", style="red", markup=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         _console.print("mmd serve: stopped")
-    return 0
+        return 0
+    return 0 if trial is None or trial.all_answered else 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,13 +66,30 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KIND/NAME@VERSION",
-        help="answer with this rulebase, classifier, gate or features artefact instead of the newest; repeatable",
+        help="answer with this rulebase, classifier, adapter, gate or features artefact, not the newest; repeatable",
+    )
+    parser.add_argument(
+        "--try",
+        dest="try_count",
+        type=_count,
+        metavar="N",
+        help="ask N test dialogues over HTTP, print the answers, stop; exit code 1 if one got no answer",
     )
     return parser
 
 
-def run(config: AppConfig, corpus: str, refs: Sequence[str] = ()) -> None:
-    """Start the application and keep it until interrupted.
+def _count(text: str) -> int:
+    """Read a whole number above zero."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number above zero")
+    return int(text)
+
+
+def run(config: AppConfig, corpus: str, refs: Sequence[str] = (), *, try_count: int | None = None) -> Trial | None:
+    """Start the application and keep it until interrupted, or until ``try_count`` dialogues have been asked.
+
+    Returns:
+        How the asked dialogues fared, if any were to be asked.
 
     Raises:
         MmdError: artefacts are missing, or the port is taken; both are found before Ray starts.
@@ -85,6 +108,7 @@ def run(config: AppConfig, corpus: str, refs: Sequence[str] = ()) -> None:
             artifacts=refs_from(refs),
             serve=settings,
             features=config.features,
+            models=config.models,
         )
     )
     _start_ray(config)
@@ -105,7 +129,10 @@ def run(config: AppConfig, corpus: str, refs: Sequence[str] = ()) -> None:
         except RuntimeError as err:
             raise ConfigError(f"the application did not start: {err}") from err
         _console.print(f"mmd serve: {corpus} at http://{settings.host}:{settings.port} (API: /docs; stop: Ctrl+C)")
+        if try_count:
+            return try_service(ServiceClient(settings), ArtifactStore(config.store), try_count, _console)
         _wait()
+        return None
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]  # upstream has no annotation
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from rich.markup import escape
 from rich.padding import Padding
 
 from jobs.glue.entry import JobContext, console
 from mmd.config import AppConfig
 from mmd.corpora.store import Corpus
-from mmd.intent.engine import IntentAnswer, IntentEngine, IntentQuery
-from mmd.schema import Dialogue, Image
+from mmd.intent.engine import IntentAnswer, IntentEngine
+from mmd.intent.online import OnlineSettings
+from mmd.intent.showcase import choose_dialogues, picture_ids, query_of
+from mmd.schema import Dialogue
 
 _RULES_SHOWN = 3
-_TURNS_SHOWN = 4
 
 
 def show_conversations(context: JobContext, count: int) -> None:
@@ -22,10 +21,12 @@ def show_conversations(context: JobContext, count: int) -> None:
     lineage = context.lineage("gate")
     corpus = Corpus(lineage["corpus"])
     chosen = list(choose_dialogues(corpus.dialogues("test"), count))
-    wanted = {image_id for dialogue in chosen for turn in dialogue.turns for image_id in turn.image_ids}
-    images = {image.id: image for image in corpus.images(wanted)}
+    images = {image.id: image for image in corpus.images(picture_ids(chosen))}
     engine = IntentEngine.from_store(
-        context.store, context.name, refs={role: artifact.ref for role, artifact in lineage.items()}
+        context.store,
+        context.name,
+        refs={"gate": lineage["gate"].ref},
+        settings=OnlineSettings(features=context.config.features, models=context.config.models),
     )
     for number, dialogue in enumerate(chosen, start=1):
         queries = [query_of(dialogue, task, images) for task in dialogue.labels]
@@ -44,33 +45,6 @@ def show_conversations(context: JobContext, count: int) -> None:
     )
 
 
-def choose_dialogues(dialogues: list[Dialogue], count: int) -> Iterator[Dialogue]:
-    """Yield labelled dialogues, one of each task in turn, those of a readable length and with pictures first."""
-    by_task: dict[str, list[Dialogue]] = {}
-    for dialogue in sorted(dialogues, key=_readability):
-        for task in dialogue.labels:
-            by_task.setdefault(task, []).append(dialogue)
-    queues = [iter(found) for found in by_task.values()]
-    while queues and count > 0:
-        queue = queues.pop(0)
-        for dialogue in queue:
-            yield dialogue
-            count -= 1
-            queues.append(queue)
-            break
-
-
-def _readability(dialogue: Dialogue) -> tuple[int, bool, str]:
-    pictured = any(turn.image_ids for turn in dialogue.turns)
-    return abs(len(dialogue.turns) - _TURNS_SHOWN), not pictured, dialogue.id
-
-
-def query_of(dialogue: Dialogue, task: str, images: dict[str, Image]) -> IntentQuery:
-    """Return the question that the service would get for a stored dialogue."""
-    named = {i: images[i] for turn in dialogue.turns for i in turn.image_ids if i in images}
-    return IntentQuery(dialogue, task=task, images=named)
-
-
 def _print_turns(dialogue: Dialogue) -> None:
     for turn in dialogue.turns:
         pictures = "".join(f" [picture {image_id[:8]}]" for image_id in turn.image_ids)
@@ -84,9 +58,14 @@ def _print_answer(answer: IntentAnswer, truth: str) -> None:
         right = "right" if prediction.label == truth else f"labelled {truth}"
         console.print(
             f"  → [bold]{escape(prediction.label)}[/]  ({prediction.task}, confidence {prediction.confidence:.2f}, "
-            f"decided by {prediction.arm}; {escape(right)})"
+            f"decided by {prediction.arm}{_share(answer, prediction.task)}; {escape(right)})"
         )
         for fired in prediction.fired[:_RULES_SHOWN]:
             console.print(Padding(f"rule: {escape(fired.words)}", (0, 0, 0, 6)), style="green")
     for problem in answer.degraded:
         console.print(f"  degraded: {problem}", style="yellow", markup=False)
+
+
+def _share(answer: IntentAnswer, task: str) -> str:
+    share = answer.mllm_shares[task]
+    return f", large model's share {share:.0%}" if share else ""

@@ -3,7 +3,8 @@
 It goes the same way as evaluation, from a :class:`~mmd.schema.Dialogue` through
 :func:`~mmd.intent.examples.make_example` and the gate; only the features are computed on the spot instead of being
 read, with the extractors that the features artefact names. A part that is missing or fails is left out and
-named in the answer; it does not fail the request.
+named in the answer; it does not fail the request. So it is with the large model: where it fails or is late, the rules
+and the probe answer.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from dataclasses import dataclass, field, replace
 from mmd.artifacts import ArtifactStore
 from mmd.errors import RequestError
 from mmd.intent.examples import make_example, vector_texts
-from mmd.intent.gate import Gate
+from mmd.intent.gate import MLLM_ARMS, NEVER, Gate, TaskGate
 from mmd.intent.online import OnlineFeatures, OnlineSettings
+from mmd.intent.settings import GateSettings
+from mmd.intent.timed import TimedCalls
 from mmd.intent.types import ImageFacts, IntentExample, IntentPrediction, Vector
 from mmd.intent.wording import describe_rule
 from mmd.schema import Dialogue, Image, Item
 
 LANGUAGES = ("en", "zh")
 SHAPES = ("text", "picture", "text+picture")
+_WITHOUT_MLLM = "rules and probe answered"
 _RARE = 0.01  # a shape that fewer than this share of a task's training dialogues have is an accident
 
 
@@ -46,11 +50,14 @@ class IntentQuery:
 class IntentAnswer:
     """The predictions of one query, one a task, and how they came about.
 
-    ``words`` maps rule id → language → sentence for every fired rule; ``degraded`` names the parts that were left
-    out and why; ``timings_ms`` has the stages ``pictures``, ``texts`` and ``decide`` (the last two shared by a batch).
+    ``mllm_shares`` maps task → the large model's share in the classifier that answered: 0 the probe alone, 1 the
+    large model alone. ``words`` maps rule id → language → sentence for every fired rule; ``degraded`` names the parts
+    that were left out and why; ``timings_ms`` has the stages ``pictures``, ``texts`` and ``decide`` (the last two
+    shared by a batch).
     """
 
     predictions: tuple[IntentPrediction, ...]
+    mllm_shares: Mapping[str, float]
     words: Mapping[str, Mapping[str, str]]
     degraded: tuple[str, ...]
     timings_ms: Mapping[str, float]
@@ -73,7 +80,7 @@ class IntentModel:
     """Everything that was trained.
 
     Args:
-        gate: rules, classifiers and how they are joined.
+        gate: rules, classifiers and how they are joined; its large models are those that it asks.
         tasks: task → labels, those that are answered.
         shapes: task → the shapes (of :data:`SHAPES`) of its training dialogues.
         items: the catalogue.
@@ -88,6 +95,10 @@ class IntentModel:
     artifacts: Mapping[str, str] = field(default_factory=dict)
     degraded: tuple[str, ...] = ()
 
+    def looks_at_pixels(self, tasks: Iterable[str]) -> bool:
+        """Say whether a large model that one of these tasks asks looks at pictures itself."""
+        return any(task in self.gate.mllms and self.gate.mllms[task].needs_pictures for task in tasks)
+
 
 # ---------------------------------------------------------------- the engine
 
@@ -98,11 +109,14 @@ class IntentEngine:
     Args:
         model: what was trained.
         features: reads pictures and texts that come without features.
+        mllm_timeout_s: longest wait for the large model.
     """
 
-    def __init__(self, model: IntentModel, features: OnlineFeatures) -> None:
+    def __init__(self, model: IntentModel, features: OnlineFeatures, *, mllm_timeout_s: float = 10.0) -> None:
         self.model = model
         self._features = features
+        self._fallback = without_mllms(model.gate)
+        self._timed = TimedCalls(mllm_timeout_s) if model.gate.mllms else None
         self._rules = {rule.id: rule for rule in model.gate.rulebase.rules}
 
     # ------------------------------------------------------------ answering
@@ -150,7 +164,7 @@ class IntentEngine:
         """
         tasks = self.tasks_for(query)
         started = time.perf_counter()
-        facts, problems = self._features.look(query.images)
+        facts, problems = self._features.look(query.images, pixels=self.model.looks_at_pixels(tasks))
         return PreparedQuery(query, tasks, facts, problems, (time.perf_counter() - started) * 1000)
 
     def decide(self, prepared: Sequence[PreparedQuery]) -> list[IntentAnswer]:
@@ -160,26 +174,53 @@ class IntentEngine:
         vectors, problem = self._features.read(text for texts in wanted for text in texts)
         read = time.perf_counter()
         examples = [self._example(entry, task, vectors) for entry in prepared for task in entry.tasks]
-        predictions = iter(self.model.gate.predict(examples))
+        judged = iter(self._judge(examples))
         decided = time.perf_counter()
         timings = {"texts": (read - started) * 1000, "decide": (decided - read) * 1000}
         return [
-            self._answer(entry, tuple(next(predictions) for _ in entry.tasks), problem if texts else None, timings)
+            self._answer(entry, [next(judged) for _ in entry.tasks], problem if texts else None, timings)
             for entry, texts in zip(prepared, wanted, strict=True)
         ]
 
+    def _judge(self, examples: Sequence[IntentExample]) -> list[_Judged]:
+        """Predict examples of any tasks; those that ask a large model have its time limit and a way without it."""
+        mllms = self.model.gate.mllms
+        judged: dict[int, _Judged] = {}
+        for asks in (False, True):
+            rows = [i for i, example in enumerate(examples) if (example.task in mllms) is asks]
+            batch = [examples[i] for i in rows]
+            found = self._ask_mllm(batch, self._deadline()) if asks else _judged(self.model.gate, batch)
+            judged.update(zip(rows, found, strict=True))
+        return [judged[i] for i in range(len(examples))]
+
+    def _ask_mllm(self, examples: Sequence[IntentExample], deadline: float) -> list[_Judged]:
+        """Predict with the large model; an example that it fails on is left to rules and probe, and spoils no other."""
+        if not examples or self._timed is None:
+            return []
+        try:
+            return self._timed(lambda: _judged(self.model.gate, examples), deadline=deadline)
+        except TimeoutError as err:
+            problem = str(err)
+        except Exception as err:  # noqa: BLE001 (whatever the model's library raises: the turn goes on)
+            if len(examples) > 1:
+                return [found for example in examples for found in self._ask_mllm([example], deadline)]
+            problem = f"failed ({type(err).__name__}: {err})"[:200]
+        return _judged(self._fallback, examples, f"mllm: {problem}; {_WITHOUT_MLLM}")
+
+    def _deadline(self) -> float:
+        return time.monotonic() + (self._timed.timeout_s if self._timed else 0.0)
+
     def _answer(
-        self,
-        entry: PreparedQuery,
-        predictions: tuple[IntentPrediction, ...],
-        text_problem: str | None,
-        timings: Mapping[str, float],
+        self, entry: PreparedQuery, judged: Sequence[_Judged], text_problem: str | None, timings: Mapping[str, float]
     ) -> IntentAnswer:
         problems = [*self.model.degraded, *entry.problems]
         if text_problem and vector_texts(entry.query.dialogue):
             problems.append(text_problem)
+        problems += dict.fromkeys(found.problem for found in judged if found.problem)
+        predictions = tuple(found.prediction for found in judged)
         return IntentAnswer(
             predictions=predictions,
+            mllm_shares={found.prediction.task: found.mllm_share for found in judged},
             words={fired.rule_id: self.words(fired.rule_id) for p in predictions for fired in p.fired},
             degraded=tuple(problems),
             timings_ms={"pictures": entry.pictures_ms, **timings},
@@ -209,18 +250,54 @@ class IntentEngine:
         Args:
             store: where the artefacts are.
             name: name of the corpus and of everything made from it.
-            refs: role (``corpus``, ``features``, ``rulebase``, ``classifier``, ``gate``) → ``kind/name@version``
-                where another version is wanted than the newest gate and what it was made from.
+            refs: role (``corpus``, ``features``, ``rulebase``, ``classifier``, ``adapter``, ``gate``) →
+                ``kind/name@version`` where another version is wanted than the newest gate and what it was made from.
             settings: of the extractors.
 
         Raises:
             ArtifactError: corpus, features or rule base are missing or damaged.
-            ModelError: an extractor here differs from the one that the model was trained with.
+            ModelError: an extractor here differs from the one that the model was trained with, or a wanted adapter
+                cannot be used here.
         """
         from mmd.intent.loading import load_engine_parts  # noqa: PLC0415 (it needs this module's classes)
 
         model, features = load_engine_parts(store, name, refs or {}, settings or OnlineSettings())
-        return cls(model, features)
+        return cls(model, features, mllm_timeout_s=(settings or OnlineSettings()).mllm_timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A prediction, the large model's share in its classifier, and what was left out on the way."""
+
+    prediction: IntentPrediction
+    mllm_share: float
+    problem: str | None = None
+
+
+def _judged(gate: Gate, examples: Sequence[IntentExample], problem: str | None = None) -> list[_Judged]:
+    shares = {task: mllm_share(gate, task) for task in {example.task for example in examples}}
+    return [_Judged(p, shares[p.task], problem) for p in gate.predict(examples)]
+
+
+def mllm_share(gate: Gate, task: str) -> float:
+    """Return the large model's share in a task's classifier, in [0, 1]."""
+    how = gate.setting(task)
+    if task not in gate.mllms or not how.asks_mllm:
+        return 0.0
+    return 1.0 if how.arm == "mllm_only" else how.mllm
+
+
+def without_mllms(gate: Gate) -> Gate:
+    """Return the gate as it answers when no large model does: rules and probe, with what else was chosen kept."""
+    return replace(gate, mllms={}, tasks={task: without_mllm(how) for task, how in gate.tasks.items()})
+
+
+def without_mllm(gate: TaskGate) -> TaskGate:
+    """Return a task's gate without the large model; an arm that is nothing without it becomes the rules' vote."""
+    if gate.arm not in MLLM_ARMS:
+        return replace(gate, mllm=0.0)
+    deaf = gate.arm == "prompt" and gate.tau > 1.0  # rules were not to be heard
+    return TaskGate(gate.task, "vote", tau=NEVER if deaf else 0.0, weight=GateSettings().vote_weights[0])
 
 
 def shape_of(dialogue: Dialogue) -> str:

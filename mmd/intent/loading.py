@@ -2,31 +2,35 @@
 
 The newest gate leads: it names the rule base, classifier, features and corpus that it was made from, so that what
 answers belongs together even while newer parts are being trained. A part that may be missing is left out and
-named: without a classifier the rules answer alone, without OCR the pictures' text is unknown.
+named: without a classifier the rules answer alone, without OCR the pictures' text is unknown, without the base
+weights of an adapter rules and probe answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.corpora.store import Corpus
-from mmd.errors import ArtifactError
+from mmd.errors import ArtifactError, MmdError, ModelError
 from mmd.features.extract import ROLES, VECTOR_ROLES, Extractors, Role, build_extractors
 from mmd.features.store import Features
-from mmd.intent.engine import IntentModel, training_shapes
+from mmd.intent.engine import IntentModel, training_shapes, without_mllms
 from mmd.intent.gate import Gate, TaskGate, load_gates
 from mmd.intent.online import OnlineExtractors, OnlineFeatures, OnlineSettings
 from mmd.intent.probe import load_probes
 from mmd.intent.rulebase import RuleBase
-from mmd.intent.types import IntentClassifier
+from mmd.intent.types import IntentClassifier, PromptedClassifier
+from mmd.models.settings import ModelSettings
 
-Part = Literal["gate", "classifier", "rulebase", "features", "corpus"]
+Part = Literal["gate", "adapter", "classifier", "rulebase", "features", "corpus"]
 PARTS: tuple[Part, ...] = get_args(Part)
 """In the order in which one names the others."""
 _OPTIONAL: Mapping[Part, str] = {
     "gate": "rules alone, every one that fires",
+    "adapter": "rules and probe",
     "classifier": "rules alone",
 }
 
@@ -44,12 +48,19 @@ def load_engine_parts(
 
     Raises:
         ArtifactError: corpus, features or rule base are missing or damaged, or a wanted version is.
-        ModelError: an extractor here differs from the one that the model was trained with.
+        ModelError: an extractor here differs from the one that the model was trained with, or a wanted adapter cannot
+            be used here.
     """
     found, missing = open_parts(store, name, refs)
     corpus, features = Corpus(found["corpus"]), Features(found["features"])
+    gate = load_gate(found, corpus.tasks)
+    mllms, problem = load_mllms(found, gate, settings.models, required="adapter" in refs)
+    if problem:
+        missing.append(f"adapter: {problem} Until then: {_OPTIONAL['adapter']}.")
+    if not mllms:
+        found.pop("adapter", None)  # it does not answer
     model = IntentModel(
-        gate=load_gate(found, corpus.tasks),
+        gate=replace(gate, mllms=mllms) if mllms else without_mllms(gate),
         tasks=corpus.tasks,
         shapes=training_shapes(corpus.dialogues("train"), corpus.tasks),
         items=corpus.items(),
@@ -61,7 +72,7 @@ def load_engine_parts(
 
 
 def open_parts(store: ArtifactStore, name: str, refs: Mapping[str, str]) -> tuple[dict[str, Artifact], list[str]]:
-    """Open the artefacts that belong together.
+    """Open the artefacts that belong together. An adapter is one of them where the gate, or the caller, names it.
 
     Returns:
         Part → artefact, and what is missing of the parts that may be, with the consequence.
@@ -74,6 +85,8 @@ def open_parts(store: ArtifactStore, name: str, refs: Mapping[str, str]) -> tupl
     named = dict(refs)
     for part in PARTS:
         wanted = named.get(part)
+        if part == "adapter" and wanted is None:
+            continue  # the newest one is not this gate's
         try:
             found[part] = store.open(wanted or f"{part}/{name}")
         except ArtifactError as err:
@@ -101,6 +114,36 @@ def load_gate(found: Mapping[str, Artifact], tasks: Mapping[str, tuple[str, ...]
 def load_classifiers(artifact: Artifact, tasks: Mapping[str, tuple[str, ...]]) -> dict[str, IntentClassifier]:
     """Return task → classifier of those tasks that the artefact has one for."""
     return {task: probe for task, probe in load_probes(artifact).items() if task in tasks}
+
+
+def load_mllms(
+    found: Mapping[str, Artifact], gate: Gate, settings: ModelSettings, *, required: bool
+) -> tuple[dict[str, PromptedClassifier], str | None]:
+    """Load the large models that a gate asks.
+
+    Returns:
+        Task → model, and why there is none although the gate asks one, if so.
+
+    Raises:
+        ModelError: they cannot be used here, and ``required`` is on.
+    """
+    asking = {task for task, how in gate.tasks.items() if how.asks_mllm}
+    if "adapter" not in found:
+        return {}, None
+    if not asking:
+        return {}, f"{found['adapter'].ref} is not asked by the gate; run sweep_gates with it." if required else None
+    from mmd.intent.mllm import load_mllm_classifiers  # noqa: PLC0415 (torch and transformers, only where asked)
+
+    artifact = found["adapter"]
+    try:
+        loaded = load_mllm_classifiers(artifact, settings)
+    except Exception as err:  # whatever its packages raise: too little memory, missing weights, another version
+        reason = str(err) if isinstance(err, MmdError) else f"{type(err).__name__}: {err}"
+        problem = f"{artifact.ref} cannot be used here ({reason[:400]})."
+        if required:
+            raise ModelError(problem) from err
+        return {}, problem
+    return {task: model for task, model in loaded.items() if task in asking}, None
 
 
 # ---------------------------------------------------------------- extractors

@@ -13,6 +13,7 @@ from mmd.features.base import ImageEncoder, OcrEngine, TextEncoder
 from mmd.features.extract import attempt
 from mmd.features.settings import FeatureSettings
 from mmd.intent.types import ImageFacts, Vector
+from mmd.models.settings import ModelSettings
 from mmd.schema import Image, OcrLine, text_id
 
 T = TypeVar("T")
@@ -96,12 +97,16 @@ class OnlineSettings:
 
     Args:
         features: sizes and threads of the extractors; which ones run follows from what the model was trained with.
+        models: where base weights come from, and the device, arithmetic and threads of the large model.
+        mllm_timeout_s: longest wait for the large model; rules and probe answer then.
         run_ocr: recognise text in pictures that come without OCR.
         cached_images: recent pictures whose features are kept.
         cached_texts: recent texts whose vectors are kept.
     """
 
     features: FeatureSettings = field(default_factory=FeatureSettings)
+    models: ModelSettings = field(default_factory=ModelSettings)
+    mllm_timeout_s: float = 10.0
     run_ocr: bool = True
     cached_images: int = 512
     cached_texts: int = 4096
@@ -130,8 +135,13 @@ class OnlineFeatures:
         if text:
             self._text = CachedExtractor("text", lambda some: list(text.encode(some)), LruCache(cached_texts))
 
-    def look(self, images: Mapping[str, Image]) -> tuple[dict[str, ImageFacts], tuple[str, ...]]:
-        """Return the facts of each picture by id, and what could not be read and why; given OCR is kept."""
+    def look(
+        self, images: Mapping[str, Image], *, pixels: bool = False
+    ) -> tuple[dict[str, ImageFacts], tuple[str, ...]]:
+        """Return the facts of each picture by id, and what could not be read and why; given OCR is kept.
+
+        ``pixels`` keeps the encoded bytes in the facts, for a model that looks at them.
+        """
         unread = {key: image.data for key, image in images.items() if image.ocr is None}
         lines, no_lines = self._extract("ocr", self._ocr, unread)
         vectors, no_vectors = self._extract("vision", self._vision, {key: image.data for key, image in images.items()})
@@ -142,6 +152,7 @@ class OnlineFeatures:
                 height=image.height,
                 ocr=image.ocr if image.ocr is not None else lines.get(key, ()),
                 vector=vectors.get(key),
+                data=image.data if pixels else None,
             )
             for key, image in images.items()
         }

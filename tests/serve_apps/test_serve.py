@@ -251,12 +251,12 @@ def test_the_deploy_file_is_valid_and_names_the_builder():
 
 
 def test_references_find_their_role():
-    assert refs_from(["rulebase/shop@1", "gate/shop@2"]).given() == {
-        "rulebase": "rulebase/shop@1",
+    assert refs_from(["adapter/shop@1", "gate/shop@2"]).given() == {
+        "adapter": "adapter/shop@1",
         "gate": "gate/shop@2",
     }
-    with pytest.raises(RequestError, match="adapter/x"):
-        refs_from(["adapter/x@1"])
+    with pytest.raises(RequestError, match="report/x"):
+        refs_from(["report/x@1"])
 
 
 # ---------------------------------------------------------------- the command
