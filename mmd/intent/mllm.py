@@ -1,0 +1,300 @@
+"""The ``mllm`` classifier: a fine-tuned multimodal model that can answer nothing but a label of its task.
+
+Every label's log-likelihood after the prompt is computed exactly (:mod:`mmd.models.likelihood`), divided by a
+temperature that makes held-out probabilities honest (Guo et al. 2017), and normalised over the label set.
+
+An ``adapter`` artefact holds::
+
+    mllm.json        format_version, base, method, prompt, tasks: {task: {folder, labels, temperature}}
+    <folder>/        what training made: a PEFT adapter, or a whole model in Hugging Face's layout
+    held_out.json    {task: {dialogue_id: {fold, plain, hinted}}}: log-likelihoods of a model that never saw the fold
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from scipy.special import softmax
+
+from mmd.artifacts import Artifact, ArtifactWriter
+from mmd.errors import ArtifactError
+from mmd.intent.probe import fit_temperature
+from mmd.intent.prompts import build_prompt
+from mmd.intent.settings import PromptSettings
+from mmd.intent.types import IntentExample, Probabilities
+from mmd.models.likelihood import LabelScorer, LogLikelihoods
+from mmd.models.mllm import Mllm
+from mmd.models.resolve import publish_folder
+from mmd.models.settings import ModelSettings
+
+FORMAT_VERSION = 1
+INDEX_FILE = "mllm.json"
+HELD_OUT_FILE = "held_out.json"
+Method = Literal["lora", "full"]
+
+
+class MllmTask(BaseModel):
+    """One task's model: where its weights are in the artefact, its labels in the order of every distribution."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    folder: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="Of the weights; tasks trained jointly share it.")
+    labels: tuple[str, ...] = Field(min_length=1)
+    temperature: float = Field(gt=0)
+
+
+class MllmIndex(BaseModel):
+    """``mllm.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format_version: int = FORMAT_VERSION
+    base: str = Field(description="Name of the model that was fine-tuned (mmd.models.resolve).")
+    method: Method
+    prompt: PromptSettings
+    tasks: dict[str, MllmTask]
+
+
+class HeldOutScore(BaseModel):
+    """What a model trained without a dialogue's fold says of it: one log-likelihood a label, without and with hint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    fold: int
+    plain: tuple[float, ...]
+    hinted: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Calibrated held-out distributions of one task, by dialogue id."""
+
+    plain: Mapping[str, Probabilities]
+    hinted: Mapping[str, Probabilities]
+
+
+class MllmClassifier:
+    """One task's classifier; safe to call from several threads.
+
+    Args:
+        task: the task it answers.
+        labels: its labels; the order of every distribution.
+        mllm: the model; tasks' adapters may share one base.
+        temperature: divides the log-likelihoods.
+        prompt: what the model is shown.
+        adapter: the adapter on ``mllm`` that answers this task; None: the model as it is.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        labels: Sequence[str],
+        mllm: Mllm,
+        temperature: float,
+        prompt: PromptSettings,
+        *,
+        adapter: str | None = None,
+    ) -> None:
+        self.task = task
+        self.labels = tuple(labels)
+        self.mllm = mllm
+        self.temperature = temperature
+        self.prompt = prompt
+        self.adapter = adapter
+        self.needs_pictures = mllm.sees_pictures
+        self._scorer = LabelScorer(mllm, self.labels)
+
+    def log_likelihoods(self, examples: Sequence[IntentExample], hints: Sequence[str] = ()) -> LogLikelihoods:
+        """Return log P(label | prompt), float64 of shape (n_examples, n_labels), before calibration.
+
+        Args:
+            examples: what to classify.
+            hints: one an example, or none at all.
+
+        Raises:
+            ValueError: examples and hints differ in number.
+        """
+        hints = hints or [""] * len(examples)
+        prompts = [
+            build_prompt(example, self.prompt, labels=self.labels, hint=hint, sees_pictures=self.needs_pictures)
+            for example, hint in zip(examples, hints, strict=True)
+        ]
+        with self.mllm.lock:  # between the switch and the forward pass no other task may switch
+            if self.adapter is not None:
+                self.mllm.use(self.adapter)
+            return self._scorer.log_likelihoods(prompts)
+
+    def predict(self, examples: Sequence[IntentExample]) -> list[Probabilities]:
+        """Return one distribution an example, in order."""
+        return self.predict_hinted(examples, [""] * len(examples))
+
+    def predict_hinted(self, examples: Sequence[IntentExample], hints: Sequence[str]) -> list[Probabilities]:
+        """Return one distribution an example, in order; its hint, where not empty, is in the prompt."""
+        if not examples:
+            return []
+        return calibrated(self.log_likelihoods(examples, hints), self.labels, self.temperature)
+
+
+def calibrated(scores: LogLikelihoods, labels: Sequence[str], temperature: float) -> list[Probabilities]:
+    """Return softmax(scores / temperature) of each row; ``scores`` has shape (n, n_labels)."""
+    rows = softmax(np.asarray(scores, dtype=np.float64).reshape(-1, len(labels)) / temperature, axis=1)
+    return [Probabilities(tuple(labels), tuple(map(float, row))) for row in rows]
+
+
+def calibrate(scores: LogLikelihoods, labels: Sequence[str], gold: Sequence[str]) -> float:
+    """Return the temperature that fits held-out log-likelihoods, shape (n, n_labels), to the right labels; 1 for none.
+
+    Raises:
+        ValueError: a gold label is not of the set.
+    """
+    if not len(gold):
+        return 1.0
+    place = {label: i for i, label in enumerate(labels)}
+    if unknown := sorted(set(gold) - set(labels)):
+        raise ValueError(f"calibrate: label {unknown[0]!r} is not one of the task's")
+    return fit_temperature(np.asarray(scores, dtype=np.float64), np.array([place[g] for g in gold], dtype=np.int64))
+
+
+# ---------------------------------------------------------------- the artefact
+
+
+def save_mllm_task(writer: ArtifactWriter, folder: str, trained: Path) -> None:
+    """Copy what training saved into ``folder`` of an artefact; the store may be remote."""
+    for path in sorted(p for p in trained.rglob("*") if p.is_file()):
+        with writer.open(f"{folder}/{path.relative_to(trained).as_posix()}") as out, path.open("rb") as handle:
+            shutil.copyfileobj(handle, out, 1 << 20)
+
+
+def save_mllm_index(writer: ArtifactWriter, index: MllmIndex) -> None:
+    """Write ``mllm.json``."""
+    writer.write_json(INDEX_FILE, index.model_dump(mode="json"))
+
+
+def load_mllm_index(artifact: Artifact) -> MllmIndex:
+    """Read ``mllm.json``.
+
+    Raises:
+        ArtifactError: not an adapter artefact, one of another format, or without the weights that it names.
+    """
+    if artifact.manifest.kind != "adapter":
+        raise ArtifactError(
+            f"{artifact.ref}: holds no fine-tuned model; open adapter/NAME, made by `mmd finetune-mllm`."
+        )
+    content = artifact.read_json(INDEX_FILE)
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{artifact.ref}: {INDEX_FILE} has format {version}, this mmd reads {FORMAT_VERSION}; "
+            "run `mmd finetune-mllm` again."
+        )
+    try:
+        index = MllmIndex.model_validate(content)
+    except ValidationError as err:
+        raise ArtifactError(f"{artifact.ref}: {INDEX_FILE} is malformed ({err.errors()[0]['msg']}).") from err
+    for task, entry in index.tasks.items():
+        if not artifact.has(entry.folder):
+            raise ArtifactError(f"{artifact.ref}: has no weights {entry.folder}/ of task {task}; run the job again.")
+    return index
+
+
+def load_mllm_classifiers(artifact: Artifact, settings: ModelSettings | None = None) -> dict[str, MllmClassifier]:
+    """Return task → classifier; adapters of all tasks share one base in memory.
+
+    Args:
+        artifact: of kind ``adapter``; its weights are copied to ``models.cache_dir`` where the store is remote.
+        settings: device, arithmetic, cache folder, and whether a hub may be asked for the base.
+
+    Raises:
+        ArtifactError: see :func:`load_mllm_index`.
+        ModelError: the base model is not here; the message names the ways to get it.
+    """
+    from mmd.models.lora import load_trained  # noqa: PLC0415 (loads torch)
+
+    settings = settings or ModelSettings()
+    index = load_mllm_index(artifact)
+    folders = {entry.folder: local_folder(artifact, entry.folder, settings) for entry in index.tasks.values()}
+    models = load_trained(index.base, folders, settings)
+    return {
+        task: MllmClassifier(
+            task,
+            entry.labels,
+            models[entry.folder],
+            entry.temperature,
+            index.prompt,
+            adapter=entry.folder if index.method == "lora" else None,
+        )
+        for task, entry in index.tasks.items()
+    }
+
+
+def local_folder(artifact: Artifact, folder: str, settings: ModelSettings) -> Path:
+    """Return a folder of an artefact as a local path: itself, or a copy by the artefact's digest in the cache."""
+    if artifact.protocol == "file":
+        return Path(artifact.path(folder))
+    target = Path(settings.cache_dir).expanduser() / "adapters" / artifact.manifest.digest / folder
+    if target.is_dir():
+        return target
+    aside = target.with_name(f"{folder}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        for relative in sorted(f for f in artifact.manifest.files if f.startswith(f"{folder}/")):
+            path = aside / relative.removeprefix(f"{folder}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with artifact.fs.open(f"{artifact.root}/{relative}", "rb") as handle, path.open("wb") as out:
+                shutil.copyfileobj(handle, out, 1 << 20)
+        publish_folder(aside, target)
+    except OSError as err:
+        raise ArtifactError(
+            f"{artifact.ref}: cannot be copied into {target.parent} ({err}); set models.cache_dir to another folder."
+        ) from err
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def save_held_out(writer: ArtifactWriter, scores: Mapping[str, Mapping[str, HeldOutScore]]) -> None:
+    """Write ``held_out.json``: task → dialogue id → log-likelihoods in the order of the task's labels."""
+    content: dict[str, Any] = {
+        task: {dialogue_id: score.model_dump(mode="json") for dialogue_id, score in sorted(of_task.items())}
+        for task, of_task in sorted(scores.items())
+    }
+    writer.write_json(HELD_OUT_FILE, content)
+
+
+def load_held_out(artifact: Artifact, task: str) -> HeldOut | None:
+    """Return the calibrated held-out distributions of a task; None where the artefact has none.
+
+    Raises:
+        ArtifactError: malformed, or scores of other labels than the task's.
+    """
+    index = load_mllm_index(artifact)
+    if task not in index.tasks or not artifact.has(HELD_OUT_FILE):
+        return None
+    entry = index.tasks[task]
+    try:
+        scores = {
+            dialogue_id: HeldOutScore.model_validate(score)
+            for dialogue_id, score in artifact.read_json(HELD_OUT_FILE).get(task, {}).items()
+        }
+    except ValidationError as err:
+        raise ArtifactError(f"{artifact.ref}: {HELD_OUT_FILE} is malformed ({err.errors()[0]['msg']}).") from err
+    for dialogue_id, score in scores.items():
+        if {len(score.plain), len(score.hinted)} != {len(entry.labels)}:
+            raise ArtifactError(
+                f"{artifact.ref}: {HELD_OUT_FILE} scores other than {len(entry.labels)} labels of task {task} for "
+                f"dialogue {dialogue_id}; run `mmd finetune-mllm` again."
+            )
+    if not scores:
+        return None
+    return HeldOut(
+        plain=_distributions({i: s.plain for i, s in scores.items()}, entry),
+        hinted=_distributions({i: s.hinted for i, s in scores.items()}, entry),
+    )
+
+
+def _distributions(scores: Mapping[str, tuple[float, ...]], entry: MllmTask) -> dict[str, Probabilities]:
+    rows = calibrated(np.array(list(scores.values())), entry.labels, entry.temperature)
+    return dict(zip(scores, rows, strict=True))
