@@ -115,7 +115,7 @@ def _load(weights: Weights, settings: ModelSettings) -> tuple[Any, Any]:
     if weights.format == "torch":
         raise ModelError(f"model {weights.name!r}: no language model; see `mmd models` for those.")
     if weights.format == "gguf":
-        return _load_folder(weights.name, str(_converted(weights, settings)), offline=True)
+        return _load_folder(weights.name, str(converted_folder(weights, settings)), offline=True)
     place = weights.name if weights.path is None else str(weights.path)
     return _load_folder(weights.name, place, offline=weights.path is not None or not settings.allow_hub)
 
@@ -136,7 +136,7 @@ def _load_folder(name: str, place: str, *, offline: bool) -> tuple[Any, Any]:
     return tokenizer, model
 
 
-def _converted(weights: Weights, settings: ModelSettings) -> Path:
+def converted_folder(weights: Weights, settings: ModelSettings) -> Path:
     """Return a Hugging Face folder with a GGUF file's weights, converting them the first time.
 
     The folder's name carries the file's size and time, so a replaced file is converted anew.

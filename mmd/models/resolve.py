@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Literal
 
 from mmd.errors import ModelError
+from mmd.models import tiny
 from mmd.models.settings import ModelSettings
 
-ModelKind = Literal["language", "sentence", "vision"]
+ModelKind = Literal["language", "multimodal", "sentence", "vision"]
 WeightFormat = Literal["gguf", "folder", "torch", "hub"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w.-]+)?")
@@ -130,10 +131,17 @@ class KnownModel:
 
 
 def known_models() -> list[KnownModel]:
-    """Return every packaged model, installed or not. Local paths and hub ids work beside these."""
-    return [
+    """Return every packaged model, installed or not, and the tiny ones. Local paths and hub ids work beside these."""
+    packaged = [
         KnownModel(m.name, m.kind, _is_installed(m), _version(m.distribution), m.license, m.install) for m in PACKAGED
     ]
+    built = [
+        KnownModel(
+            m.name, "multimodal" if m.sees_pictures else "language", True, None, "Apache-2.0", "built when first used"
+        )
+        for m in tiny.TINY.values()
+    ]
+    return packaged + built
 
 
 def resolve(name: str, settings: ModelSettings | None = None) -> Weights:
@@ -152,6 +160,8 @@ def resolve(name: str, settings: ModelSettings | None = None) -> Weights:
     for model in PACKAGED:
         if name == model.name:
             return _packaged(model, Path(settings.cache_dir).expanduser())
+    if name.startswith(tiny.PREFIX):
+        return Weights(name, "folder", tiny.build_tiny(name, Path(settings.cache_dir).expanduser()))
     path = Path(name).expanduser()
     if path.exists():
         return _local(name, path)
