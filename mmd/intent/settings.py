@@ -78,6 +78,21 @@ class ProbeSettings(Settings):
     weights: BlockWeights = Field(default_factory=BlockWeights)
 
 
+class PictureSettings(Settings):
+    """How far augmentation changes a picture; each change is drawn evenly up to its bound."""
+
+    crop_vertical: float = Field(default=0.2, ge=0, le=0.4, description="Height cut off at the top, and at the bottom.")
+    crop_side: float = Field(default=0.08, ge=0, le=0.4, description="Width cut off at the left, and at the right.")
+    scale_min: float = Field(default=0.85, gt=0, le=1, description="Smallest scale; printed text stays readable.")
+    scale_max: float = Field(default=1.1, ge=1, le=2, description="Largest scale.")
+    hue_degrees: float = Field(default=25.0, ge=0, le=180, description="Turn of the colour circle, either way.")
+    saturation: float = Field(default=0.2, ge=0, lt=1, description="Change of saturation, as a share.")
+    contrast: float = Field(default=0.2, ge=0, lt=1, description="Change of contrast, as a share.")
+    brightness: float = Field(default=0.12, ge=0, lt=1, description="Change of brightness, as a share of the scale.")
+    jpeg_quality_min: int = Field(default=60, ge=1, le=95, description="Lowest JPEG quality.")
+    jpeg_quality_max: int = Field(default=92, ge=1, le=95, description="Highest JPEG quality.")
+
+
 class AugmentSettings(Settings):
     """Rule-guided augmentation of the few-shot set (KDSL: the larger model is fine-tuned on augmented data)."""
 
@@ -94,6 +109,7 @@ class AugmentSettings(Settings):
         default=0.9, ge=0, le=1, description="Precision from which a rule that contradicts a sample's label drops it."
     )
     filter_support: int = Field(default=5, ge=1, description="Firings such a rule needs.")
+    picture: PictureSettings = Field(default_factory=PictureSettings)
 
 
 class PromptSettings(Settings):
@@ -148,6 +164,12 @@ class FinetuneSettings(Settings):
     clip: float = Field(default=1.0, gt=0, description="Largest gradient norm.")
     batch: int = Field(default=8, ge=1, description="Samples of one worker's micro-batch.")
     accumulate: int = Field(default=1, ge=1, description="Micro-batches whose gradients are summed for one step.")
+    recompute: bool = Field(
+        default=False, description="Recompute activations in the backward pass (gradient checkpointing): less memory."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of one training worker; null: the cores divided by the workers."
+    )
     hint_share: float = Field(
         default=0.3, ge=0, le=1, description="Share of training samples whose prompt tells the held-out fired rules."
     )
@@ -181,6 +203,12 @@ class GateSettings(Settings):
         default=(0.5,),
         min_length=1,
         description="Shares of the MLLM in the log-linear pool with the probe that are tried: 0 probe, 1 MLLM alone.",
+    )
+    caution: float = Field(
+        default=1.0,
+        ge=0,
+        description="Standard errors of lead that a setting needs over a simpler one, and (auto) an arm that hears "
+        "rules over the classifiers alone.",
     )
     rule_coverage: float = Field(
         default=0.45, gt=0, le=1, description="Share of held-out examples that rules alone shall cover when reported."
