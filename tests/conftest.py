@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -133,3 +133,76 @@ def write_tiny_model(store: ArtifactStore, corpus_artifact: Artifact) -> None:
     inputs["classifier"] = store.open(f"classifier/{TINY}")
     with store.write("gate", TINY, settings={}, inputs=inputs) as writer:
         save_gates(writer, {task: TaskGate(task, "override", tau=0.0) for task in corpus.tasks}, {})
+
+
+@pytest.fixture(scope="session")
+def mllm_store(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny store, its newest gate asking a large model: random weights of Qwen2-VL's architecture.
+
+    Scenes are the large model's alone; intents are voted on by rules and a pool of probe and large model.
+    """
+    import shutil
+
+    folder = tmp_path_factory.mktemp("mllm") / "store"
+    shutil.copytree(tiny_store, folder)
+    store = ArtifactStore(str(folder))
+    write_mllm_gate(store, write_adapter(store, seed=1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_adapter() -> Callable[..., Artifact]:
+    return write_adapter
+
+
+@pytest.fixture(scope="session")
+def make_mllm_gate() -> Callable[..., Artifact]:
+    return write_mllm_gate
+
+
+def write_adapter(store: ArtifactStore, *, seed: int, base: str = "tiny-qwen2-vl", saved_as: str = "") -> Artifact:
+    """Write an adapter with random weights, large enough to change answers; ``saved_as`` names another base."""
+    import tempfile
+
+    import torch
+
+    from mmd.intent.mllm import MllmIndex, MllmTask, save_mllm_index, save_mllm_task
+    from mmd.intent.settings import LoraSettings, PromptSettings
+    from mmd.models.lora import add_lora, save_trained
+    from mmd.models.mllm import load_mllm
+
+    corpus = store.open(f"corpus/{TINY}")
+    tasks = {task: tuple(labels) for task, labels in corpus.read_json("tasks.json").items()}
+    mllm = load_mllm(base)
+    add_lora(mllm, LoraSettings(rank=4, dropout=0.0), seed)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for name, weight in mllm.model.named_parameters():
+            if "lora_B" in name:  # zero in a new adapter
+                weight.normal_(std=0.5)
+    settings = {"seed": seed, "base": saved_as or base}
+    with (
+        tempfile.TemporaryDirectory() as trained,
+        store.write("adapter", TINY, settings=settings, inputs={"corpus": corpus}) as writer,
+    ):
+        save_trained(mllm, Path(trained), "lora")
+        save_mllm_task(writer, "joint", Path(trained))
+        entries = {task: MllmTask(folder="joint", labels=labels, temperature=1.0) for task, labels in tasks.items()}
+        index = MllmIndex(base=saved_as or base, method="lora", prompt=PromptSettings(), tasks=entries)
+        save_mllm_index(writer, index)
+    return store.open(f"adapter/{TINY}")
+
+
+def write_mllm_gate(store: ArtifactStore, adapter: Artifact) -> Artifact:
+    """Write a gate that asks the adapter, over what the newest gate was made from."""
+    from mmd.intent.gate import TaskGate, save_gates
+
+    before = store.open(f"gate/{TINY}").manifest.inputs
+    inputs = {role: store.open(ref.split()[0]) for role, ref in before.items()} | {"adapter": adapter}
+    gates = {
+        "image_scene": TaskGate("image_scene", "mllm_only", mllm=1.0),
+        "dialogue_intent": TaskGate("dialogue_intent", "vote", tau=0.0, weight=3.0, mllm=0.4),
+    }
+    with store.write("gate", TINY, settings={"mllm": True}, inputs=inputs) as writer:
+        save_gates(writer, gates, {})
+    return store.open(f"gate/{TINY}")

@@ -22,8 +22,9 @@ from mmd.intent.gate import Gate, TaskGate, load_gates
 from mmd.intent.online import OnlineExtractors, OnlineFeatures, OnlineSettings
 from mmd.intent.probe import load_probes
 from mmd.intent.rulebase import RuleBase
-from mmd.intent.types import IntentClassifier, PromptedClassifier
+from mmd.intent.types import IntentClassifier, IntentExample, PromptedClassifier
 from mmd.models.settings import ModelSettings
+from mmd.schema import Turn
 
 Part = Literal["gate", "adapter", "classifier", "rulebase", "features", "corpus"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -136,14 +137,16 @@ def load_mllms(
 
     artifact = found["adapter"]
     try:
-        loaded = load_mllm_classifiers(artifact, settings)
+        loaded = {task: mllm for task, mllm in load_mllm_classifiers(artifact, settings).items() if task in asking}
+        for task, mllm in loaded.items():  # one that cannot answer shows now; the first customer need not wait
+            mllm.predict([IntentExample("warm-up", task, None, (Turn("user", "?"),))])
     except Exception as err:  # whatever its packages raise: too little memory, missing weights, another version
         reason = str(err) if isinstance(err, MmdError) else f"{type(err).__name__}: {err}"
         problem = f"{artifact.ref} cannot be used here ({reason[:400]})."
         if required:
             raise ModelError(problem) from err
         return {}, problem
-    return {task: model for task, model in loaded.items() if task in asking}, None
+    return dict(loaded), None
 
 
 # ---------------------------------------------------------------- extractors

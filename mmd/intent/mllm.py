@@ -202,7 +202,7 @@ def load_mllm_index(artifact: Artifact) -> MllmIndex:
 
 
 def load_mllm_classifiers(artifact: Artifact, settings: ModelSettings | None = None) -> dict[str, MllmClassifier]:
-    """Return task → classifier; adapters of all tasks share one base in memory.
+    """Return task → classifier; adapters of all tasks, and of other artefacts, share one base in memory.
 
     Args:
         artifact: of kind ``adapter``; its weights are copied to ``models.cache_dir`` where the store is remote.
@@ -213,11 +213,13 @@ def load_mllm_classifiers(artifact: Artifact, settings: ModelSettings | None = N
         ModelError: the base model is not here; the message names the ways to get it.
     """
     from mmd.models.lora import load_trained  # noqa: PLC0415 (loads torch)
+    from mmd.models.shared import shared_mllm  # noqa: PLC0415 (the same)
 
     settings = settings or ModelSettings()
     index = load_mllm_index(artifact)
     folders = {entry.folder: local_folder(artifact, entry.folder, settings) for entry in index.tasks.values()}
-    models = load_trained(index.base, folders, settings)
+    base = shared_mllm(index.base, settings) if index.method == "lora" else index.base
+    models = load_trained(base, folders, settings)
     return {
         task: MllmClassifier(
             task,

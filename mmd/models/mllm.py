@@ -16,6 +16,7 @@ from mmd.errors import ModelError
 from mmd.models.devices import choose_device, choose_dtype
 from mmd.models.encoder import IGNORED, PromptEncoder
 from mmd.models.language import converted_folder
+from mmd.models.memory import require_memory
 from mmd.models.prompt import Prompt
 from mmd.models.resolve import Weights, resolve
 from mmd.models.settings import ModelSettings
@@ -162,7 +163,7 @@ def load_mllm(name: str, settings: ModelSettings | None = None, *, trainable: bo
 
     Raises:
         ModelError: the name does not resolve; the folder is incomplete, asks for its own code, holds pickles instead
-            of safetensors, or is of an architecture that transformers does not know.
+            of safetensors, or is of an architecture that transformers does not know; or there is too little memory.
     """
     settings = settings or ModelSettings()
     weights = resolve(name, settings)
@@ -171,6 +172,7 @@ def load_mllm(name: str, settings: ModelSettings | None = None, *, trainable: bo
     encoder = _load_encoder(name, place, config, offline=offline)
     device = choose_device(settings)
     dtype = choose_dtype(settings, device, small=_is_small(place))
+    require_memory(name, Path(place), dtype, device)
     model = _load_model(name, place, config, dtype, offline=offline).to(device)
     model.train(trainable).requires_grad_(trainable)
     return Mllm(name, model, encoder)

@@ -3,6 +3,7 @@ import { WORDS } from "./words.js";
 
 const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
 const RULES_SHOWN = 3;
+const WITHOUT_MODELS = ["rules", "default"]; // arms in which no model had a say
 const $ = (id) => document.getElementById(id);
 
 const state = {
@@ -269,6 +270,7 @@ function predictionNode(prediction) {
     make("h3", "", name(prediction.task)),
     make("p", "label", name(prediction.label)),
     who,
+    ...shareNodes(prediction),
     make("h3", "", say("confidence")),
     bar(say("confidence"), prediction.confidence, true),
     make("h3", "", say("fired")),
@@ -279,6 +281,13 @@ function predictionNode(prediction) {
     for (const { label, probability } of prediction.alternatives.slice(0, 5)) node.append(bar(name(label), probability));
   }
   return node;
+}
+
+function shareNodes(prediction) {
+  if (WITHOUT_MODELS.includes(prediction.arm)) return [];
+  const share = prediction.mllm_share;
+  const key = share === 0 ? "probeAlone" : share === 1 ? "mllmAlone" : "shares";
+  return [make("p", "hint shares", say(key, { mllm: percent(share), probe: percent(1 - share) }))];
 }
 
 function bar(label, value, whole = false) {
