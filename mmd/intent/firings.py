@@ -23,20 +23,28 @@ HELD_OUT_FILE = "held_out.json"
 
 @dataclass(frozen=True, slots=True)
 class HeldOutRule:
-    """A rule found outside a fold, with the examples (row numbers) of the fold that it fired on."""
+    """A rule found outside a fold, with the examples (row numbers) of the fold that it fired on.
+
+    ``words`` are its conditions in English (:func:`mmd.intent.hints.conditions`).
+    """
 
     fold: int
     label: str
     predicates: tuple[Predicate, ...]
     fired: tuple[int, ...]
+    words: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutFiring:
-    """A firing on a held-out example; ``stats`` come from folds other than the example's."""
+    """A firing on a held-out example; ``stats`` come from folds other than the example's.
+
+    ``words`` are the rule's conditions; empty where a rule base was written before they were kept.
+    """
 
     label: str
     stats: RuleStats
+    words: str = ""
 
 
 def held_out_firings(
@@ -64,7 +72,7 @@ def held_out_firings(
         stats = measure(len(elsewhere), hits, len(labels))
         if stats.support >= min_support and stats.precision >= min_precision:
             for row in rule.fired:
-                firings[row][key] = HeldOutFiring(rule.label, stats)
+                firings[row][key] = HeldOutFiring(rule.label, stats, rule.words)
     return [tuple(sorted(fired.values(), key=_strength)) for fired in firings]
 
 
@@ -75,24 +83,30 @@ def _strength(firing: HeldOutFiring) -> tuple[float, int, str]:
 def save_firings(
     writer: ArtifactWriter, by_task: Mapping[str, Mapping[str, Sequence[HeldOutFiring]]], examples: Mapping[str, int]
 ) -> None:
-    """Write ``held_out.json``: task → dialogue id → firings as [label, hits, support, weight], best first.
+    """Write ``held_out.json``: task → table of rules, and dialogue id → numbers of the rules that fired, best first.
+
+    A rule's row is [label, hits, support, weight, words]. A rule has a row for every record that it was heard with:
+    records are counted without the fold that a firing lies in.
 
     Args:
         writer: of the rule base's artefact.
         by_task: task → dialogue id → firings.
         examples: task → training examples, which coverage refers to.
     """
-    content: dict[str, Any] = {
-        task: {
-            "examples": examples[task],
-            "fired": {
-                key: [[f.label, f.stats.hits, f.stats.support, f.stats.weight] for f in fired]
-                for key, fired in rows.items()
-            },
-        }
-        for task, rows in by_task.items()
+    writer.write_json(HELD_OUT_FILE, {task: _to_table(rows, examples[task]) for task, rows in by_task.items()})
+
+
+def _to_table(rows: Mapping[str, Sequence[HeldOutFiring]], examples: int) -> dict[str, Any]:
+    table: dict[tuple[str, int, int, float, str], int] = {}
+    fired = {
+        key: [table.setdefault(_record(firing), len(table)) for firing in firings] for key, firings in rows.items()
     }
-    writer.write_json(HELD_OUT_FILE, content)
+    return {"examples": examples, "rules": [list(record) for record in table], "fired": fired}
+
+
+def _record(firing: HeldOutFiring) -> tuple[str, int, int, float, str]:
+    stats = firing.stats
+    return firing.label, stats.hits, stats.support, stats.weight, firing.words
 
 
 def load_firings(artifact: Artifact, task: str) -> dict[str, tuple[HeldOutFiring, ...]] | None:
@@ -102,10 +116,13 @@ def load_firings(artifact: Artifact, task: str) -> dict[str, tuple[HeldOutFiring
     content = artifact.read_json(HELD_OUT_FILE).get(task)
     if content is None:
         return None
-    return {
-        key: tuple(
-            HeldOutFiring(label, replace(measure(support, hits, content["examples"]), weight=weight))
-            for label, hits, support, weight in fired
-        )
-        for key, fired in content["fired"].items()
-    }
+    examples = content["examples"]
+    if "rules" not in content:  # written before rules had words: each firing is a row of its own
+        return {key: tuple(_firing(row, examples) for row in fired) for key, fired in content["fired"].items()}
+    rules = [_firing(row, examples) for row in content["rules"]]
+    return {key: tuple(rules[number] for number in fired) for key, fired in content["fired"].items()}
+
+
+def _firing(row: Sequence[Any], examples: int) -> HeldOutFiring:
+    label, hits, support, weight, *words = row
+    return HeldOutFiring(label, replace(measure(support, hits, examples), weight=weight), *words)

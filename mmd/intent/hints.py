@@ -1,15 +1,22 @@
-"""Fired rules in words, as an MLLM is told them: the `prompt` arm of KDSL, and the hints it is fine-tuned with."""
+"""Fired rules in words, as an MLLM is told them: the `prompt` arm of KDSL, and the hints it is fine-tuned with.
+
+Training and serving tell rules in one form: a rule's conditions as English clauses, its label and its record.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from mmd.intent.rules import RuleStats
+from mmd.intent.rules import Predicate, Prototypes, Rule, RuleStats
+from mmd.intent.wording import describe_predicate
+
+_SAME_LABEL = 2
 
 
 class WordedRule(Protocol):
-    """A fired rule as far as a hint looks at it: its label, its record and, where known, its sentence."""
+    """A fired rule as far as a hint looks at it: its label, its record and, where known, its conditions."""
 
     @property
     def label(self) -> str:
@@ -18,7 +25,7 @@ class WordedRule(Protocol):
 
     @property
     def words(self) -> str:
-        """The rule as a sentence; empty where unknown."""
+        """Its conditions in words (:func:`conditions`); empty where unknown."""
         ...
 
     @property
@@ -27,10 +34,32 @@ class WordedRule(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ToldRule:
+    """A rule of the base, ready to be told."""
+
+    label: str
+    words: str
+    stats: RuleStats
+
+
+def conditions(predicates: Iterable[Predicate], prototypes: Prototypes) -> str:
+    """Return a rule's conditions in words, e.g. ``the customer's last message contains “fade” and …``.
+
+    Neither label nor record is among them: a hint's line begins with both.
+    """
+    return " and ".join(describe_predicate(p, "en", prototypes) for p in predicates)
+
+
+def told_rules(fired: Iterable[Rule], prototypes: Prototypes) -> list[ToldRule]:
+    """Return fired rules as :func:`hint_text` takes them, in the same order (best first, as matching gives them)."""
+    return [ToldRule(rule.label, conditions(rule.predicates, prototypes), rule.stats) for rule in fired]
+
+
 def hint_text(fired: Sequence[WordedRule], limit: int) -> str:
     """Return the hint of the first ``limit`` rules, one line each, best first; empty where none fired.
 
-    A line is ``label (hits of support cases): words``; rules for the same label beyond the second are left out, so that
+    A line is ``label (hits of support): words``; rules for the same label beyond the second are left out, so that
     other labels are heard.
     """
     lines: list[str] = []
@@ -39,7 +68,7 @@ def hint_text(fired: Sequence[WordedRule], limit: int) -> str:
         if len(lines) == limit:
             break
         told[rule.label] = told.get(rule.label, 0) + 1
-        if told[rule.label] > 2:
+        if told[rule.label] > _SAME_LABEL:
             continue
         sentence = f": {rule.words}" if rule.words else ""
         lines.append(f"{rule.label} ({rule.stats.hits} of {rule.stats.support}){sentence}")

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from mmd.evaluation.metrics import Confusion
 from mmd.intent.firings import HeldOutFiring, HeldOutRule, held_out_firings
 from mmd.intent.folds import assign_folds
+from mmd.intent.hints import conditions
 from mmd.intent.mining import NO_NAMES, Candidates, NameVectors, make_prototypes, mine_candidates, truth_matrix
 from mmd.intent.proposer import MinedProposer, Proposal, Proposer
 from mmd.intent.rulebase import RuleBase
@@ -286,8 +287,8 @@ def assemble(
     default = min(Counter(labels).items(), key=lambda item: (-item[1], item[0]))[0]
     weights = label_weights(rules)
     firings = [
-        tuple(HeldOutFiring(f.label, replace(f.stats, weight=weights[f.label])) for f in fired)
-        for fired in _held_out(labels, results, {e.key for e in kept}, settings)
+        tuple(replace(f, stats=replace(f.stats, weight=weights[f.label])) for f in fired)
+        for fired in _held_out(labels, results, {e.key for e in kept}, prototypes, settings)
     ]
     metrics = {
         "examples": len(examples),
@@ -320,11 +321,15 @@ def _held_out(
     labels: Sequence[str],
     results: Sequence[UnitResult],
     kept: set[tuple[str, tuple[Predicate, ...]]],
+    prototypes: Mapping[str, Prototype],
     settings: IntentSettings,
 ) -> list[tuple[HeldOutFiring, ...]]:
-    """Return each example's held-out firings in the first partition, of rules that the base keeps."""
+    """Return each example's held-out firings in the first partition, of rules that the base keeps.
+
+    A prototype's vector differs from fold to fold, what stands at it does not: the base's words serve every fold.
+    """
     found = [
-        HeldOutRule(result.unit.fold, rule.label, rule.predicates, rule.fired)
+        HeldOutRule(result.unit.fold, rule.label, rule.predicates, rule.fired, conditions(rule.predicates, prototypes))
         for result in sorted(results, key=lambda r: r.unit)
         if result.unit.repeat == 0
         for rule in result.rules
