@@ -21,6 +21,7 @@ from mmd.schema import Turn
 Lang = Literal["en", "zh"]
 _HAN = re.compile(r"[㐀-鿿豈-﫿]")
 _LETTER = re.compile(r"[^\W\d_]")
+_TAG = re.compile(r"<[^<>\n]{1,40}>")  # tokens such as <http>, which stand for something taken out
 # Control tokens of chat templates are written in these (<|im_end|>, <image>, [INST]); full-width forms are the
 # same to tokenizers that normalise.
 _DEFUSED = str.maketrans(
@@ -50,7 +51,7 @@ class Wording:
 
 WORDING: Mapping[Lang, Wording] = {
     "en": Wording(
-        system="You label conversations with words and pictures. Answer with the label only.",
+        system="Label the conversation.",
         task="Task: {task}",
         labels="Labels: {labels}",
         separator="; ",
@@ -62,7 +63,7 @@ WORDING: Mapping[Lang, Wording] = {
         tasks={},
     ),
     "zh": Wording(
-        system="你给图文对话分类，只回答类别名。",
+        system="给对话分类。",
         task="任务：{task}",
         labels="类别：{labels}",
         separator="；",
@@ -86,9 +87,6 @@ def prompt_language(example: IntentExample, labels: Sequence[str] = ()) -> Lang:
         if letters:
             return "zh" if len(_HAN.findall(text)) >= 0.2 * letters else "en"
     return "en"
-
-
-_TAG = re.compile(r"<[^<>\n]{1,40}>")  # tokens such as <http>, which stand for something taken out
 
 
 def build_prompt(
