@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from jobs.glue.entry import JobContext, console, main
@@ -97,7 +98,8 @@ def evaluate(context: JobContext, inputs: Mapping[str, Artifact]) -> tuple[str, 
 
 def other_arms(validation: Mapping[str, Any]) -> dict[str, TaskGate]:
     """Return the best setting of each arm, as validated on the training part, by name."""
-    gates = [TaskGate(**{key: v for key, v in arm.items() if key != "weighted_f1"}) for arm in validation["arms"]]
+    known = {f.name for f in fields(TaskGate)}
+    gates = [TaskGate(**{key: v for key, v in arm.items() if key in known}) for arm in validation["arms"]]
     return {f"{gate.arm}, as validated": gate for gate in gates}
 
 

@@ -3,7 +3,7 @@
 Makes two artefacts: classifier/NAME (one probe a task) and gate/NAME (how each task joins rules and classifier),
 from the training split of corpus/NAME, features/NAME and rulebase/NAME. The gate is chosen on predictions and
 firings that were both held out fold by fold (of the rules' discovery, not of which rules are kept, so the estimates
-flatter a little); no test example is looked at.
+flatter a little); no test example is looked at. With a fine-tuned MLLM, sweep_gates chooses the gate anew.
 
     mmd fit_intent                                            the built-in shop corpus
     mmd fit_intent --corpus taobao=../shared/data/taobao
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
@@ -24,31 +24,36 @@ from mmd.artifacts import Artifact, version_for
 from mmd.corpora.store import Corpus
 from mmd.errors import ArtifactError, CorpusError
 from mmd.features.store import Features
+from mmd.intent.choice import Choice, HeldOutTask, choose_gate, deal_parts, working_point
 from mmd.intent.examples import label_vectors, load_examples
 from mmd.intent.firings import load_firings
 from mmd.intent.folds import assign_folds
-from mmd.intent.gate import Firing, Validated, choose_gate, save_gates, working_point
+from mmd.intent.gate import Firing, save_gates
 from mmd.intent.matcher import CompiledRules
 from mmd.intent.probe import FittedProbe, fit_probe, save_probes
 from mmd.intent.rulebase import RuleBase
+from mmd.intent.settings import ProbeSettings
 from mmd.intent.types import IntentExample, Probabilities
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """One task's fitted probe and validated gates, the best first."""
+    """One task's fitted probe, and the gate chosen on what was held out."""
 
     probe: FittedProbe
-    gates: list[Validated]
-    classifier_f1: float
+    choice: Choice
     rule_tau: float
     held_out_rules: bool
+
+    @property
+    def classifier_f1(self) -> float:
+        """Held-out weighted F1 of the probe alone."""
+        return self.choice.alone["probe"]
 
     def to_json(self) -> dict[str, Any]:
         """Return what the gate artefact keeps of the validation."""
         return {
-            "classifier_weighted_f1": self.classifier_f1,
-            "arms": [{**asdict(v.gate), "weighted_f1": v.weighted_f1} for v in self.gates],
+            **self.choice.to_json(),
             "rule_tau": self.rule_tau,
             "held_out_rules": self.held_out_rules,
             "temperature": self.probe.classifier.temperature,
@@ -82,11 +87,11 @@ def run(context: JobContext) -> Artifact:
     ) as writer:
         save_gates(
             writer,
-            {task: f.gates[0].gate for task, f in fitted.items()},
+            {task: f.choice.chosen.gate for task, f in fitted.items()},
             {task: f.to_json() for task, f in fitted.items()},
         )
-        writer.metrics = {f"{task} held-out weighted F1": f.gates[0].weighted_f1 for task, f in fitted.items()}
-    print_fitted(fitted)
+        writer.metrics = choice_metrics({task: f.choice for task, f in fitted.items()})
+    print_choices({task: f.choice for task, f in fitted.items()})
     return context.store.open(f"gate/{context.name}@{version_for('gate', gate_settings, inputs, seeds)}")
 
 
@@ -134,21 +139,42 @@ def fit_task(
     examples: Sequence[IntentExample],
 ) -> Fitted:
     """Fit one task's probe, then choose its gate on held-out predictions."""
-    task, intent = examples[0].task, context.config.intent
-    labels, golds = corpus.tasks[task], [str(e.label) for e in examples]
-    folds = assign_folds([e.dialogue_id for e in examples], golds, intent.folds, context.config.seed)
-    probe = fit_probe(task, examples, labels, intent.probe, folds, label_vectors=label_vectors(features, labels))
-    firings = load_firings(rulebase, task)
-    fired = _fired(firings, base, examples)
-    distributions = [Probabilities(labels, tuple(map(float, row))) for row in probe.held_out]
-    gates = choose_gate(task, golds, fired, distributions, intent.gate)
+    intent, seed = context.config.intent, context.config.seed
+    probe, held_out = hold_out(examples, corpus, features, base, rulebase, intent.probe, folds=intent.folds, seed=seed)
     return Fitted(
         probe,
-        gates,
-        classifier_f1=choose_gate(task, golds, [()] * len(golds), distributions, intent.gate)[0].weighted_f1,
-        rule_tau=working_point(fired, len(labels), intent.gate.rule_coverage),
-        held_out_rules=firings is not None,
+        choose_gate(held_out, intent.gate),
+        rule_tau=working_point(held_out.fired, len(probe.classifier.labels), intent.gate.rule_coverage),
+        held_out_rules=load_firings(rulebase, held_out.task) is not None,
     )
+
+
+def hold_out(
+    examples: Sequence[IntentExample],
+    corpus: Corpus,
+    features: Features,
+    base: RuleBase,
+    rulebase: Artifact,
+    settings: ProbeSettings,
+    *,
+    folds: int,
+    seed: int,
+) -> tuple[FittedProbe, HeldOutTask]:
+    """Fit one task's probe; return it and what probe and rules say of its examples while these are held out."""
+    task = examples[0].task
+    labels, golds, ids = corpus.tasks[task], [str(e.label) for e in examples], [e.dialogue_id for e in examples]
+    dealt = assign_folds(ids, golds, folds, seed)
+    probe = fit_probe(task, examples, labels, settings, dealt, label_vectors=label_vectors(features, labels))
+    held_out = HeldOutTask(
+        task=task,
+        ids=ids,
+        golds=golds,
+        fired=_fired(load_firings(rulebase, task), base, examples),
+        probes=[Probabilities(labels, tuple(map(float, row))) for row in probe.held_out],
+        parts=deal_parts(ids, golds, dealt, folds, seed),
+        default=base.defaults.get(task),
+    )
+    return probe, held_out
 
 
 def _fired(
@@ -160,16 +186,35 @@ def _fired(
     return [firings.get(example.dialogue_id, ()) for example in examples]
 
 
-def print_fitted(fitted: Mapping[str, Fitted]) -> None:
+def choice_metrics(choices: Mapping[str, Choice]) -> dict[str, float]:
+    """Return what the manifest and the summary show of the gates."""
+    metrics: dict[str, float] = {}
+    for task, choice in choices.items():
+        metrics[f"{task} held-out weighted F1"] = choice.chosen.weighted_f1
+        metrics[f"{task} cross-fitted weighted F1"] = choice.chosen.cross_fitted_f1
+    return metrics
+
+
+def print_choices(choices: Mapping[str, Choice]) -> None:
     """Print each task's held-out scores and the gate that was chosen."""
+    systems = list(dict.fromkeys(system for choice in choices.values() for system in choice.alone))
     table = Table(
-        "task", "classifier", "with rules", "arm", "τ", "weight", title="held-out weighted F1 (training part)"
+        "task",
+        *systems,
+        "gate",
+        "cross-fitted",
+        "arm",
+        "τ",
+        "weight",
+        "MLLM",
+        title="held-out weighted F1 (training part)",
     )
-    for task, f in fitted.items():
-        best = f.gates[0]
-        gate = best.gate
+    for task, choice in choices.items():
+        found, gate = choice.chosen, choice.chosen.gate
         tau = "never" if gate.tau > 1 else f"{gate.tau:.2f}"
-        table.add_row(task, f"{f.classifier_f1:.3f}", f"{best.weighted_f1:.3f}", gate.arm, tau, f"{gate.weight:g}")
+        alone = [f"{choice.alone[s]:.3f}" if s in choice.alone else "–" for s in systems]
+        scores = [f"{found.weighted_f1:.3f}", f"{found.cross_fitted_f1:.3f}"]
+        table.add_row(task, *alone, *scores, gate.arm, tau, f"{gate.weight:g}", f"{gate.mllm:g}")
     console.print(table)
 
 

@@ -23,9 +23,10 @@ from mmd.config import DEFAULT_PATH, load_config
 from mmd.corpora.store import Corpus
 from mmd.evaluation.metrics import Confusion
 from mmd.features.store import Features
+from mmd.intent.choice import HeldOutTask, choose_gate, deal_parts
 from mmd.intent.examples import label_vectors
 from mmd.intent.folds import assign_folds
-from mmd.intent.gate import ARMS, TaskGate, choose_gate, decide
+from mmd.intent.gate import TaskGate, decide
 from mmd.intent.matcher import CompiledRules
 from mmd.intent.miner import join, mine_task
 from mmd.intent.probe import fit_probe
@@ -39,6 +40,7 @@ FIXED: Mapping[str, TaskGate] = {
     **{f"verdict, τ {tau}": TaskGate("", "verdict", tau) for tau in (0.0, 0.8, 0.9, 0.95)},
     **{f"override, τ {tau}": TaskGate("", "override", tau) for tau in (0.0, 0.5, 0.6, 0.7)},
 }
+CHOSEN = ("override", "verdict", "vote", "auto")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -122,12 +124,20 @@ def answer_fold(
     mined = mine_task(inside, settings, 0, names=names)
     folds = assign_folds([e.dialogue_id for e in inside], golds, settings.folds, 0)
     fitted = fit_probe(task, inside, labels, settings.probe, folds, label_vectors=names)
-    held_out = [Probabilities(tuple(labels), tuple(map(float, row))) for row in fitted.held_out]
-    held_out_fired = [mined.firings[e.dialogue_id] for e in inside]
+    ids = [e.dialogue_id for e in inside]
+    held_out = HeldOutTask(
+        task=task,
+        ids=ids,
+        golds=golds,
+        fired=[mined.firings[key] for key in ids],
+        probes=[Probabilities(tuple(labels), tuple(map(float, row))) for row in fitted.held_out],
+        parts=deal_parts(ids, golds, folds, settings.folds, 0),
+        default=mined.default,
+    )
     gates = dict(FIXED)
-    for arm in ARMS:
-        chosen = choose_gate(task, golds, held_out_fired, held_out, settings.gate.model_copy(update={"arm": arm}))
-        gates[f"{arm}, chosen on held-out"] = chosen[0].gate
+    for arm in CHOSEN:
+        chosen = choose_gate(held_out, settings.gate.model_copy(update={"arm": arm})).chosen
+        gates[f"{arm}, chosen on held-out"] = chosen.gate
     fired = CompiledRules(join([mined]), task).fired_batch(outside)
     found = fitted.classifier.predict(outside)
     verdicts = [verdict(rules, len(labels)) for rules in fired]
