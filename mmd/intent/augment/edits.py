@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from mmd.intent.augment.guard import Guard, Span
-from mmd.intent.augment.phrases import HAN
+from mmd.intent.augment.phrasebook import HAN
 from mmd.intent.types import has_words
 from mmd.schema import Turn
 

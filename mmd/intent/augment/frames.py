@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mmd.intent.augment.guard import Guard
-from mmd.intent.augment.phrases import Language, language_of, phrases
+from mmd.intent.augment.phrasebook import Language, language_of, phrases
 from mmd.intent.types import has_words
 from mmd.schema import Speaker, Turn
 
@@ -20,12 +20,25 @@ Turns = tuple[Turn, ...]
 Move = Callable[["_Draft"], Turns | None]
 
 _MOST_MOVES = 3
+_ANSWERED_SHARE = 0.7  # greetings that the agent answers
+_LEAD_IN_SHARE = 0.6  # courtesies rather than hesitations
+_DOUBLED_SHARE = 0.5  # marks that are doubled rather than dropped
 _SENTENCE_END = re.compile(r"(?<=[。！？!?])\s*(?=\S)|(?<=[.;；~])\s+(?=\S)")
 _LAST_MARK = re.compile(r"[。.？?！!~]+$")
 _GREETING = re.compile(
     r"^\s*(?:你好|您好|在[吗么]|亲|哈喽|有人|hi\b|hello|hey|good (?:morning|day|evening))", re.IGNORECASE
 )
-_ABBREVIATED = re.compile(r"\b[A-Z]{2,}|\bI\b|^[A-Z][a-z]*\d")
+_LITTLE_WORD = re.compile(
+    r"(?:an?|are|can|could|did|do|does|has|have|help|how|if|is|it|may|my|our|please|roughly|show|that|the|there|these|"
+    r"this|was|we|what|when|where|which|who|why|will|would|you|your)\b",
+    re.IGNORECASE,
+)
+_THANKS = re.compile(r"谢|辛苦|麻烦|thank|thx|cheers|please|pls", re.IGNORECASE)
+_QUESTION = re.compile(
+    r"[吗嘛么呢吧啥咋几哪谁]|多[少久长大]|是不是|是否|能不能|有没有|可不可以"
+    r"|^\W*(?:what|where|when|which|who|why|how|is|are|do|does|did|can|could|will|would|should|has|have|may)\b",
+    re.IGNORECASE,
+)
 
 
 def reframe(turns: Sequence[Turn], guard: Guard, rng: random.Random) -> Turns | None:
@@ -38,17 +51,14 @@ def reframe(turns: Sequence[Turn], guard: Guard, rng: random.Random) -> Turns | 
     """
     draft = _Draft(tuple(turns), language_of(turns), guard, rng)
     wanted = rng.randint(1, _MOST_MOVES)
-    moves = list(MOVES)
-    rng.shuffle(moves)
-    done = 0
-    for move in moves:
+    options = list(MOVES)
+    while options and len(draft.done) < wanted:
+        move = options.pop(rng.randrange(len(options)))
         changed = move(draft)
-        if changed is not None and changed != draft.turns:
+        if changed is not None and changed != draft.turns and not draft.done & _EXCLUDES.get(move, set()):
             draft.turns = changed
-            done += 1
-        if done == wanted:
-            break
-    return draft.turns if done else None
+            draft.done.add(move)
+    return draft.turns if draft.done else None
 
 
 class _Draft:
@@ -59,6 +69,7 @@ class _Draft:
         self.language = language
         self.guard = guard
         self.rng = rng
+        self.done: set[Move] = set()
 
     def pick(self, family: str) -> str:
         return str(self.rng.choice(phrases(self.language)[family]))
@@ -78,7 +89,7 @@ def _open_with_greeting(draft: _Draft) -> Turns | None:
     if any(_GREETING.match(turn.text) for turn in draft.turns[:2]):
         return None
     opening = [Turn("user", draft.pick("greet"))]
-    if draft.rng.random() < 0.7:
+    if draft.rng.random() < _ANSWERED_SHARE:
         opening.append(Turn("agent", draft.pick("greet_back")))
     return (*opening, *draft.turns)
 
@@ -99,7 +110,7 @@ def _only_greets(text: str) -> bool:
 
 def _lead_in(draft: _Draft) -> Turns | None:
     """Open the last message with a courtesy or a hesitation."""
-    family = "lead_in" if draft.rng.random() < 0.6 else "filler"
+    family = "lead_in" if draft.rng.random() < _LEAD_IN_SHARE else "filler"
     text = draft.turns[draft.asked].text
     phrase = draft.pick(family)
     if _GREETING.match(text) or text.startswith(phrase.strip(" ，,")):
@@ -108,9 +119,8 @@ def _lead_in(draft: _Draft) -> Turns | None:
 
 
 def _uncapitalised(text: str, after: str) -> str:
-    """Return the text without its capital where it goes on after a comma; names and `I` keep theirs."""
-    mid_sentence = after.rstrip().endswith((",", "，"))
-    if not mid_sentence or _ABBREVIATED.match(text) or text[:2] in ("I ", "I'"):
+    """Return the text without its capital where it goes on after a comma with a little word; names keep theirs."""
+    if not after.rstrip().endswith(",") or not _LITTLE_WORD.match(text):
         return text
     return text[:1].lower() + text[1:]
 
@@ -119,11 +129,12 @@ def _close(draft: _Draft) -> Turns | None:
     """End the last message with thanks or a plea."""
     text = draft.turns[draft.asked].text.rstrip()
     phrase = draft.pick("closing")
-    if draft.language == "zh" and phrase.startswith(("，", "~")) and not _LAST_MARK.search(text):
-        return draft.said(draft.asked, text + phrase)
+    if _THANKS.search(text) and _THANKS.search(phrase):
+        return None
+    ended = _LAST_MARK.search(text) is not None
     if draft.language == "zh":
-        return draft.said(draft.asked, text + phrase.lstrip("，"))
-    return draft.said(draft.asked, (text if _LAST_MARK.search(text) else f"{text}.") + phrase)
+        return draft.said(draft.asked, text + (phrase.lstrip("， ") if ended else phrase))
+    return draft.said(draft.asked, (text if ended else f"{text}.") + phrase)
 
 
 def _spelling(draft: _Draft) -> Turns | None:
@@ -150,29 +161,37 @@ def _like(old: str, new: str) -> str:
 
 
 def _punctuate(draft: _Draft) -> Turns | None:
-    """Drop or double the last mark, or write small letters only at the start."""
-    text = draft.turns[draft.asked].text
+    """Drop or double the last mark, or set one where there is none."""
+    text = draft.turns[draft.asked].text.rstrip()
     mark = _LAST_MARK.search(text)
-    if mark and draft.rng.random() < 0.5:
-        return draft.said(draft.asked, text[: mark.start()])
-    if mark:
+    if mark is None:
+        asks = _QUESTION.search(_SENTENCE_END.split(text)[-1]) is not None
+        return draft.said(draft.asked, text + _MARKS[draft.language][asks])
+    if text[-1] in "?？!！~" and draft.rng.random() < _DOUBLED_SHARE:
         return draft.said(draft.asked, text + text[-1])
-    return draft.said(draft.asked, text + draft.rng.choice(("?", "...") if draft.language == "en" else ("？", "…")))
+    return draft.said(draft.asked, text[: mark.start()])
+
+
+_MARKS: dict[Language, tuple[str, str]] = {"en": (".", "?"), "zh": ("。", "？")}
 
 
 def _agent_manners(draft: _Draft) -> Turns | None:
-    """Make a word of the agent more courteous."""
-    agents = [i for i, turn in enumerate(draft.turns) if turn.speaker == "agent" and has_words(turn.text)]
+    """Make a statement of the agent more courteous; questions stay as they are."""
+    agents = [i for i, t in enumerate(draft.turns) if t.speaker == "agent" and _states(t.text)]
     if not agents:
         return None
     index = draft.rng.choice(agents)
-    text = draft.turns[index].text
-    if draft.rng.random() < 0.5 and not _GREETING.match(text):
+    text = draft.turns[index].text.rstrip()
+    if draft.rng.random() < _LEAD_IN_SHARE and not _GREETING.match(text):
         phrase = draft.pick("agent_lead_in")
         return draft.said(index, phrase + _uncapitalised(text, after=phrase))
     if draft.language == "zh":
         return draft.said(index, _LAST_MARK.sub("", text) + draft.pick("agent_closing"))
-    return draft.said(index, text.rstrip() + draft.pick("agent_closing"))
+    return draft.said(index, text + draft.pick("agent_closing"))
+
+
+def _states(text: str) -> bool:
+    return has_words(text) and not text.rstrip().endswith(("?", "？"))
 
 
 def _merge(draft: _Draft) -> Turns | None:
@@ -218,3 +237,12 @@ MOVES: tuple[Move, ...] = (
     _merge,
     _split,
 )
+_EXCLUDES: dict[Move, set[Move]] = {
+    # What one has added the other must not take for part of the message.
+    _punctuate: {_close},
+    _agent_manners: {_open_with_greeting},
+    _drop_greeting: {_open_with_greeting},
+    _open_with_greeting: {_drop_greeting, _lead_in},
+    _split: {_lead_in, _close, _merge},
+    _merge: {_split},
+}

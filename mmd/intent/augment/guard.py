@@ -23,7 +23,7 @@ _ALWAYS = re.compile(
     r"|https?://\S+"
     r"|[A-Za-z]*\d[\w.,:%/-]*"  # numbers, sizes, order and article numbers
     r"|[一二两三四五六七八九十百千万半]+"
-    r"|[不没未无别非]"  # what turns a statement into its opposite
+    r"|[不没未无别非].?"  # what turns a statement into its opposite
     r"|\b(?:no|not|never|none|nothing|without|\w+n['’]t|cannot|nor)\b",
     re.IGNORECASE,
 )

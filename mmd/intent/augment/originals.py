@@ -32,9 +32,7 @@ def make_originals(examples: Sequence[IntentExample], hints: Hints, *, folds: in
     labels = [str(example.label) for example in examples]
     dealt = assign_folds(ids, labels, folds, seed).tolist() if ids else []
     return [
-        Sample(
-            example.dialogue_id, example.dialogue_id, ORIGINAL, fold, hints.get(example.dialogue_id, ""), example
-        )
+        Sample(example.dialogue_id, example.dialogue_id, ORIGINAL, fold, hints.get(example.dialogue_id, ""), example)
         for example, fold in zip(examples, dealt, strict=True)
     ]
 

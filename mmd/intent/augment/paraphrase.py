@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from mmd.intent.augment.phrases import HAN, Language, language_of
+from mmd.intent.augment.phrasebook import HAN, Language, language_of
 from mmd.intent.types import has_words
 from mmd.schema import Turn
 
