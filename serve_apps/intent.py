@@ -193,7 +193,8 @@ class IntentReplica:
         online = OnlineSettings(
             features=self._features,
             models=self._models,
-            mllm_timeout_s=self._settings.mllm_timeout_s,
+            # Late answers of the large model must leave rules and probe the time to answer.
+            mllm_timeout_s=min(self._settings.mllm_timeout_s, 0.8 * self._settings.request_timeout_s),
             run_ocr=self._settings.run_ocr,
             cached_images=self._settings.cached_images,
             cached_texts=self._settings.cached_texts,

@@ -23,6 +23,7 @@ from mmd.intent.settings import GateSettings
 from mmd.intent.timed import TimedCalls
 from mmd.intent.types import ImageFacts, IntentExample, IntentPrediction, Vector
 from mmd.intent.wording import describe_rule
+from mmd.models.threads import torch_threads
 from mmd.schema import Dialogue, Image, Item
 
 LANGUAGES = ("en", "zh")
@@ -66,13 +67,17 @@ class IntentAnswer:
 
 @dataclass(frozen=True)
 class PreparedQuery:
-    """A query whose pictures have been read; the slow part that is not worth batching."""
+    """A query whose pictures have been read; the slow part that is not worth batching.
+
+    ``asked_s`` is the :func:`time.monotonic` at which it came: what it waits for others counts.
+    """
 
     query: IntentQuery
     tasks: tuple[str, ...]
     images: Mapping[str, ImageFacts]
     problems: tuple[str, ...]
     pictures_ms: float
+    asked_s: float
 
 
 @dataclass(frozen=True)
@@ -109,14 +114,15 @@ class IntentEngine:
     Args:
         model: what was trained.
         features: reads pictures and texts that come without features.
-        mllm_timeout_s: longest wait for the large model.
+        settings: time limit and threads of the large model.
     """
 
-    def __init__(self, model: IntentModel, features: OnlineFeatures, *, mllm_timeout_s: float = 10.0) -> None:
+    def __init__(self, model: IntentModel, features: OnlineFeatures, settings: OnlineSettings | None = None) -> None:
         self.model = model
+        self._settings = settings or OnlineSettings()
         self._features = features
         self._fallback = without_mllms(model.gate)
-        self._timed = TimedCalls(mllm_timeout_s) if model.gate.mllms else None
+        self._timed = TimedCalls(self._settings.mllm_timeout_s) if model.gate.mllms else None
         self._rules = {rule.id: rule for rule in model.gate.rulebase.rules}
 
     # ------------------------------------------------------------ answering
@@ -162,10 +168,12 @@ class IntentEngine:
         Raises:
             RequestError: see :meth:`tasks_for`.
         """
+        asked_s = time.monotonic()
         tasks = self.tasks_for(query)
         started = time.perf_counter()
         facts, problems = self._features.look(query.images, pixels=self.model.looks_at_pixels(tasks))
-        return PreparedQuery(query, tasks, facts, problems, (time.perf_counter() - started) * 1000)
+        pictures_ms = (time.perf_counter() - started) * 1000
+        return PreparedQuery(query, tasks, facts, problems, pictures_ms, asked_s)
 
     def decide(self, prepared: Sequence[PreparedQuery]) -> list[IntentAnswer]:
         """Read the texts of several prepared queries together and predict all their tasks together."""
@@ -174,7 +182,7 @@ class IntentEngine:
         vectors, problem = self._features.read(text for texts in wanted for text in texts)
         read = time.perf_counter()
         examples = [self._example(entry, task, vectors) for entry in prepared for task in entry.tasks]
-        judged = iter(self._judge(examples))
+        judged = iter(self._judge(examples, [entry.asked_s for entry in prepared for _ in entry.tasks]))
         decided = time.perf_counter()
         timings = {"texts": (read - started) * 1000, "decide": (decided - read) * 1000}
         return [
@@ -182,14 +190,26 @@ class IntentEngine:
             for entry, texts in zip(prepared, wanted, strict=True)
         ]
 
-    def _judge(self, examples: Sequence[IntentExample]) -> list[_Judged]:
-        """Predict examples of any tasks; those that ask a large model have its time limit and a way without it."""
-        mllms = self.model.gate.mllms
+    def _judge(self, examples: Sequence[IntentExample], asked_s: Sequence[float]) -> list[_Judged]:
+        """Predict examples of any tasks that were asked at those times.
+
+        Those that ask a large model have its time limit, and a way without it. What has waited for more than half of
+        the limit is left to that way at once, so that under a load beyond the model's speed nothing piles up.
+        """
+        mllms, limit_s, now = self.model.gate.mllms, self._settings.mllm_timeout_s, time.monotonic()
+        routes: dict[str, list[int]] = {"plain": [], "late": [], "mllm": []}
+        for i, example in enumerate(examples):
+            route = "plain" if example.task not in mllms else "mllm" if now - asked_s[i] <= limit_s / 2 else "late"
+            routes[route].append(i)
         judged: dict[int, _Judged] = {}
-        for asks in (False, True):
-            rows = [i for i, example in enumerate(examples) if (example.task in mllms) is asks]
+        for route, rows in routes.items():
             batch = [examples[i] for i in rows]
-            found = self._ask_mllm(batch, self._deadline()) if asks else _judged(self.model.gate, batch)
+            if route == "plain":
+                found = _judged(self.model.gate, batch)
+            elif route == "late":
+                found = _judged(self._fallback, batch, f"mllm: too many questions are waiting; {_WITHOUT_MLLM}")
+            else:
+                found = self._ask_mllm(batch, min((asked_s[i] for i in rows), default=now) + limit_s)
             judged.update(zip(rows, found, strict=True))
         return [judged[i] for i in range(len(examples))]
 
@@ -198,7 +218,7 @@ class IntentEngine:
         if not examples or self._timed is None:
             return []
         try:
-            return self._timed(lambda: _judged(self.model.gate, examples), deadline=deadline)
+            return self._timed(lambda: self._with_mllm(examples), deadline=deadline)
         except TimeoutError as err:
             problem = str(err)
         except Exception as err:  # noqa: BLE001 (whatever the model's library raises: the turn goes on)
@@ -207,8 +227,9 @@ class IntentEngine:
             problem = f"failed ({type(err).__name__}: {err})"[:200]
         return _judged(self._fallback, examples, f"mllm: {problem}; {_WITHOUT_MLLM}")
 
-    def _deadline(self) -> float:
-        return time.monotonic() + (self._timed.timeout_s if self._timed else 0.0)
+    def _with_mllm(self, examples: Sequence[IntentExample]) -> list[_Judged]:
+        with torch_threads(self._settings.models.threads):
+            return _judged(self.model.gate, examples)
 
     def _answer(
         self, entry: PreparedQuery, judged: Sequence[_Judged], text_problem: str | None, timings: Mapping[str, float]
@@ -261,8 +282,9 @@ class IntentEngine:
         """
         from mmd.intent.loading import load_engine_parts  # noqa: PLC0415 (it needs this module's classes)
 
-        model, features = load_engine_parts(store, name, refs or {}, settings or OnlineSettings())
-        return cls(model, features, mllm_timeout_s=(settings or OnlineSettings()).mllm_timeout_s)
+        settings = settings or OnlineSettings()
+        model, features = load_engine_parts(store, name, refs or {}, settings)
+        return cls(model, features, settings)
 
 
 @dataclass(frozen=True, slots=True)

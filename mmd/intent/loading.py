@@ -24,6 +24,7 @@ from mmd.intent.probe import load_probes
 from mmd.intent.rulebase import RuleBase
 from mmd.intent.types import IntentClassifier, IntentExample, PromptedClassifier
 from mmd.models.settings import ModelSettings
+from mmd.models.threads import torch_threads
 from mmd.schema import Turn
 
 Part = Literal["gate", "adapter", "classifier", "rulebase", "features", "corpus"]
@@ -138,8 +139,9 @@ def load_mllms(
     artifact = found["adapter"]
     try:
         loaded = {task: mllm for task, mllm in load_mllm_classifiers(artifact, settings).items() if task in asking}
-        for task, mllm in loaded.items():  # one that cannot answer shows now; the first customer need not wait
-            mllm.predict([IntentExample("warm-up", task, None, (Turn("user", "?"),))])
+        with torch_threads(settings.threads):
+            for task, mllm in loaded.items():  # one that cannot answer shows now; the first customer need not wait
+                mllm.predict([IntentExample("warm-up", task, None, (Turn("user", "?"),))])
     except Exception as err:  # whatever its packages raise: too little memory, missing weights, another version
         reason = str(err) if isinstance(err, MmdError) else f"{type(err).__name__}: {err}"
         problem = f"{artifact.ref} cannot be used here ({reason[:400]})."

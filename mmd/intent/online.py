@@ -98,7 +98,7 @@ class OnlineSettings:
     Args:
         features: sizes and threads of the extractors; which ones run follows from what the model was trained with.
         models: where base weights come from, and the device, arithmetic and threads of the large model.
-        mllm_timeout_s: longest wait for the large model; rules and probe answer then.
+        mllm_timeout_s: longest wait for the large model, from when a query comes; rules and probe answer then.
         run_ocr: recognise text in pictures that come without OCR.
         cached_images: recent pictures whose features are kept.
         cached_texts: recent texts whose vectors are kept.
