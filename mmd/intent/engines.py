@@ -195,16 +195,17 @@ class DeepSpeedEngine:
         engine = self._engine
         engine.train()
         _set_rate(engine.optimizer, rate)
-        total = 0.0
+        total, norm = 0.0, None
         for batch, share in micro_batches:
             placed = self._mllm.to_device(batch)
             loss = engine(lambda placed=placed: answer_loss(self._mllm, placed)) * share
             total += float(loss.detach())
             # DeepSpeed averages over workers and micro-batches; the shares make a sum of it.
             engine.backward(loss * (self.world * self._accumulate))
+            norm = None if self._sharded else self._own_norm()
             engine.step()
-        norm = engine.get_global_grad_norm()
-        return float(self.add_up(np.array([total]))[0]), float(norm) if norm is not None else 0.0
+        norm = engine.get_global_grad_norm() if norm is None else norm
+        return float(self.add_up(np.array([total]))[0]), float(norm or 0.0)
 
     def evaluate(self, work: Callable[[], Floats]) -> Floats:
         """Call ``work`` inside the engine's forward pass, where sharded weights are gathered layer by layer."""
@@ -242,6 +243,13 @@ class DeepSpeedEngine:
     def load_optimizer_state(self, tensors: Tensors) -> None:
         """Restore this worker's shard."""
         _restore_state(self._engine.basic_optimizer, self._masters(), tensors, masters=self._sharded)
+
+    def _own_norm(self) -> float:
+        """Return the norm of gradients that lie on the weights themselves: DeepSpeed clips these without telling it."""
+        import torch
+
+        grads = [p.grad for p in _parameters(self._engine.basic_optimizer) if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads))
 
     def _masters(self) -> list[Any]:
         """Return the tensors that the optimizer updates: flat shards where ZeRO is on, the weights themselves else."""
