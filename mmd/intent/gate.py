@@ -30,7 +30,7 @@ import numpy as np
 
 from mmd.artifacts import Artifact, ArtifactWriter
 from mmd.errors import ArtifactError
-from mmd.intent.hints import hint_text
+from mmd.intent.hints import hint_text, told_rules
 from mmd.intent.matcher import CompiledRules
 from mmd.intent.rulebase import RuleBase
 from mmd.intent.rules import Rule, RuleStats
@@ -234,15 +234,6 @@ def default_distribution(labels: Sequence[str], label: str) -> Probabilities:
     return Probabilities(known, tuple(float(name == label) for name in known))
 
 
-@dataclass(frozen=True, slots=True)
-class Worded:
-    """A fired rule in words, as a hint tells it (:mod:`mmd.intent.hints`)."""
-
-    label: str
-    words: str
-    stats: RuleStats
-
-
 @dataclass(frozen=True)
 class Gate:
     """Rules, classifiers and how each task joins them: the whole intent model.
@@ -338,9 +329,7 @@ class Gate:
 
     def hint(self, task: str, fired: Sequence[Rule]) -> str:
         """Return the fired rules, best first, as the MLLM is told them: in English, as it was in training."""
-        prototypes = self.rulebase.prototypes
-        limit = _hint_limit(self.mllms.get(task))
-        return hint_text([Worded(r.label, describe_rule(r, "en", prototypes), r.stats) for r in fired], limit)
+        return hint_text(told_rules(fired, self.rulebase.prototypes), _hint_limit(self.mllms.get(task)))
 
     def answer(
         self, example: IntentExample, fired: Sequence[Rule], opinions: Opinions | Probabilities
