@@ -116,6 +116,21 @@ def image_facts(corpus: Corpus, features: Features | None) -> dict[str, ImageFac
     }
 
 
+def with_pictures(examples: Sequence[IntentExample], corpus: Corpus) -> list[IntentExample]:
+    """Return the examples with their pictures' encoded bytes, read from the corpus's shards as they stream by.
+
+    Only for models that look at pixels: the bytes of all these pictures are then in memory.
+
+    Raises:
+        ArtifactError: the corpus lacks one of the pictures.
+    """
+    wanted = {image.image_id for example in examples for image in example.images if image.data is None}
+    if not wanted:
+        return list(examples)
+    data = {image.id: image.data for image in corpus.images(wanted)}
+    return [replace(e, images=tuple(replace(i, data=data.get(i.image_id, i.data)) for i in e.images)) for e in examples]
+
+
 def _ocr(image_id: str, given: list[dict[str, object]] | None, features: Features | None) -> tuple[OcrLine, ...]:
     lines = features.ocr.get(image_id) if features else None
     if lines is not None:

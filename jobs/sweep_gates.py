@@ -1,0 +1,213 @@
+"""Choose how each task joins rules, probe and fine-tuned MLLM: a sweep of gate settings with Ray Tune.
+
+Makes gate/NAME from adapter/NAME and what it was made from, and classifier/NAME. Every setting of arm, τ, weight of the
+vote and share of the MLLM is scored by weighted F1 on those training examples that rules, probe and MLLM all had held
+out; no test example is looked at. gate.json keeps the whole table, F1 over τ by arm, and of what was chosen both the
+in-sample and the cross-fitted score (mmd.intent.choice says how the choice is kept from flattering itself).
+
+A trial scores a few slices of the grid; the same sweep in one process gives the same gate. Interrupted, the same
+command goes on where it stopped.
+
+    mmd sweep_gates                                                the built-in shop corpus
+    mmd sweep_gates --set intent.gate.arm=auto
+    mmd sweep_gates --set intent.gate.arm=vote --set intent.gate.mllm_shares=[0,0.25,0.5,0.75,1]
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from jobs.fit_intent import choice_metrics, hold_out, print_choices
+from jobs.glue.cluster import ray_cluster
+from jobs.glue.entry import JobContext, main
+from jobs.glue.tune import tune_batches
+from jobs.mine_rules import run_storage
+from mmd.artifacts import Artifact, version_for
+from mmd.corpora.store import Corpus
+from mmd.errors import ArtifactError
+from mmd.evaluation.metrics import Codes
+from mmd.features.store import Features
+from mmd.intent.choice import Choice, HeldOutTask, choose_gate, deal_parts, plan_slices, slice_answers, working_point
+from mmd.intent.examples import load_examples
+from mmd.intent.firings import load_firings
+from mmd.intent.gate import save_gates
+from mmd.intent.mllm import HeldOut, load_held_out
+from mmd.intent.rulebase import RuleBase
+from mmd.intent.settings import GateSettings, ProbeSettings
+
+_SLICES_A_TRIAL = 4  # a trial costs about 0.15 s, a slice of a few hundred examples about as much
+
+
+def run(context: JobContext) -> Artifact:
+    """Write gate/NAME unless the same was swept before."""
+    inputs = lineage_of_adapter(context)
+    settings, seeds = sweep_settings(context), {"parts": context.config.seed}
+    if found := context.existing("gate", settings, inputs, seeds):
+        return found
+    held_out, about = hold_out_tasks(context, inputs)
+    version = version_for("gate", settings, inputs, seeds)
+    choices = sweep(context, held_out, run_name=f"sweep_gates-{context.name}-{version}")
+    with context.store.write(
+        "gate", context.name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
+    ) as writer:
+        save_gates(
+            writer,
+            {task: choice.chosen.gate for task, choice in choices.items()},
+            {task: choice.to_json() | about[task] for task, choice in choices.items()},
+        )
+        writer.metrics = choice_metrics(choices)
+    print_choices(choices)
+    return context.store.open(f"gate/{context.name}@{version}")
+
+
+def sweep_settings(context: JobContext) -> dict[str, Any]:
+    """Return the settings that the gate depends on; the probe's are those of the classifier artefact."""
+    return {"gate": context.config.intent.gate.model_dump(mode="json"), "folds": context.config.intent.folds}
+
+
+def lineage_of_adapter(context: JobContext) -> dict[str, Artifact]:
+    """Open the adapter, the corpus, features and rules it goes back to, and the classifier of the same features.
+
+    Raises:
+        ArtifactError: the adapter goes back to none of them, or the classifier was fitted on others.
+    """
+    adapter = context.open("adapter")
+    found = ancestors(context, adapter)
+    roles = ("corpus", "features", "rulebase")
+    if missing := [role for role in roles if role not in found]:
+        raise ArtifactError(f"{adapter.ref}: was made from no {missing[0]}; run `mmd finetune_mllm` again.")
+    classifier = context.open("classifier")
+    for role in ("corpus", "features"):
+        fitted_on = classifier.manifest.inputs.get(role, "nothing").split()[0]
+        if fitted_on != found[role].ref:
+            raise ArtifactError(
+                f"{classifier.ref} was fitted on {fitted_on}, but {adapter.ref} goes back to {found[role].ref}; "
+                "run `mmd fit_intent` and `mmd finetune_mllm` on the same corpus and features."
+            )
+    return {role: found[role] for role in roles} | {"classifier": classifier, "adapter": adapter}
+
+
+def ancestors(context: JobContext, artifact: Artifact) -> dict[str, Artifact]:
+    """Return role → artefact of everything an artefact was made from, directly or not; the nearest of a role."""
+    found: dict[str, Artifact] = {}
+    generation = [artifact]
+    while generation:
+        parents = [item for child in generation for item in context.made_from(child).items()]
+        generation = [parent for role, parent in parents if role not in found]
+        found = dict(parents) | found
+    return found
+
+
+# ---------------------------------------------------------------- what was held out
+
+
+def hold_out_tasks(
+    context: JobContext, inputs: Mapping[str, Artifact]
+) -> tuple[dict[str, HeldOutTask], dict[str, dict[str, Any]]]:
+    """Return, by task, what was said of its held-out examples, and what the report says about the validation.
+
+    Tasks that the adapter has no held-out predictions of go without MLLM.
+    """
+    corpus, features = Corpus(inputs["corpus"]), Features(inputs["features"])
+    classifier, rulebase = inputs["classifier"], inputs["rulebase"]
+    probe_settings = ProbeSettings.model_validate(classifier.manifest.settings["probe"])
+    folds, seed = int(classifier.manifest.settings["folds"]), classifier.manifest.seeds["folds"]
+    base = RuleBase.load(rulebase)
+    held_out: dict[str, HeldOutTask] = {}
+    about: dict[str, dict[str, Any]] = {}
+    for task in corpus.tasks:
+        examples = load_examples(corpus, features, task, "train")
+        if not examples:
+            continue
+        probe, found = hold_out(examples, corpus, features, base, rulebase, probe_settings, folds=folds, seed=seed)
+        about[task] = {
+            "rule_tau": working_point(
+                found.fired, len(found.probes[0].labels), context.config.intent.gate.rule_coverage
+            ),
+            "held_out_rules": load_firings(rulebase, task) is not None,
+            "temperature": probe.classifier.temperature,
+        }
+        held_out[task] = join_mllm(found, load_held_out(inputs["adapter"], task), folds, seed)
+    return held_out, about
+
+
+def join_mllm(found: HeldOutTask, mllm: HeldOut | None, folds: int, seed: int) -> HeldOutTask:
+    """Return the examples that the MLLM had held out, too, with what it said; all of them, without MLLM, if none."""
+    rows = [] if mllm is None else [i for i, key in enumerate(found.ids) if key in mllm.plain]
+    if mllm is None or not rows:
+        return found
+    ids, golds = [found.ids[i] for i in rows], [found.golds[i] for i in rows]
+    return replace(
+        found,
+        ids=ids,
+        golds=golds,
+        fired=[found.fired[i] for i in rows],
+        probes=[found.probes[i] for i in rows],
+        parts=deal_parts(ids, golds, found.parts[rows], folds, seed),
+        mllm=[mllm.plain[key] for key in ids],
+        hinted=[mllm.hinted.get(key, mllm.plain[key]) for key in ids],
+    )
+
+
+# ---------------------------------------------------------------- the sweep
+
+
+class SliceScorer:
+    """Works slices of the grid out in one worker process.
+
+    Args:
+        held_out: task → what was said of its held-out examples.
+        settings: of the gate.
+    """
+
+    def __init__(self, held_out: Mapping[str, HeldOutTask], settings: GateSettings) -> None:
+        self._held_out = held_out
+        self._slices = {task: plan_slices(found, settings) for task, found in held_out.items()}
+
+    def __call__(self, batch: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+        """Return the answers of the slices given as [task, number], packed."""
+        return [{"answers": pack(slice_answers(self._held_out[t], self._slices[t][n]))} for t, n in batch]
+
+
+def sweep(context: JobContext, held_out: Mapping[str, HeldOutTask], *, run_name: str) -> dict[str, Choice]:
+    """Work the grid out with Ray Tune; return each task's choice."""
+    config = context.config
+    settings = config.intent.gate
+    units = [[task, n] for task, found in held_out.items() for n in range(len(plan_slices(found, settings)))]
+    batches = [units[i : i + _SLICES_A_TRIAL] for i in range(0, len(units), _SLICES_A_TRIAL)]
+    with ray_cluster(config.cluster):
+        outcome = tune_batches(
+            SliceScorer,
+            (dict(held_out), settings),
+            batches,
+            storage=run_storage(context),
+            name=run_name,
+            max_concurrent=config.tune.max_concurrent,
+            title="gates",
+        )
+    answers: dict[str, list[Codes]] = {task: [] for task in held_out}
+    for (task, _), value in zip(units, outcome, strict=True):
+        answers[str(task)].append(unpack(value["answers"], len(held_out[str(task)].golds)))
+    return {task: choose_gate(found, settings, answers[task]) for task, found in held_out.items()}
+
+
+def pack(answers: Codes) -> str:
+    """Return answers as text: neighbouring settings answer alike, so that they shrink to almost nothing."""
+    return base64.b64encode(zlib.compress(answers.astype("<i4").tobytes())).decode()
+
+
+def unpack(text: str, n_examples: int) -> Codes:
+    """Invert :func:`pack`; int64 of shape (n_settings, n_examples)."""
+    flat = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<i4")
+    return flat.reshape(-1, n_examples).astype(np.int64)
+
+
+if __name__ == "__main__":
+    sys.exit(main("sweep_gates", __doc__, run))
