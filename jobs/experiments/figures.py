@@ -10,6 +10,7 @@ from typing import Any
 INK = "#3c434b"
 COLOURS = ("#4c8dff", "#d29922", "#2ea043", "#a371f7", "#db6d6d", "#39a0a0", "#8b949e")
 """Blue is the classifier's or in domain, amber the rules' or out of domain, green the two together."""
+_DIGITS = 4
 _STYLE: Any = {
     "font.size": 9.5,
     "axes.titlesize": 10,
@@ -100,7 +101,8 @@ def spread_of(values: Sequence[float]) -> dict[str, float]:
     """Return mean, low (minimum) and high (maximum) of repeats; all 0 without any."""
     if not values:
         return {"mean": 0.0, "low": 0.0, "high": 0.0}
-    return {"mean": sum(values) / len(values), "low": min(values), "high": max(values)}
+    told = {"mean": sum(values) / len(values), "low": min(values), "high": max(values)}
+    return {name: round(value, _DIGITS) for name, value in told.items()}
 
 
 def legend_below(axes: Any) -> None:  # noqa: ANN401 (matplotlib's axes)
