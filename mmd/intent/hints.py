@@ -13,6 +13,7 @@ from mmd.intent.rules import Predicate, Prototypes, Rule, RuleStats
 from mmd.intent.wording import describe_predicate
 
 _SAME_LABEL = 2
+_LEAST_PRECISION = 0.25  # a rule that is nearly always wrong votes, but told alone it misleads
 
 
 class WordedRule(Protocol):
@@ -57,19 +58,23 @@ def told_rules(fired: Iterable[Rule], prototypes: Prototypes) -> list[ToldRule]:
 
 
 def hint_text(fired: Sequence[WordedRule], limit: int) -> str:
-    """Return the hint of the first ``limit`` rules, one line each, best first; empty where none fired.
+    """Return the hint of the first ``limit`` rules worth telling, one line each, best first; empty where there is none.
 
-    A line is ``label (hits of support): words``; rules for the same label beyond the second are left out, so that
-    other labels are heard.
+    A line is ``label (hits of support): words``, without the record for a rule that nobody measured. Left out are rules
+    of very low precision, and those for the same label beyond the second, so that other labels are heard.
     """
     lines: list[str] = []
     told: dict[str, int] = {}
     for rule in fired:
         if len(lines) == limit:
             break
+        stats = rule.stats
+        if stats.support and stats.precision < _LEAST_PRECISION:
+            continue
         told[rule.label] = told.get(rule.label, 0) + 1
         if told[rule.label] > _SAME_LABEL:
             continue
+        record = f" ({stats.hits} of {stats.support})" if stats.support else ""
         sentence = f": {rule.words}" if rule.words else ""
-        lines.append(f"{rule.label} ({rule.stats.hits} of {rule.stats.support}){sentence}")
+        lines.append(f"{rule.label}{record}{sentence}")
     return "\n".join(lines)
