@@ -67,7 +67,7 @@ def tune_batches(
     path = f"{storage}/{name}"
     parameters = {"make_worker": make_worker, "arguments": arguments, "batches": list(batches)}
     trainable = tune.with_resources(tune.with_parameters(_trainable(), **parameters), {"cpu": 1})
-    with _only_run(path), _quiet(), _progress_line(title, len(batches)):
+    with only_run(path), _quiet(), _progress_line(title, len(batches)):
         if tune.Tuner.can_restore(path) and _has_snapshot(path):
             tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, restart_errored=True)
             # Finished trials are not reported again.
@@ -97,7 +97,7 @@ def _has_snapshot(path: str) -> bool:
 
 
 @contextmanager
-def _only_run(path: str) -> Iterator[None]:
+def only_run(path: str) -> Iterator[None]:
     """Hold a lock on a run in a local folder; the system drops it with the process, however that ends.
 
     Raises:

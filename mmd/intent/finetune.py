@@ -300,6 +300,12 @@ def load_state(folder: Path) -> tuple[TrainState, Tensors | None]:
     return state, load_file(best) if best.is_file() else None
 
 
+def read_outcome(folder: Path) -> tuple[TrainState, HeldOutScores]:
+    """Read what :meth:`Finetuning.finish` wrote of a run's course and its held-out fold."""
+    found = json.loads((folder / OUTCOME_FILE).read_text(encoding="utf-8"))
+    return TrainState.from_json(found["state"]), held_out_from_json(found["held_out"])
+
+
 def restore_weights(mllm: Mllm, folder: Path) -> None:
     """Put a checkpoint's trained weights into the model; before an engine is made of it."""
     from safetensors.torch import load_file
