@@ -14,7 +14,7 @@ import asyncio
 import gc
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -76,8 +76,14 @@ class IntentAppArgs(BaseModel):
     )
 
 
-def build(args: IntentAppArgs) -> serve.Application:
-    """Return the application: ingress and intent engine with autoscaling, bounded queues and health checks."""
+def build(args: IntentAppArgs | Mapping[str, Any]) -> serve.Application:
+    """Return the application: ingress and intent engine with autoscaling, bounded queues and health checks.
+
+    Args:
+        args: a deployment file's ``args`` come as the mapping that YAML makes of them.
+    """
+    # Serve would validate by the annotation, were it no string (PEP 563).
+    args = IntentAppArgs.model_validate(args)
     settings = args.serve
     backpressure = BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S)
     intent = serve.deployment(

@@ -187,7 +187,8 @@ def write_adapter(store: ArtifactStore, *, seed: int, base: str = "tiny-qwen2-vl
     ):
         save_trained(mllm, Path(trained), "lora")
         save_mllm_task(writer, "joint", Path(trained))
-        entries = {task: MllmTask(folder="joint", labels=labels, temperature=1.0) for task, labels in tasks.items()}
+        # Labels differ in length by many tokens; the heat keeps untrained answers from being sure of the shortest.
+        entries = {task: MllmTask(folder="joint", labels=labels, temperature=20.0) for task, labels in tasks.items()}
         index = MllmIndex(base=saved_as or base, method="lora", prompt=PromptSettings(), tasks=entries)
         save_mllm_index(writer, index)
     return store.open(f"adapter/{TINY}")

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,6 @@ CONFIG = Path(__file__).resolve().parents[2] / "serve_apps" / "serve_config.yaml
 SMALL = ServeSettings(max_replicas=1, max_turns=20, request_timeout_s=20)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def store(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
     folder = tmp_path_factory.mktemp("serve") / "store"
@@ -49,7 +43,7 @@ def store(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifac
 
 
 @pytest.fixture(scope="module")
-def base_url(ray_local: None, store: ArtifactStore) -> Iterator[str]:
+def base_url(ray_local: None, store: ArtifactStore, free_port: Callable[[], int]) -> Iterator[str]:
     from ray import serve
 
     port = free_port()
@@ -229,6 +223,21 @@ def test_the_builder_refuses_unknown_arguments():
         IntentAppArgs.model_validate({"store": "artifacts", "corpsu": "shop"})
 
 
+def test_serve_can_build_from_the_deploy_files_arguments():
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build_as_serve_does
+
+    (app,) = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["applications"]
+    assert build_as_serve_does(build, app["args"])._bound_deployment.name == "ingress"  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="corpsu"):
+        build_as_serve_does(build, {"store": "artifacts", "corpsu": "shop"})  # type: ignore[arg-type]
+
+
+def test_a_replica_reserves_the_gpus_of_the_settings():
+    app = build(IntentAppArgs(store="artifacts", serve=ServeSettings(gpus_per_replica=0.5)))
+    intent = app._bound_deployment.init_args[0]._bound_deployment
+    assert intent.ray_actor_options["num_gpus"] == 0.5
+
+
 def test_the_builder_bounds_queues_and_sets_limits():
     settings = ServeSettings(max_replicas=3, max_ongoing_requests=4, max_queued_requests=5)
     app = build(IntentAppArgs(store="artifacts", serve=settings))
@@ -285,7 +294,7 @@ def test_what_is_there_passes_the_check(store: ArtifactStore):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_command_serves_until_it_is_stopped(tiny_store: Path, tmp_path: Path):
+def test_the_command_serves_until_it_is_stopped(tiny_store: Path, tmp_path: Path, free_port: Callable[[], int]):
     """A real process: its own cluster, HTTP, SIGTERM, exit code 0."""
     port = free_port()
     config = tmp_path / "settings.yaml"
