@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from mmd.models.likelihood import LabelScorer, LogLikelihoods
 from mmd.models.mllm import Mllm
 from mmd.models.resolve import publish_folder
 from mmd.models.settings import ModelSettings
+from mmd.models.tiny import PREFIX
 
 FORMAT_VERSION = 1
 INDEX_FILE = "mllm.json"
@@ -108,6 +110,11 @@ class MllmClassifier:
         self.needs_pictures = mllm.sees_pictures
         self._scorer = LabelScorer(mllm, self.labels)
 
+    def warm_up(self) -> None:
+        """Find out how labels can be scored, which the first call would else do; seconds for a large model on a CPU."""
+        with self._turn():
+            _ = self._scorer.shares_prefix
+
     def log_likelihoods(self, examples: Sequence[IntentExample], hints: Sequence[str] = ()) -> LogLikelihoods:
         """Return log P(label | prompt), float64 of shape (n_examples, n_labels), before calibration.
 
@@ -123,10 +130,16 @@ class MllmClassifier:
             build_prompt(example, self.prompt, labels=self.labels, hint=hint, sees_pictures=self.needs_pictures)
             for example, hint in zip(examples, hints, strict=True)
         ]
-        with self.mllm.lock:  # between the switch and the forward pass no other task may switch
+        with self._turn():
+            return self._scorer.log_likelihoods(prompts)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Hold the model with this task's adapter on: no other thread may switch before the forward pass is over."""
+        with self.mllm.lock:
             if self.adapter is not None:
                 self.mllm.use(self.adapter)
-            return self._scorer.log_likelihoods(prompts)
+            yield
 
     def predict(self, examples: Sequence[IntentExample]) -> list[Probabilities]:
         """Return one distribution an example, in order."""
@@ -217,10 +230,13 @@ def load_mllm_classifiers(artifact: Artifact, settings: ModelSettings | None = N
 
     settings = settings or ModelSettings()
     index = load_mllm_index(artifact)
+    if index.base.startswith(PREFIX) and settings.dtype == "auto":
+        # What was trained in float32 stays in it; a whole model's folder no longer tells that it was a tiny one.
+        settings = settings.model_copy(update={"dtype": "float32"})
     folders = {entry.folder: local_folder(artifact, entry.folder, settings) for entry in index.tasks.values()}
     base = shared_mllm(index.base, settings) if index.method == "lora" else index.base
     models = load_trained(base, folders, settings)
-    return {
+    classifiers = {
         task: MllmClassifier(
             task,
             entry.labels,
@@ -231,6 +247,9 @@ def load_mllm_classifiers(artifact: Artifact, settings: ModelSettings | None = N
         )
         for task, entry in index.tasks.items()
     }
+    for classifier in classifiers.values():
+        classifier.warm_up()
+    return classifiers
 
 
 def local_folder(artifact: Artifact, folder: str, settings: ModelSettings) -> Path:
