@@ -158,8 +158,9 @@ def _print_answer(console: Console, answer: IntentResponse, truth: str, latency_
 
 
 def who_decided(prediction: PredictionOut) -> str:
-    """Return the arm and, where a large model was asked, its share in the classifier."""
-    return f"{prediction.arm}, large model {prediction.mllm_share:.0%}" if prediction.mllm_share else prediction.arm
+    """Return the arm and, where a pool with the large model had a say, the large model's share."""
+    pooled = prediction.arm in ("classifier", "vote", "prompt") and prediction.mllm_share > 0
+    return f"{prediction.arm}, large model {prediction.mllm_share:.0%}" if pooled else prediction.arm
 
 
 def _print_summary(console: Console, trial: Trial, ready: ReadyResponse) -> None:

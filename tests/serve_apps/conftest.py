@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import PIL.Image
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from mmd.artifacts import ArtifactStore
@@ -98,3 +101,25 @@ def data_url() -> Callable[..., str]:
         return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
     return make
+
+
+@pytest.fixture
+def serving(free_port: Callable[[], int]) -> Iterator[Callable[[EngineBackend, ServeSettings], str]]:
+    """A real HTTP server in a thread of this process; returns its address."""
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(backend: EngineBackend, settings: ServeSettings, port: int | None = None) -> str:
+        port = port or free_port()
+        config = uvicorn.Config(create_app(backend, settings), port=port, log_level="warning", ws="none")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        running.append((server, thread))
+        while not server.started:
+            time.sleep(0.02)
+        return f"http://127.0.0.1:{port}/"
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join()

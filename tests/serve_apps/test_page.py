@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import socket
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import pytest
-import uvicorn
 
 from mmd.config import ServeSettings
-from serve_apps.http import create_app
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = [
@@ -32,19 +27,8 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
-def url(backend: Any) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    app = create_app(backend, ServeSettings(max_image_mb=0.3))
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}/"
-    server.should_exit = True
-    thread.join()
+def url(backend: Any, serving: Callable[..., str]) -> str:
+    return serving(backend, ServeSettings(max_image_mb=0.3))
 
 
 @pytest.fixture

@@ -1,0 +1,108 @@
+"""Trying a service out: real HTTP questions, printed answers, and an exit code that tells."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mmd.artifacts import ArtifactStore
+from mmd.config import ServeSettings
+from mmd.errors import CorpusError, RequestError
+from mmd.intent.engine import IntentEngine
+from serve_apps.api import PredictionOut
+from serve_apps.run import build_parser
+from serve_apps.trial import ServiceClient, Trial, try_service, who_decided
+
+
+def attempt(store: Path, port: int, count: int) -> tuple[Trial, str]:
+    """Try the service on a port; return how it fared and what was printed."""
+    console = Console(file=io.StringIO(), width=200, highlight=False)
+    client = ServiceClient(ServeSettings(port=port, host="0.0.0.0"))  # noqa: S104 (nothing is bound: where a client asks)
+    trial = try_service(client, ArtifactStore(str(store)), count, console)
+    return trial, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_answers_are_the_engines_and_counted(
+    backend: Any, tiny_store: Path, serving: Callable[..., str], free_port: Callable[[], int]
+):
+    port = free_port()
+    serving(backend, ServeSettings(), port)
+    trial, printed = attempt(tiny_store, port, 4)
+    assert trial.asked == len(trial.latencies_ms) == 4  # the shop's dialogues have one task each
+    assert trial.all_answered
+    assert trial.right == printed.count(": right;")
+    assert printed.count("labelled ") == 4 - trial.right
+    assert "4 of 4 questions answered" in printed
+    assert "gate/tiny@" in printed
+
+
+def test_a_large_models_answers_say_so(
+    backend: Any, mllm_store: Path, serving: Callable[..., str], free_port: Callable[[], int]
+):
+    port = free_port()
+    backend.engine = IntentEngine.from_store(ArtifactStore(str(mllm_store)), "tiny")
+    serving(backend, ServeSettings(), port)
+    trial, printed = attempt(mllm_store, port, 2)
+    assert trial.all_answered
+    assert "large model 40%" in printed
+    assert "decided by mllm;" in printed
+    assert "adapter/tiny@" in printed
+
+
+def test_what_is_not_answered_is_told_and_counted(
+    backend: Any, tiny_store: Path, serving: Callable[..., str], free_port: Callable[[], int]
+):
+    port = free_port()
+    backend.failure = RuntimeError("broken")
+    serving(backend, ServeSettings(), port)
+    trial, printed = attempt(tiny_store, port, 2)
+    assert trial == Trial(asked=2, right=0, degraded=0, latencies_ms=())
+    assert not trial.all_answered
+    assert printed.count("no answer: 127.0.0.1:") == 2
+    assert "HTTP 500" in printed
+
+
+def test_a_corpus_without_test_dialogues_cannot_be_tried(
+    backend: Any, tiny_store: Path, serving: Callable[..., str], free_port: Callable[[], int]
+):
+    port = free_port()
+    serving(backend, ServeSettings(), port)
+    with pytest.raises(CorpusError, match="no labelled test dialogue"):
+        attempt(tiny_store, port, 0)
+
+
+def test_a_service_that_is_not_there_is_told(free_port: Callable[[], int]):
+    with pytest.raises(RequestError, match="/readyz: no answer"):
+        ServiceClient(ServeSettings(port=free_port())).get("/readyz")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many"])
+def test_only_whole_numbers_can_be_tried(text: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["--try", text])
+    assert "--try" in capsys.readouterr().err
+
+
+def test_shares_are_told_where_a_pool_had_a_say():
+    pooled = PredictionOut(task="t", label="l", confidence=0.5, arm="vote", mllm_share=0.25, fired=(), alternatives=())
+    assert who_decided(pooled) == "vote, large model 25%"
+    assert who_decided(pooled.model_copy(update={"arm": "rules"})) == "rules"
+    assert who_decided(pooled.model_copy(update={"mllm_share": 0.0})) == "vote"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_command_tries_itself_and_stops(mllm_store: Path, tmp_path: Path, free_port: Callable[[], int]):
+    config = tmp_path / "settings.yaml"
+    config.write_text(f"store: {mllm_store}\nserve: {{port: {free_port()}}}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "serve_apps.run", "--config", str(config), "--corpus", "tiny", "--try", "2"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 questions answered" in done.stdout
