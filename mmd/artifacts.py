@@ -49,7 +49,8 @@ Kind = Literal[
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SAFE_SUFFIXES = frozenset(
     {".parquet", ".json", ".jsonl", ".yaml", ".safetensors", ".faiss", ".html", ".png", ".txt", ".md", ".jinja"}
-)  # .jinja: chat templates of language models, which transformers renders in Jinja's sandbox
+    | {".tfevents"}
+)  # .jinja: chat templates of language models, which transformers renders in Jinja's sandbox; .tfevents: TensorBoard
 MANIFEST = "manifest.json"
 _ALIVE = ".writing"  # gone when gc took the writer for dead: what it then writes must not be committed
 _CHUNK = 1 << 20

@@ -163,10 +163,10 @@ def ordered_shards() -> Any:  # noqa: ANN401 (a subclass of ray.train.DataConfig
             **__: object,
         ) -> list[dict[str, Any]]:
             """Return, for each worker, name → iterator."""
-            return [{name: _share(ds, rank) for name, ds in datasets.items()} for rank in range(world_size)]
+            return [{name: _share(name, ds, rank) for name, ds in datasets.items()} for rank in range(world_size)]
 
-    def _share(dataset: Any, rank: int) -> Any:  # noqa: ANN401 (Ray has no types for these)
-        if dataset.name == HELD_OUT:
+    def _share(name: str, dataset: Any, rank: int) -> Any:  # noqa: ANN401 (Ray has no types for these)
+        if name == HELD_OUT:
             return dataset.iterator()
         # A filter by expression would be pushed below the placing, to where there is no such column yet.
         own = dataset.map_batches(OwnRows(rank), batch_format="pyarrow", batch_size=None)
