@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mmd.intent.augment.guard import Guard
-from mmd.intent.augment.phrasebook import Language, language_of, phrases
+from mmd.intent.augment.phrasebook import HAN, Language, language_of, phrases
 from mmd.intent.types import has_words
 from mmd.schema import Speaker, Turn
 
@@ -33,6 +33,7 @@ _LITTLE_WORD = re.compile(
     r"this|was|we|what|when|where|which|who|why|will|would|you|your)\b",
     re.IGNORECASE,
 )
+_STATEMENT = re.compile(rf"(?:[A-Za-z0-9)]|(?![哦呢哈呀啦吗嘛么吧])[{HAN}])[.。!！]?$")
 _THANKS = re.compile(r"谢|辛苦|麻烦|thank|thx|cheers|please|pls", re.IGNORECASE)
 _QUESTION = re.compile(
     r"[吗嘛么呢吧啥咋几哪谁]|多[少久长大]|是不是|是否|能不能|有没有|可不可以"
@@ -132,6 +133,8 @@ def _close(draft: _Draft) -> Turns | None:
     if _THANKS.search(text) and _THANKS.search(phrase):
         return None
     ended = _LAST_MARK.search(text) is not None
+    if ended and phrase == "~":
+        return None
     if draft.language == "zh":
         return draft.said(draft.asked, text + (phrase.lstrip("， ") if ended else phrase))
     return draft.said(draft.asked, (text if ended else f"{text}.") + phrase)
@@ -191,7 +194,8 @@ def _agent_manners(draft: _Draft) -> Turns | None:
 
 
 def _states(text: str) -> bool:
-    return has_words(text) and not text.rstrip().endswith(("?", "？"))
+    """Say whether a text ends as a plain statement, to which a courtesy can be added."""
+    return has_words(text) and _STATEMENT.search(text.rstrip()) is not None
 
 
 def _merge(draft: _Draft) -> Turns | None:
