@@ -9,6 +9,14 @@ from __future__ import annotations
 
 from jobs.glue.records import Suite
 
-EXPERIMENTS = ("cross_domain", "false_firing", "proposer_size")
+EXPERIMENTS = (
+    "cross_domain",
+    "false_firing",
+    "proposer_size",
+    "seesaw",
+    "ablation",
+    "shots",
+    "latency",
+)
 """Module names; a new experiment adds its own here."""
 SUITE = Suite("experiment", "jobs.experiments", EXPERIMENTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from jobs.experiments import EXPERIMENTS, SUITE, cross_domain, false_firing, figures
+from jobs.experiments import EXPERIMENTS, SUITE, cross_domain, domains, false_firing, figures, seesaw, systems
 from jobs.experiments.cross_domain import Answered, match_labels
 from jobs.experiments.fold_bases import BaseMiner, BaseUnit, FoldBase, MiningInputs, from_json, to_json
 from jobs.glue.records import Suite, main
+from mmd.artifacts import ArtifactStore
 from mmd.errors import ConfigError
+from mmd.intent.augment.originals import make_originals
 from mmd.intent.miner import mine_task
 from mmd.intent.rulebase import RuleBase
 from mmd.intent.rules import Predicate, Rule, measure
@@ -166,3 +169,78 @@ def test_a_picture_is_drawn_from_the_record_alone(tmp_path: Path):
 def test_the_spread_of_repeats_is_mean_minimum_and_maximum():
     assert figures.spread_of([0.2, 0.4, 0.9]) == {"mean": pytest.approx(0.5), "low": 0.2, "high": 0.9}
     assert figures.spread_of([])["mean"] == 0.0
+
+
+def test_shots_are_drawn_by_label_and_seed_and_keep_the_order():
+    examples = make_examples()
+    drawn = systems.draw_shots(examples, 2, seed=0)
+    assert [sum(e.label == label for e in drawn) for label in WORDS] == [2, 2, 2]
+    assert drawn == [e for e in examples if e in drawn]
+    assert drawn == systems.draw_shots(examples[::-1], 2, seed=0)[::-1]
+    assert {e.dialogue_id for e in drawn} != {e.dialogue_id for e in systems.draw_shots(examples, 2, seed=1)}
+
+
+def test_more_shots_keep_the_examples_of_fewer():
+    few, more = (systems.draw_shots(make_examples(), shots, seed=3) for shots in (1, 4))
+    assert {e.dialogue_id for e in few} < {e.dialogue_id for e in more}
+    assert len(systems.draw_shots(make_examples(), 0, seed=3)) == 24
+
+
+def test_a_balanced_joint_batch_repeats_the_smaller_task_under_new_ids():
+    large = make_originals(make_examples(7), {}, folds=2, seed=0)
+    small = make_originals(make_examples(3), {}, folds=2, seed=0)
+    flat = systems.balanced({"a": large, "b": small})
+    assert len(flat) == 14
+    assert [s.id for s in flat[7:]] == ["d00", "d01", "d02", "d00+1", "d01+1", "d02+1", "d00+2"]
+    assert {s.parent_id for s in flat[7:]} == {"d00", "d01", "d02"}
+
+
+def test_a_seesaw_gives_a_joint_model_one_and_two_times_the_steps():
+    units = seesaw.plan(["a", "b"], seeds=2, steps=10)
+    assert [(u.name, u.tasks, u.steps) for u in units if u.seed == 1] == [
+        (seesaw.ALONE, ("a",), 10),
+        (seesaw.ALONE, ("b",), 10),
+        (seesaw.JOINT, ("a", "b"), 10),
+        (seesaw.JOINT_TWICE, ("a", "b"), 20),
+    ]
+
+
+def test_arms_without_a_multimodal_model_are_rules_and_probe():
+    named = systems.arms("intent", IntentSettings(), has_mllm=False)
+    assert list(named) == ["rules", "probe", "probe + rules (vote)"]
+    assert named["probe"].weight == 0.0
+    assert not any(gate.asks_mllm for gate in named.values())
+
+
+def make_material() -> systems.Material:
+    examples = make_examples()
+    settings = IntentSettings(folds=2, search=SearchSettings(rollouts=30, seeds=1, rules_per_search=5))
+    return systems.Material(
+        {"intent": examples[:18]}, {"intent": examples[18:]}, {"intent": tuple(WORDS)}, {"intent": {}}, settings,
+        ModelSettings(mllm="tiny-llama"),
+    )  # fmt: skip
+
+
+def test_a_unit_without_steps_answers_by_rules_and_probe_alone():
+    unit = systems.Unit("few", ("intent",), seed=0, steps=0, shots=4, rules=True)
+    material = make_material()
+    [value] = systems.SystemTrainer(material)([asdict(unit)])
+    outcome = systems.Outcome.from_json(json.loads(json.dumps(value)))
+    assert outcome.unit == unit
+    assert outcome.samples == 12
+    assert list(outcome.answers["intent"]) == ["rules", "probe", "probe + rules (vote)"]
+    assert systems.score(material, [outcome], "intent", "probe")["mean"] == 1.0  # each label has words of its own
+
+
+@pytest.mark.slow
+def test_units_through_tune_answer_as_in_one_process(tiny_store: Path, ray_local: None):
+    options = {"overrides": [f"store={tiny_store}"], "corpus": None, "mllm": "tiny-qwen2-vl"}
+    store = ArtifactStore(str(tiny_store))
+    pins = {"corpus": store.open("corpus/tiny"), "features": store.open("features/tiny")}
+    domain = domains.Domain(replace(domains.open_context(options, None, ("models.mllm=tiny-qwen2-vl",)), pins=pins))
+    material = systems.Material.of(domain)
+    units = [systems.Unit("a", (task,), 0, steps=2, shots=1, rules=True) for task in material.train]
+    spread = systems.run_units(domain, material, units, "test")
+    plain = [systems.SystemTrainer(material).run(unit) for unit in units]
+    assert [o.answers for o in spread] == [o.answers for o in plain]
+    assert [o.loss for o in spread] == pytest.approx([o.loss for o in plain], abs=1e-6)
