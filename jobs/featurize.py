@@ -31,8 +31,8 @@ from mmd.corpora.store import Corpus
 from mmd.features.cache import CachedStage, FeatureCache
 from mmd.features.extract import TABLES, Extractors, Role, build_extractors, build_stage
 from mmd.features.settings import FeatureSettings
-from mmd.features.store import INFO_FILE
-from mmd.intent.examples import wanted_texts
+from mmd.features.store import INFO_FILE, ocr_lines
+from mmd.intent.examples import TEXT_KINDS, wanted_texts
 
 UNITS: dict[Role, str] = {"ocr": "pictures", "vision": "pictures", "text": "texts"}
 
@@ -41,7 +41,10 @@ def run(context: JobContext) -> Artifact:
     """Write features/NAME unless the same corpus and extractors were featurized before."""
     artifact = context.open("corpus")
     extractors = build_extractors(context.config.features)
-    settings = {"extractors": {role: info and asdict(info) for role, info in extractors.describe().items()}}
+    settings = {
+        "extractors": {role: info and asdict(info) for role, info in extractors.describe().items()},
+        "texts": list(TEXT_KINDS),
+    }
     inputs = {"corpus": artifact}
     if found := context.existing("features", settings, inputs, {}):
         return found
@@ -85,17 +88,18 @@ class Featurize:
         """Fill the writer."""
         pictures = self._corpus.image_table(["id", "ocr"])
         without_ocr = pictures.filter(pc.is_null(pictures["ocr"]))["id"].to_pylist()
-        texts = wanted_texts(self._corpus)
         self._writer.metrics |= {"pictures": pictures.num_rows, "ocr_given": pictures.num_rows - len(without_ocr)}
         with hold_cluster():  # one for all roles, none when the cache has everything
-            self._role("ocr", without_ocr)
+            recognised = self._role("ocr", without_ocr)
             self._role("vision", pictures["id"].to_pylist())
+            texts = wanted_texts(self._corpus, ocr_lines(recognised) if recognised else {})
             self._role("text", list(texts), texts)
 
-    def _role(self, role: Role, ids: Sequence[str], texts: dict[str, str] | None = None) -> None:
+    def _role(self, role: Role, ids: Sequence[str], texts: dict[str, str] | None = None) -> pa.Table | None:
+        """Return the role's rows of these ids; None where no extractor has the role."""
         info = self._extractors.describe()[role]
         if info is None:
-            return
+            return None
         cache = FeatureCache(self._store, role, info.name)
         known = cache.known() & set(ids)
         missing = sorted(set(ids) - known)
@@ -107,6 +111,7 @@ class Featurize:
         self._writer.write_table(TABLES[role], table)
         failed = pc.sum(pc.not_equal(table["error"], "")).as_py() or 0
         self._summarise(role, Counts(len(set(ids)), len(known), len(missing), failed))
+        return table
 
     def _compute(self, role: Role, missing: Sequence[str], texts: dict[str, str] | None) -> Iterator[dict[str, int]]:
         """Map the missing rows over a pool of actors; yield the counts of each batch as it completes."""

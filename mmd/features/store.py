@@ -49,6 +49,11 @@ class Vectors(Mapping[str, NDArray[np.float32]]):
         return len(self._rows)
 
 
+def ocr_lines(table: pa.Table) -> dict[str, tuple[OcrLine, ...]]:
+    """Return image id → lines of an OCR table, rows with an error left out."""
+    return {row["image_id"]: ocr_from_row(row["lines"]) for row in table.to_pylist() if row["lines"] is not None}
+
+
 class Features:
     """Features that ``featurize`` wrote.
 
@@ -73,8 +78,7 @@ class Features:
     @cached_property
     def ocr(self) -> Mapping[str, tuple[OcrLine, ...]]:
         """Image id → lines, for pictures that came without OCR."""
-        rows = self.artifact.read_table(TABLES["ocr"], OCR_TABLE).to_pylist()
-        return {row["image_id"]: ocr_from_row(row["lines"]) for row in rows if row["lines"] is not None}
+        return ocr_lines(self.artifact.read_table(TABLES["ocr"], OCR_TABLE))
 
     @cached_property
     def image_vectors(self) -> Vectors:

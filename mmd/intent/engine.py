@@ -178,7 +178,7 @@ class IntentEngine:
     def decide(self, prepared: Sequence[PreparedQuery]) -> list[IntentAnswer]:
         """Read the texts of several prepared queries together and predict all their tasks together."""
         started = time.perf_counter()
-        wanted = [vector_texts(entry.query.dialogue) for entry in prepared]
+        wanted = [vector_texts(entry.query.dialogue, entry.images) for entry in prepared]
         vectors, problem = self._features.read(text for texts in wanted for text in texts)
         read = time.perf_counter()
         examples = [self._example(entry, task, vectors) for entry in prepared for task in entry.tasks]
@@ -235,7 +235,7 @@ class IntentEngine:
         self, entry: PreparedQuery, judged: Sequence[_Judged], text_problem: str | None, timings: Mapping[str, float]
     ) -> IntentAnswer:
         problems = [*self.model.degraded, *entry.problems]
-        if text_problem and vector_texts(entry.query.dialogue):
+        if text_problem and vector_texts(entry.query.dialogue, entry.images):
             problems.append(text_problem)
         problems += dict.fromkeys(found.problem for found in judged if found.problem)
         predictions = tuple(found.prediction for found in judged)

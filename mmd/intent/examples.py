@@ -11,7 +11,11 @@ from mmd.features.store import Features
 from mmd.intent.types import ImageFacts, IntentExample, Vector
 from mmd.schema import Dialogue, Item, OcrLine, Split, ocr_from_row, text_id
 
+TEXT_KINDS = ("last_user", "reply", "shown", "label")
+"""What sentence vectors are made of; part of a features artefact's version."""
 NO_VECTORS: Mapping[str, Vector] = {}
+NO_IMAGES: Mapping[str, ImageFacts] = {}
+NO_OCR: Mapping[str, tuple[OcrLine, ...]] = {}
 NO_ITEMS: Mapping[str, Item] = {}
 
 
@@ -48,18 +52,34 @@ def make_example(
         example,
         last_user_vector=text_vectors.get(text_id(example.text("last_user"))),
         reply_vector=text_vectors.get(text_id(example.text("reply"))),
+        shown_vector=text_vectors.get(text_id(example.shown_text())),
     )
 
 
-def vector_texts(dialogue: Dialogue) -> list[str]:
-    """Return the texts of a dialogue that examples want sentence vectors of: the last user turn and the reply."""
-    example = IntentExample(dialogue.id, "", None, dialogue.turns)
-    return [text for text in (example.text("last_user"), example.text("reply")) if text.strip()]
+def vector_texts(dialogue: Dialogue, images: Mapping[str, ImageFacts] = NO_IMAGES) -> list[str]:
+    """Return the texts of a dialogue that examples want sentence vectors of.
+
+    These are the last user turn, the reply, and the printed text of pictures that were sent without a word; pictures
+    that ``images`` lacks have none.
+    """
+    known = tuple(images[image_id] for image_id in _image_ids(dialogue) if image_id in images)
+    example = IntentExample(dialogue.id, "", None, dialogue.turns, known)
+    return [text for text in (example.text("last_user"), example.text("reply"), example.shown_text()) if text.strip()]
 
 
-def wanted_texts(corpus: Corpus) -> dict[str, str]:
-    """Return text id → text of all that sentence vectors are wanted of: dialogues' texts and labels' names."""
-    texts = [text for dialogue in corpus.dialogues() for text in vector_texts(dialogue)]
+def wanted_texts(corpus: Corpus, ocr: Mapping[str, tuple[OcrLine, ...]] = NO_OCR) -> dict[str, str]:
+    """Return text id → text of all that sentence vectors are wanted of: dialogues' texts and labels' names.
+
+    Args:
+        corpus: whose texts are wanted.
+        ocr: image id → lines, of pictures that the corpus brought none for.
+    """
+    rows = corpus.image_table(["id", "width", "height", "ocr"]).to_pylist()
+    images = {
+        row["id"]: ImageFacts(row["id"], row["width"], row["height"], _lines(row["id"], row["ocr"], ocr))
+        for row in rows
+    }
+    texts = [text for dialogue in corpus.dialogues() for text in vector_texts(dialogue, images)]
     names = [label for labels in corpus.tasks.values() for label in labels]
     return {text_id(text): text for text in (*texts, *names)}
 
@@ -109,7 +129,7 @@ def image_facts(corpus: Corpus, features: Features | None) -> dict[str, ImageFac
             image_id=row["id"],
             width=row["width"],
             height=row["height"],
-            ocr=_ocr(row["id"], row["ocr"], features),
+            ocr=_lines(row["id"], row["ocr"], features.ocr if features else NO_OCR),
             vector=features.image_vectors.get(row["id"]) if features else None,
         )
         for row in rows
@@ -131,10 +151,13 @@ def with_pictures(examples: Sequence[IntentExample], corpus: Corpus) -> list[Int
     return [replace(e, images=tuple(replace(i, data=data.get(i.image_id, i.data)) for i in e.images)) for e in examples]
 
 
-def _ocr(image_id: str, given: list[dict[str, object]] | None, features: Features | None) -> tuple[OcrLine, ...]:
-    lines = features.ocr.get(image_id) if features else None
+def _lines(
+    image_id: str, given: list[dict[str, object]] | None, recognised: Mapping[str, tuple[OcrLine, ...]]
+) -> tuple[OcrLine, ...]:
+    """Return a picture's lines; recognised ones go before those given with the corpus."""
+    lines = recognised.get(image_id)
     if lines is not None:
-        return tuple(lines)
+        return lines
     return ocr_from_row(given) if given else ()
 
 

@@ -37,9 +37,9 @@ from mmd.intent.types import IntentExample, Probabilities, Vector
 Matrix = sp.csr_matrix
 Logits = NDArray[np.float64]
 TextSource = Literal["last_user", "user", "agent", "reply", "ocr"]
-DenseSource = Literal["sentence", "reply_sentence", "image"]
+DenseSource = Literal["sentence", "reply_sentence", "shown_sentence", "image"]
 TEXT_SOURCES: tuple[TextSource, ...] = ("last_user", "user", "agent", "reply", "ocr")
-DENSE_SOURCES: tuple[DenseSource, ...] = ("sentence", "reply_sentence", "image")
+DENSE_SOURCES: tuple[DenseSource, ...] = ("sentence", "reply_sentence", "shown_sentence", "image")
 _NAMED: frozenset[str] = frozenset({"last_user", "user", "ocr", "sentence"})  # blocks that a label's name fills, too
 _DIGIT = re.compile(r"\d")
 _TAG = re.compile(r"<[^<>\n]{1,40}>")
@@ -66,7 +66,12 @@ def block_vector(example: IntentExample, source: DenseSource) -> Vector | None:
     if source == "image":
         found = [image.vector for image in example.images if image.vector is not None]
         return _unit(np.mean(found, axis=0)) if found else None
-    vector = example.last_user_vector if source == "sentence" else example.reply_vector
+    said = {
+        "sentence": example.last_user_vector,
+        "reply_sentence": example.reply_vector,
+        "shown_sentence": example.shown_vector,
+    }
+    vector = said[source]
     return None if vector is None else _unit(vector)
 
 

@@ -61,6 +61,9 @@ class BlockWeights(Settings):
     ocr: float = Field(default=1.0, ge=0, description="Character n-grams of the text in pictures.")
     sentence: float = Field(default=1.0, ge=0, description="Sentence vector of the last user turn.")
     reply_sentence: float = Field(default=0.5, ge=0, description="Sentence vector of the agent's reply.")
+    shown_sentence: float = Field(
+        default=0.7, ge=0, description="Sentence vector of the printed text of pictures sent without a word."
+    )
     image: float = Field(default=0.7, ge=0, description="Picture vectors, pooled by their mean.")
 
 

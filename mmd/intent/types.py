@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mmd.schema import Item, OcrLine, Turn
 
 Vector = NDArray[np.float32]
+_SHOWN_CHARS = 256
 _TAG = re.compile(r"<[^<>\n]{1,40}>")
 
 
@@ -41,8 +42,8 @@ class IntentExample:
     """One labelled (or to be labelled) situation: a dialogue up to the turn whose intent is asked.
 
     ``images`` are in order of appearance; ``items`` are the products that the turns name.
-    ``last_user_vector`` and ``reply_vector`` are the sentence vectors of ``text("last_user")`` and ``text("reply")``,
-    shape (dim,), when extracted.
+    ``last_user_vector``, ``reply_vector`` and ``shown_vector`` are the sentence vectors of ``text("last_user")``,
+    ``text("reply")`` and ``shown_text()``, shape (dim,), when extracted.
     """
 
     dialogue_id: str
@@ -53,6 +54,7 @@ class IntentExample:
     items: tuple[Item, ...] = ()
     last_user_vector: Vector | None = None
     reply_vector: Vector | None = None
+    shown_vector: Vector | None = None
     meta: Mapping[str, str] = field(default_factory=dict)
 
     def text(self, scope: str) -> str:
@@ -71,6 +73,15 @@ class IntentExample:
             after = self.turns[asked[-1] + 1 :]
             return "\n".join(t.text for t in after if t.speaker == "agent")
         return "\n".join(t.text for t in self.turns if scope in ("any", t.speaker))
+
+    def shown_text(self) -> str:
+        """Return the pictures' printed text, its first 256 characters, where the user says nothing in words; else "".
+
+        A picture sent without a word is what its sender says: its text is then read as a message.
+        """
+        if any(turn.speaker == "user" and has_words(turn.text) for turn in self.turns):
+            return ""
+        return " ".join(line.text for image in self.images for line in image.ocr)[:_SHOWN_CHARS]
 
     def ocr_text(self) -> str:
         """Return all recognised lines of all pictures, joined by newlines."""

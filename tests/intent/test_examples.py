@@ -34,6 +34,16 @@ def test_the_last_user_turn_is_the_last_that_says_something():
     assert vector_texts(dialogue()) == ["does it rust?", "no"]
 
 
+def test_printed_text_is_read_as_a_message_where_the_user_says_nothing():
+    page = ImageFacts("p", 10, 20, (OcrLine("Refund", 1.0, (0, 0, 5, 5)), OcrLine("$5", 1.0, (0, 5, 5, 9))))
+    silent = Dialogue("s", "made-up", "train", (Turn("user", "<http>", ("p",)),), {})
+    assert vector_texts(silent, {"p": page}) == ["Refund $5"]
+    assert vector_texts(dialogue(), {"p": page}) == ["does it rust?", "no"]
+    vector = np.ones(2, np.float32)
+    example = make_example(silent, "scene", images={"p": page}, text_vectors={text_id("Refund $5"): vector})
+    assert example.shown_vector is vector
+
+
 def test_vectors_pictures_and_items_find_their_place():
     said, answered = np.ones(2, np.float32), np.zeros(2, np.float32)
     example = make_example(

@@ -295,4 +295,4 @@ class _Parent:
 def without_vectors(example: IntentExample) -> IntentExample:
     """Return the example without vectors, which are of other words and other pixels."""
     images = tuple(replace(image, vector=None) for image in example.images)
-    return replace(example, images=images, last_user_vector=None, reply_vector=None)
+    return replace(example, images=images, last_user_vector=None, reply_vector=None, shown_vector=None)
