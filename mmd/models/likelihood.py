@@ -147,10 +147,12 @@ class LabelScorer:
         if not self.shares_prefix:
             return self.log_likelihoods_plain(prompts)
         out = np.zeros((len(prompts), len(self.labels)))
+        # Prompts of like length are read together: less padding, and what shares a batch changes no score.
+        order = sorted(range(len(prompts)), key=lambda i: _extent(prompts[i]))
         with _inference(self.mllm):
-            for start in range(0, len(prompts), self.batch):
-                chunk = prompts[start : start + self.batch]
-                out[start : start + len(chunk)] = self._score_shared(chunk)
+            for start in range(0, len(order), self.batch):
+                rows = order[start : start + self.batch]
+                out[rows] = self._score_shared([prompts[i] for i in rows])
         return out
 
     def log_likelihoods_plain(self, prompts: Sequence[Prompt]) -> LogLikelihoods:
@@ -341,6 +343,11 @@ def _label_tokens(mllm: Mllm, labels: Sequence[str]) -> list[tuple[int, ...]]:
             )
         seen[sequence] = label
     return sequences
+
+
+def _extent(prompt: Prompt) -> tuple[int, int]:
+    """Return the number of pictures and of characters."""
+    return len(prompt.pictures), sum(len(part) for part in prompt.parts if isinstance(part, str))
 
 
 @contextmanager
