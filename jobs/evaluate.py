@@ -1,8 +1,9 @@
 """Measure the intent model on the test split, which is read here and nowhere else, and write the report.
 
-Makes the artefact report/NAME with report.html (self-contained) and metrics.json: rules alone, the classifier
-alone and both together, by task and overall, with intervals; other gates; by class; confusion; precision and
-coverage of rules; calibration; latency; worked examples with the fired rules in words.
+Makes the artefact report/NAME with report.html (self-contained) and metrics.json: rules, the probe, the fine-tuned
+MLLM (if the gate was chosen with one) and the gate that joins them, by task and overall, with intervals; other gates;
+how the gate was chosen; by class; confusion; precision and coverage of rules; calibration; what pictures are worth to
+the MLLM; latency by stage and arm; worked examples with the fired rules in words.
 
     mmd evaluate                                            the built-in shop corpus
     mmd evaluate --corpus taobao=../shared/data/taobao
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from jobs.glue.entry import JobContext, console, main
@@ -25,15 +26,17 @@ from mmd.evaluation.intent import (
     evaluate_task,
     pick_examples,
     summarise,
-    time_stages,
     to_json,
 )
+from mmd.evaluation.latency import time_arms, time_mllm, time_stages
+from mmd.evaluation.pictures import PictureEffect, picture_effect
 from mmd.evaluation.report import PictureSource, ReportContent, gate_words, render, summary_table
 from mmd.features.store import Features
-from mmd.intent.examples import load_examples
+from mmd.intent.examples import load_examples, with_pictures
 from mmd.intent.gate import GATE_FILE, Gate, TaskGate, load_gates
 from mmd.intent.probe import load_probes
 from mmd.intent.rulebase import RuleBase
+from mmd.intent.types import IntentExample, PromptedClassifier
 
 
 def run(context: JobContext) -> Artifact:
@@ -61,24 +64,18 @@ def evaluate(context: JobContext, inputs: Mapping[str, Artifact]) -> tuple[str, 
 
     Raises:
         CorpusError: the test split has no labelled example of any task.
+        ModelError: the MLLM that the gate was chosen with cannot be loaded.
     """
-    corpus, features = Corpus(inputs["corpus"]), Features(inputs["features"])
-    gate = Gate(RuleBase.load(inputs["rulebase"]), load_probes(inputs["classifier"]), load_gates(inputs["gate"]))
-    validation = inputs["gate"].read_json(GATE_FILE)["validation"]
-    settings = context.config.evaluation
-    results = [
-        evaluate_task(gate, task, corpus.tasks[task], examples, other_arms(validation[task]))
-        for task in gate.tasks
-        if (examples := load_examples(corpus, features, task, "test"))
-    ]
-    if not results:
-        raise CorpusError(
-            f"{corpus.artifact.ref}: its test split has no labelled example of {', '.join(gate.tasks)}; "
-            "evaluation needs some that training has not seen. Give some records the split `test` (docs/data.md), "
-            "or stop before with `mmd pipeline --until fit_intent`."
-        )
+    corpus, settings = Corpus(inputs["corpus"]), context.config.evaluation
+    gate, validation = load_gate(context, inputs), inputs["gate"].read_json(GATE_FILE)["validation"]
+    examples = load_test_examples(gate, corpus, Features(inputs["features"]))
+    arms = {task: other_arms(validation[task]) for task in examples}
+    results = [evaluate_task(gate, task, corpus.tasks[task], rows, arms[task]) for task, rows in examples.items()]
     summary = summarise(results, resamples=settings.bootstrap_resamples, seed=context.config.seed)
-    latency = time_stages(gate, _mixed(results), settings.latency_samples)
+    effects = picture_effects(gate, examples)
+    mixed = _mixed(results)
+    latency = time_stages(gate, mixed, settings.latency_samples) | time_mllm(gate, mixed, settings.latency_samples)
+    arm_latency = time_arms(gate, _by_arm(arms), mixed, settings.latency_samples) if gate.mllms else {}
     points = {task: float(value["rule_tau"]) for task, value in validation.items()}
     content = ReportContent(
         name=context.name,
@@ -89,18 +86,70 @@ def evaluate(context: JobContext, inputs: Mapping[str, Artifact]) -> tuple[str, 
         worked=pick_examples(results, settings.examples),
         provenance=provenance(inputs, gate, validation),
         resamples=settings.bootstrap_resamples,
+        arm_latency=arm_latency,
+        validation=validation,
+        pictures=effects,
     )
     page = render(content, pictures_of(context, corpus))
     console.print(summary_table(summary))
-    metrics = to_json(summary, results, points)
-    return page, {**metrics, "latency": latency, "made_from": {role: a.ref for role, a in inputs.items()}}
+    metrics = to_json(summary, results, points) | {"latency": latency, "arm_latency": arm_latency}
+    metrics["pictures"] = {task: asdict(effect) for task, effect in effects.items()}
+    return page, metrics | {"made_from": {role: a.ref for role, a in inputs.items()}}
+
+
+def load_gate(context: JobContext, inputs: Mapping[str, Artifact]) -> Gate:
+    """Return the gate over all that it was chosen with; an MLLM that cannot be loaded is an error here."""
+    mllms: dict[str, PromptedClassifier] = {}
+    if "adapter" in inputs:
+        from mmd.intent.mllm import load_mllm_classifiers  # (torch and transformers, only where there is one)
+
+        mllms = dict(load_mllm_classifiers(inputs["adapter"], context.config.models))
+    probes = load_probes(inputs["classifier"])
+    return Gate(RuleBase.load(inputs["rulebase"]), probes, load_gates(inputs["gate"]), mllms=mllms)
+
+
+def load_test_examples(gate: Gate, corpus: Corpus, features: Features) -> dict[str, list[IntentExample]]:
+    """Return task → labelled test examples, with their pictures' bytes where its MLLM looks at them.
+
+    Raises:
+        CorpusError: there are none.
+    """
+    found: dict[str, list[IntentExample]] = {}
+    for task in gate.tasks:
+        rows = load_examples(corpus, features, task, "test")
+        sees = task in gate.mllms and gate.mllms[task].needs_pictures
+        if rows:
+            found[task] = with_pictures(rows, corpus) if sees else rows
+    if not found:
+        raise CorpusError(
+            f"{corpus.artifact.ref}: its test split has no labelled example of {', '.join(gate.tasks)}; "
+            "evaluation needs some that training has not seen. Give some records the split `test` (docs/data.md), "
+            "or stop before with `mmd pipeline --until fit_intent`."
+        )
+    return found
+
+
+def picture_effects(gate: Gate, examples: Mapping[str, Sequence[IntentExample]]) -> dict[str, PictureEffect]:
+    """Return task → what pictures are worth to its MLLM, for tasks with examples that have nothing else."""
+    found = {task: picture_effect(gate.mllms[task], rows) for task, rows in examples.items() if task in gate.mllms}
+    return {task: effect for task, effect in found.items() if effect}
 
 
 def other_arms(validation: Mapping[str, Any]) -> dict[str, TaskGate]:
     """Return the best setting of each arm, as validated on the training part, by name."""
     known = {f.name for f in fields(TaskGate)}
     gates = [TaskGate(**{key: v for key, v in arm.items() if key in known}) for arm in validation["arms"]]
-    return {f"{gate.arm}, as validated": gate for gate in gates}
+    return {f"{_arm_name(gate)}, as validated": gate for gate in gates}
+
+
+def _arm_name(gate: TaskGate) -> str:
+    return "no rule" if gate.arm == "vote" and gate.weight == 0.0 else gate.arm
+
+
+def _by_arm(arms: Mapping[str, Mapping[str, TaskGate]]) -> dict[str, dict[str, TaskGate]]:
+    """Turn task → name → gate round."""
+    names = dict.fromkeys(name for gates in arms.values() for name in gates)
+    return {name: {task: gates[name] for task, gates in arms.items() if name in gates} for name in names}
 
 
 def _mixed(results: Sequence[TaskResult]) -> list[Any]:
@@ -122,10 +171,14 @@ def provenance(inputs: Mapping[str, Artifact], gate: Gate, validation: Mapping[s
     lines = {role: a.ref for role, a in inputs.items()}
     for task, chosen in gate.tasks.items():
         told = validation[task]
-        held_out = max((arm["weighted_f1"] for arm in told["arms"]), default=0.0)
+        alone = told.get("alone", {"classifier": told["classifier_weighted_f1"]})
+        crossed = told.get("chosen", {}).get("cross_fitted_f1")
+        best = max((arm["weighted_f1"] for arm in told["arms"]), default=0.0)  # of gates chosen before there was more
         lines[f"{task}: gate"] = (
-            f"{gate_words(chosen)}; held-out weighted F1 on the training part {held_out:.3f}, "
-            f"classifier alone {told['classifier_weighted_f1']:.3f}"
+            f"{gate_words(chosen)}; held-out weighted F1 on the training part "
+            f"{told.get('chosen', {}).get('weighted_f1', best):.3f}"
+            + (f", cross-fitted {crossed:.3f}" if crossed is not None else "")
+            + f"; alone: {', '.join(f'{system} {score:.3f}' for system, score in alone.items())}"
             + ("" if told["held_out_rules"] else "; the rule base came without held-out firings: optimistic")
         )
     lines["code"] = inputs["gate"].manifest.code

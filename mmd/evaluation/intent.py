@@ -1,16 +1,15 @@
-"""Evaluation of an intent model: every system on the same examples, what rules were worth, and how fast it is.
+"""Evaluation of an intent model: every system on the same examples, and what joining them was worth.
 
-Systems: ``rules`` (the verdict of the rules that fire, else the task's default label), ``classifier``, and
-``rules+classifier`` (the gate as chosen on the training part). Ablations run the gate with other settings; τ = 0 and
-τ > 1 are the pure ends.
+Systems: ``rules`` (the verdict of the rules that fire, else the task's default label), ``classifier`` (the probe), and
+``rules+classifier`` (the gate as chosen on the training part). With a fine-tuned MLLM also ``mllm`` (alone) and
+``pooled`` (the gate's pool of probe and MLLM, no rule heard), so that the gate's gain can be told from the pool's.
+Ablations run the gate with other settings; τ = 0 and τ > 1 are the pure ends.
 """
 
 from __future__ import annotations
 
-import itertools
-import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,16 +25,14 @@ from mmd.evaluation.metrics import (
     interval,
     mcnemar,
     overall,
-    percentiles,
 )
-from mmd.intent.gate import NEVER, Gate, TaskGate, decide
+from mmd.intent.gate import NEVER, Gate, Opinions, TaskGate, decide, pool
 from mmd.intent.rules import Rule
 from mmd.intent.types import IntentExample, IntentPrediction, Probabilities
 from mmd.intent.vote import verdict
 
-RULES, CLASSIFIER, JOINED = "rules", "classifier", "rules+classifier"
-SYSTEMS = (RULES, CLASSIFIER, JOINED)
-STAGES = ("matching", "classifier", "gate")
+RULES, CLASSIFIER, MLLM, POOLED, JOINED = "rules", "classifier", "mllm", "pooled", "rules+classifier"
+SYSTEMS = (RULES, CLASSIFIER, MLLM, POOLED, JOINED)
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class TaskResult:
     gate: TaskGate
     examples: Sequence[IntentExample]
     fired: Sequence[tuple[Rule, ...]]
-    probabilities: Sequence[Probabilities]
+    opinions: Sequence[Opinions]
     predictions: Sequence[IntentPrediction]
     systems: Mapping[str, Sequence[str]]
     ablations: Mapping[str, Sequence[str]]
@@ -56,6 +53,16 @@ class TaskResult:
     def golds(self) -> list[str]:
         """True labels."""
         return [str(example.label) for example in self.examples]
+
+    @property
+    def probabilities(self) -> list[Probabilities]:
+        """The probe's distributions."""
+        return [said.probe for said in self.opinions]
+
+    @property
+    def has_mllm(self) -> bool:
+        """Say whether an MLLM was asked."""
+        return MLLM in self.systems
 
     def confusion(self, system: str) -> Confusion:
         """Return a system's (or ablation's) confusion."""
@@ -78,9 +85,11 @@ class TaskResult:
         return dict(sorted(found.items()))
 
     def calibration(self, system: str) -> Calibration:
-        """Return the calibration of the classifier, or of the gate's confidence."""
+        """Return the calibration of the probe, of the MLLM, or of the gate's confidence."""
         if system == CLASSIFIER:
             best = [p.best for p in self.probabilities]
+        elif system == MLLM:
+            best = [said.mllm.best for said in self.opinions if said.mllm]
         else:
             best = [(p.label, p.confidence) for p in self.predictions]
         right = [label == gold for gold, (label, _) in zip(self.golds, best, strict=True)]
@@ -103,35 +112,77 @@ def evaluate_task(
         examples: labelled examples that nothing was fitted on.
         others: name → gate setting to run as an ablation, beside the two pure ends.
     """
-    chosen = gate.tasks.get(task, TaskGate(task))
+    chosen = gate.setting(task)
+    settings = _ablations_of(chosen, has_mllm=task in gate.mllms) | dict(others or {})
     fired = gate.rules(task).fired_batch(examples)
-    probabilities = gate.distributions(task, examples)
-    default = gate.rulebase.defaults.get(task, "")
-    ablations = {
-        "the best firing rule always overrides (override, τ = 0)": TaskGate(task, tau=0.0),
-        "the rules' verdict always overrides (verdict, τ = 0)": TaskGate(task, "verdict", tau=0.0),
-        "no rule is heard (τ > 1)": TaskGate(task, tau=NEVER),
-        **(others or {}),
-    }
+    said = gather(gate, task, examples, fired, [chosen, *settings.values()])
+    rows = list(zip(fired, said, strict=True))
+    ablations = {name: [decide(how, f, o).label for f, o in rows] for name, how in settings.items()}
     return TaskResult(
         task=task,
         labels=tuple(labels),
         gate=chosen,
         examples=examples,
         fired=fired,
-        probabilities=probabilities,
-        predictions=[gate.answer(e, f, p) for e, f, p in zip(examples, fired, probabilities, strict=True)],
-        systems={
-            RULES: [_rules_alone(f, len(p.labels), default) for f, p in zip(fired, probabilities, strict=True)],
-            CLASSIFIER: [p.best[0] for p in probabilities],
-            JOINED: [decide(chosen, f, p).label for f, p in zip(fired, probabilities, strict=True)],
-        },
-        ablations={
-            name: [decide(setting, f, p).label for f, p in zip(fired, probabilities, strict=True)]
-            for name, setting in ablations.items()
-        }
-        | {"best of both, by an oracle": _oracle(examples, fired, probabilities)},
+        opinions=said,
+        predictions=[gate.answer(e, f, o) for e, (f, o) in zip(examples, rows, strict=True)],
+        systems=_systems(chosen, rows, gate.rulebase.defaults.get(task, "")),
+        ablations=ablations | _oracles(examples, rows),
     )
+
+
+def gather(
+    gate: Gate,
+    task: str,
+    examples: Sequence[IntentExample],
+    fired: Sequence[Sequence[Rule]],
+    settings: Iterable[TaskGate],
+) -> list[Opinions]:
+    """Return what every model says of every example, whether or not one of the gates would have asked it.
+
+    The MLLM is asked with rules told only where a setting of arm ``prompt`` would tell them.
+    """
+    default, mllm = gate.rulebase.defaults.get(task), gate.mllms.get(task)
+    said = [Opinions(p, default=default) for p in gate.distributions(task, examples)]
+    if mllm is None:
+        return said
+    said = [replace(o, mllm=p) for o, p in zip(said, mllm.predict(examples), strict=True)]
+    least = min((how.tau for how in settings if how.arm == "prompt"), default=NEVER)
+    told = [i for i, rules in enumerate(fired) if any(rule.stats.wilson_lower >= least for rule in rules)]
+    hints = [gate.hint(task, fired[i]) for i in told]
+    for i, found in zip(told, mllm.predict_hinted([examples[i] for i in told], hints) if told else (), strict=True):
+        said[i] = replace(said[i], hinted=found)
+    return said
+
+
+Row = tuple[Sequence[Rule], Opinions]
+
+
+def _ablations_of(chosen: TaskGate, *, has_mllm: bool) -> dict[str, TaskGate]:
+    task, share = chosen.task, chosen.mllm
+    found = {
+        "the best firing rule always overrides (override, τ = 0)": TaskGate(task, tau=0.0, mllm=share),
+        "the rules' verdict always overrides (verdict, τ = 0)": TaskGate(task, "verdict", tau=0.0, mllm=share),
+        "no rule is heard (τ > 1)": TaskGate(task, tau=NEVER, mllm=share),
+    }
+    if not has_mllm:
+        return found
+    return found | {
+        "the gate with the probe alone (MLLM share 0)": replace(chosen, mllm=0.0),
+        "the gate with the MLLM alone (MLLM share 1)": replace(chosen, mllm=1.0),
+    }
+
+
+def _systems(chosen: TaskGate, rows: Sequence[Row], default: str) -> dict[str, list[str]]:
+    systems = {
+        RULES: [_rules_alone(f, len(o.probe.labels), default) for f, o in rows],
+        CLASSIFIER: [o.probe.best[0] for _, o in rows],
+        JOINED: [decide(chosen, f, o).label for f, o in rows],
+    }
+    if all(o.mllm for _, o in rows):
+        systems[MLLM] = [o.mllm.best[0] for _, o in rows if o.mllm]
+        systems[POOLED] = [pool(o.probe, o.mllm, chosen.mllm).best[0] for _, o in rows if o.mllm]
+    return {name: systems[name] for name in SYSTEMS if name in systems}
 
 
 def _rules_alone(fired: Sequence[Rule], n_labels: int, default: str) -> str:
@@ -139,71 +190,75 @@ def _rules_alone(fired: Sequence[Rule], n_labels: int, default: str) -> str:
     return found.label if found else default
 
 
-def _oracle(
-    examples: Sequence[IntentExample], fired: Sequence[Sequence[Rule]], probabilities: Sequence[Probabilities]
-) -> list[str]:
-    """Return the rules' verdict where it is right, else the classifier's answer: what a perfect gate would reach."""
-    return [
-        label if (label := _rules_alone(rules, len(p.labels), "")) == example.label else p.best[0]
-        for example, rules, p in zip(examples, fired, probabilities, strict=True)
-    ]
-
-
-def time_stages(gate: Gate, examples: Sequence[IntentExample], samples: int) -> dict[str, dict[str, float]]:
-    """Time single predictions, features given: stage → p50, p90, p99 in ms; the first one only warms up."""
-    taken: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "total")}
-    if not examples:
-        return {}
-    for number in range(samples + 1):
-        example = examples[number % len(examples)]
-        marks = [time.perf_counter()]
-        fired = gate.rules(example.task).fired(example)
-        marks.append(time.perf_counter())
-        [probabilities] = gate.distributions(example.task, [example])
-        marks.append(time.perf_counter())
-        gate.answer(example, fired, probabilities)
-        marks.append(time.perf_counter())
-        if number:
-            spent = [(b - a) * 1000 for a, b in itertools.pairwise(marks)]
-            for stage, ms in zip(STAGES, spent, strict=True):
-                taken[stage].append(ms)
-            taken["total"].append(sum(spent))
-    return {stage: percentiles(ms) for stage, ms in taken.items()}
+def _oracles(examples: Sequence[IntentExample], rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return what a perfect gate would reach: the right answer wherever one of those it chooses from gives it."""
+    both, all_three = [], []
+    for example, (fired, said) in zip(examples, rows, strict=True):
+        by_rules, by_probe = _rules_alone(fired, len(said.probe.labels), ""), said.probe.best[0]
+        both.append(by_rules if by_rules == example.label else by_probe)
+        by_mllm = said.mllm.best[0] if said.mllm else by_probe
+        all_three.append(by_mllm if by_mllm == example.label else both[-1])
+    found = {"best of both, by an oracle": both}
+    if all(said.mllm for _, said in rows):
+        found["best of rules, probe and MLLM, by an oracle"] = all_three
+    return found
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The numbers of a report: by system and task, with intervals, and what joining gained."""
+    """The numbers of a report: by system and task, with intervals, and what joining gained.
+
+    ``gains`` maps a system that the gate is compared with → task or ``overall`` → gain; ``gain`` is that over the
+    probe, overall. ``tests`` compare the gate with the same classifiers when no rule is heard.
+    """
 
     tasks: Mapping[str, Mapping[str, Interval]]
     overall: Mapping[str, Interval]
     gain: Interval
+    gains: Mapping[str, Mapping[str, Interval]]
     tests: Mapping[str, McNemar]
     ablations: Mapping[str, Mapping[str, float]]
 
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """Every system that some task has, in order."""
+        return tuple(s for s in SYSTEMS if any(s in scores for scores in self.tasks.values()))
+
 
 def summarise(results: Sequence[TaskResult], *, resamples: int, seed: int) -> Summary:
-    """Score all systems with bootstrap intervals, and test rules + classifier against the classifier alone."""
+    """Score all systems with bootstrap intervals, and test the gate against its classifiers."""
     answers = {r.task: Answers(r.golds, r.systems) for r in results}
-    by_task = {
-        r.task: {
-            system: interval(
-                r.confusion(system).weighted_f1,
-                bootstrap({r.task: answers[r.task]}, resamples=resamples, seed=seed)[system],
-            )
-            for system in SYSTEMS
-        }
-        for r in results
+    everywhere = [s for s in SYSTEMS if all(s in r.systems for r in results)]
+    shared = {r.task: Answers(r.golds, {s: r.systems[s] for s in everywhere}) for r in results}
+    draws = {task: bootstrap({task: own}, resamples=resamples, seed=seed) for task, own in answers.items()}
+    draws["overall"] = bootstrap(shared, resamples=resamples, seed=seed)
+    values = {r.task: {s: r.confusion(s).weighted_f1 for s in r.systems} for r in results}
+    values["overall"] = {s: overall({r.task: r.confusion(s) for r in results}) for s in everywhere}
+    scores = {
+        name: {s: interval(value, draws[name][s]) for s, value in of_system.items()}
+        for name, of_system in values.items()
     }
-    draws = bootstrap(answers, resamples=resamples, seed=seed)
-    values = {system: overall({r.task: r.confusion(system) for r in results}) for system in SYSTEMS}
+    gains = {
+        base: {
+            name: interval(value[JOINED] - value[base], draws[name][JOINED] - draws[name][base])
+            for name, value in values.items()
+            if base in value
+        }
+        for base in (CLASSIFIER, MLLM, POOLED)
+    }
     return Summary(
-        tasks=by_task,
-        overall={system: interval(values[system], draws[system]) for system in SYSTEMS},
-        gain=interval(values[JOINED] - values[CLASSIFIER], draws[JOINED] - draws[CLASSIFIER]),
-        tests={r.task: mcnemar(r.golds, r.systems[JOINED], r.systems[CLASSIFIER]) for r in results},
+        tasks={r.task: scores[r.task] for r in results},
+        overall=scores["overall"],
+        gain=gains[CLASSIFIER]["overall"],
+        gains={base: found for base, found in gains.items() if found},
+        tests={r.task: mcnemar(r.golds, r.systems[JOINED], r.systems[unruled(r)]) for r in results},
         ablations=_ablations(results),
     )
+
+
+def unruled(result: TaskResult) -> str:
+    """Return the system that is the gate without its rules."""
+    return POOLED if result.has_mllm else CLASSIFIER
 
 
 def _ablations(results: Sequence[TaskResult]) -> dict[str, dict[str, float]]:
@@ -229,6 +284,7 @@ def to_json(summary: Summary, results: Sequence[TaskResult], working_points: Map
     return {
         "overall": {system: asdict(value) for system, value in summary.overall.items()},
         "gain_over_classifier": asdict(summary.gain),
+        "gains": {base: {name: asdict(g) for name, g in found.items()} for base, found in summary.gains.items()},
         "ablations": {name: dict(scores) for name, scores in summary.ablations.items()},
         "tasks": {r.task: _task_json(r, summary, working_points.get(r.task, 0.0)) for r in results},
     }
@@ -240,8 +296,8 @@ def _task_json(result: TaskResult, summary: Summary, tau: float) -> dict[str, An
         "examples": len(result.examples),
         "gate": asdict(result.gate),
         "weighted_f1": {system: asdict(value) for system, value in summary.tasks[result.task].items()},
-        "macro_f1": {system: result.confusion(system).macro_f1 for system in SYSTEMS},
-        "accuracy": {system: asdict(result.confusion(system).accuracy) for system in SYSTEMS},
+        "macro_f1": {system: result.confusion(system).macro_f1 for system in result.systems},
+        "accuracy": {system: asdict(result.confusion(system).accuracy) for system in result.systems},
         "mcnemar": asdict(summary.tests[result.task]),
         "rules": {
             "fired": asdict(record.coverage()),
@@ -254,10 +310,15 @@ def _task_json(result: TaskResult, summary: Summary, tau: float) -> dict[str, An
             "curve": [list(point) for point in record.curve()],
         },
         "arms": {arm: asdict(share) for arm, share in result.arms.items()},
-        "calibration_error": {system: result.calibration(system).error for system in (CLASSIFIER, JOINED)},
-        "per_class": {system: [asdict(s) for s in result.confusion(system).per_class] for system in SYSTEMS},
+        "calibration_error": {system: result.calibration(system).error for system in calibrated(result)},
+        "per_class": {system: [asdict(s) for s in result.confusion(system).per_class] for system in result.systems},
         "confusion": [[gold, answer, n] for (gold, answer), n in sorted(result.confusion(JOINED).counts.items())],
     }
+
+
+def calibrated(result: TaskResult) -> tuple[str, ...]:
+    """Return the systems whose confidence is measured."""
+    return (CLASSIFIER, MLLM, JOINED) if result.has_mllm else (CLASSIFIER, JOINED)
 
 
 @dataclass(frozen=True)
@@ -280,8 +341,19 @@ class WorkedExample:
 
     @property
     def classifier(self) -> tuple[str, float]:
-        """The classifier's own answer and confidence."""
-        return self.result.probabilities[self.row].best
+        """The probe's own answer and confidence."""
+        return self.result.opinions[self.row].probe.best
+
+    @property
+    def mllm(self) -> tuple[str, float] | None:
+        """The MLLM's own answer and confidence, if there is one."""
+        said = self.result.opinions[self.row].mllm
+        return said.best if said else None
+
+    @property
+    def unruled(self) -> str:
+        """What the gate would have answered without rules."""
+        return self.result.systems[unruled(self.result)][self.row]
 
 
 _KINDS = ("rules put it right", "right, with rules", "rules put it wrong", "wrong", "right, without rules")
@@ -306,7 +378,7 @@ def pick_examples(results: Sequence[TaskResult], count: int) -> list[WorkedExamp
 
 def _kind(shown: WorkedExample) -> str:
     right = shown.prediction.label == shown.example.label
-    before = shown.classifier[0] == shown.example.label
+    before = shown.unruled == shown.example.label
     if right != before:
         return "rules put it right" if right else "rules put it wrong"
     if not right:

@@ -15,7 +15,18 @@ from typing import Any
 from mmd.evaluation.metrics import Calibration, Interval, RuleRecord
 
 INK = "#7d8590"
-COLOURS = {"rules": "#d29922", "classifier": "#4c8dff", "rules+classifier": "#2ea043"}
+BLUE, GREEN, AMBER, PURPLE, PINK = "#4c8dff", "#2ea043", "#d29922", "#a371f7", "#db61a2"
+COLOURS = {
+    "rules": AMBER,
+    "classifier": BLUE,
+    "probe": BLUE,
+    "MLLM": PURPLE,
+    "probe + MLLM": PINK,
+    "rules+classifier": GREEN,
+    "gated": GREEN,
+}
+"""By the names that the report gives systems."""
+ARM_COLOURS = {"override": AMBER, "verdict": PINK, "vote": GREEN, "prompt": PURPLE}
 _STYLE: Any = {
     "svg.hashsalt": "mmd",  # equal plots, equal bytes
     "svg.fonttype": "path",
@@ -57,19 +68,25 @@ def _inline(svg: str) -> str:
     return re.sub(r'<svg([^>]*?) height="[^"]*"([^>]*?) width="[^"]*"', r"<svg\1\2", svg, count=1)
 
 
-def score_bars(rows: Mapping[str, Mapping[str, Interval]]) -> str:
-    """Draw each system's weighted F1 with its 95 % interval, grouped by row (task, or overall)."""
-    with _figure(6.4, 0.5 + 0.62 * len(rows)) as (_, axes, out):
+def score_bars(rows: Mapping[str, Mapping[str, Interval]], systems: Mapping[str, str]) -> str:
+    """Draw each system's weighted F1 with its 95 % interval, grouped by row (task, or overall).
+
+    Args:
+        rows: row → system → score; a row may lack systems.
+        systems: system → its name in the legend, in order.
+    """
+    step = 0.75 / len(systems)
+    with _figure(6.4, 0.5 + (0.11 + 0.17 * len(systems)) * len(rows)) as (_, axes, out):
         names = list(rows)
-        systems = list(next(iter(rows.values())))
-        for number, system in enumerate(systems):
-            values = [rows[name][system] for name in names]
-            places = [row + (number - (len(systems) - 1) / 2) * 0.25 for row in range(len(names))]
+        for number, (system, called) in enumerate(systems.items()):
+            found = [(row, rows[name][system]) for row, name in enumerate(names) if system in rows[name]]
+            values = [value for _, value in found]
+            places = [row + (number - (len(systems) - 1) / 2) * step for row, _ in found]
             # Resampling biases F1 a little downwards, so the value may lie outside of its own interval.
             below = [max(0.0, v.value - v.low) for v in values]
             above = [max(0.0, v.high - v.value) for v in values]
-            colour = COLOURS.get(system, INK)
-            axes.barh(places, [v.value for v in values], height=0.22, color=colour, label=system, alpha=0.85)
+            colour = COLOURS.get(called, INK)
+            axes.barh(places, [v.value for v in values], height=step - 0.03, color=colour, label=called, alpha=0.85)
             axes.errorbar(
                 [v.value for v in values], places, xerr=[below, above], fmt="none", ecolor=INK, elinewidth=1, capsize=2
             )
@@ -78,7 +95,7 @@ def score_bars(rows: Mapping[str, Mapping[str, Interval]]) -> str:
         axes.set_xlim(0, 1)
         axes.set_xlabel("weighted F1, 95 % interval")
         axes.grid(visible=False, axis="y")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.32 / len(rows)), ncols=3)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.32 / len(rows)), ncols=len(systems))
     return out[0]
 
 
@@ -92,7 +109,7 @@ def rule_curve(record: RuleRecord, tau: float) -> str:
             [record.precision(tau).value],
             s=70,
             facecolors="none",
-            edgecolors=COLOURS["rules+classifier"],
+            edgecolors=GREEN,
             linewidths=2,
             zorder=3,
             label=f"working point, tau = {tau:.2f}",
@@ -102,6 +119,30 @@ def rule_curve(record: RuleRecord, tau: float) -> str:
         axes.set_xlabel("coverage")
         axes.set_ylabel("precision")
         axes.legend(loc="lower left")
+    return out[0]
+
+
+def tau_curves(curves: Mapping[str, Sequence[Sequence[float]]], arm: str, tau: float) -> str:
+    """Draw held-out weighted F1 over τ by arm; the dashed line hears no rule, a ring marks what was chosen.
+
+    Args:
+        curves: arm → (τ, weighted F1), ascending in τ; the last point, above 1, hears no rule.
+        arm: the chosen arm.
+        tau: the chosen τ.
+    """
+    with _figure(4.2, 3.0) as (_, axes, out):
+        for name, points in curves.items():
+            heard = [(t, f1) for t, f1 in points if t <= 1]
+            colour = ARM_COLOURS.get(name, INK)
+            axes.plot([t for t, _ in heard], [f1 for _, f1 in heard], color=colour, label=name, linewidth=1.2)
+            if name == arm and tau <= 1:
+                nearest = min(heard, key=lambda point: abs(point[0] - tau))
+                axes.scatter(*nearest, s=70, facecolors="none", edgecolors=colour, linewidths=2, zorder=3)
+            axes.axhline(points[-1][1], color=colour, linestyle="--", linewidth=0.7, alpha=0.7)
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("tau")
+        axes.set_ylabel("weighted F1, held out")
+        axes.legend(loc="lower right", ncols=2)
     return out[0]
 
 
@@ -129,15 +170,15 @@ def reliability(by_system: Mapping[str, Calibration]) -> str:
     return out[0]
 
 
-def class_bars(before: Sequence[float], after: Sequence[float]) -> str:
-    """Draw F1 by class number: the classifier (hollow) and rules + classifier (filled), joined by a line."""
+def class_bars(before: Sequence[float], after: Sequence[float], before_name: str, after_name: str) -> str:
+    """Draw F1 by class number: without rules (hollow) and with them (filled), joined by a line."""
     with _figure(6.4, 0.6 + 0.17 * len(before)) as (_, axes, out):
         rows = range(1, len(before) + 1)
         for row, low, high in zip(rows, before, after, strict=True):
             axes.plot([low, high], [row, row], color=INK, linewidth=1.4, zorder=1)
-        colour = COLOURS["classifier"]
-        axes.scatter(before, rows, s=26, facecolors="none", edgecolors=colour, label="classifier", zorder=2)
-        axes.scatter(after, rows, s=26, color=COLOURS["rules+classifier"], label="rules+classifier", zorder=3)
+        colour = COLOURS.get(before_name, BLUE)
+        axes.scatter(before, rows, s=26, facecolors="none", edgecolors=colour, label=before_name, zorder=2)
+        axes.scatter(after, rows, s=26, color=COLOURS.get(after_name, GREEN), label=after_name, zorder=3)
         axes.set_yticks(list(rows))
         axes.set_ylim(len(before) + 0.7, 0.3)
         axes.set_xlim(-0.03, 1.03)

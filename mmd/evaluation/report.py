@@ -9,14 +9,26 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.table import Table
 
 from mmd.evaluation import plots
-from mmd.evaluation.intent import CLASSIFIER, JOINED, RULES, SYSTEMS, Summary, TaskResult, WorkedExample
-from mmd.intent.gate import TaskGate
+from mmd.evaluation.intent import (
+    CLASSIFIER,
+    JOINED,
+    MLLM,
+    POOLED,
+    RULES,
+    Summary,
+    TaskResult,
+    WorkedExample,
+    calibrated,
+    unruled,
+)
+from mmd.evaluation.pictures import PictureEffect
+from mmd.intent.gate import THRESHOLD_ARMS, TaskGate
 
 PictureSource = Callable[[Sequence[str]], Mapping[str, bytes]]
 _RULES_SHOWN = 4
@@ -24,9 +36,13 @@ _THUMBNAIL_PX = (220, 280)
 _ARM_WORDS = {
     "rules": "rules",
     "vote": "rules and the classifier together",
+    "prompt": "MLLM, told the rules",
+    "mllm": "MLLM",
     "classifier": "classifier",
     "default": "default label",
 }
+_NAMES = {RULES: "rules", CLASSIFIER: "probe", MLLM: "MLLM", POOLED: "probe + MLLM", JOINED: "gated"}
+"""What systems are called where there is an MLLM; without one they go by their keys."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +50,9 @@ class ReportContent:
     """What a report is made of.
 
     ``working_points``: task → τ at which rules alone are reported; ``latency``: stage → percentiles in ms;
-    ``provenance``: role → artefact, settings, code; ``resamples``: of the intervals.
+    ``provenance``: role → artefact, settings, code; ``resamples``: of the intervals; ``arm_latency``: gate → the
+    same of whole predictions; ``validation``: task → what the gate artefact keeps of its choice; ``pictures``: task → what
+    the MLLM's pictures are worth.
     """
 
     name: str
@@ -45,6 +63,9 @@ class ReportContent:
     worked: Sequence[WorkedExample]
     provenance: Mapping[str, str]
     resamples: int
+    arm_latency: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    validation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pictures: Mapping[str, PictureEffect] = field(default_factory=dict)
 
 
 def render(content: ReportContent, pictures: PictureSource | None = None) -> str:
@@ -64,15 +85,20 @@ def render(content: ReportContent, pictures: PictureSource | None = None) -> str
     ).get_template("intent.html.j2")
     thumbnails = _thumbnails(content.worked, pictures) if pictures else {}
     summary, results = content.summary, content.results
+    names = system_names(summary)
     rows = {**summary.tasks, "overall": summary.overall} if len(results) > 1 else summary.tasks
     return page.render(
         name=content.name,
-        systems=SYSTEMS,
+        names=names,
         headline=_headline(summary),
-        bars=plots.score_bars(rows),
-        results=[_task_view(r, summary, content.working_points.get(r.task, 0.0)) for r in results],
+        gains=_gains(summary, names),
+        has_mllm=MLLM in summary.systems,
+        bars=plots.score_bars(rows, names),
+        results=[_task_view(r, content, names) for r in results],
         ablations=summary.ablations,
         latency=content.latency,
+        arm_latency=content.arm_latency,
+        pictures=content.pictures,
         worked=[_worked_view(w, thumbnails) for w in content.worked],
         show_dialogues=pictures is not None,
         provenance=content.provenance,
@@ -80,48 +106,73 @@ def render(content: ReportContent, pictures: PictureSource | None = None) -> str
     )
 
 
+def system_names(summary: Summary) -> dict[str, str]:
+    """Return system → what the report calls it, in order."""
+    return {s: _NAMES[s] if MLLM in summary.systems else s for s in summary.systems}
+
+
 def gate_words(gate: TaskGate) -> str:
     """Say in words what a gate does."""
-    if gate.tau > 1 or (gate.arm == "vote" and gate.weight == 0):
-        return "the classifier answers; rules are not heard"
-    if gate.arm == "vote":
-        return f"vote: rules shift the classifier, weight {gate.weight:g}"
-    if gate.arm == "verdict":
-        return f"verdict: the fired rules together answer from confidence {gate.tau:.2f}, else the classifier"
-    return f"override: the best rule answers from τ = {gate.tau:.2f}, else the classifier"
+    models = _pool_words(gate.mllm)
+    silent = gate.tau > 1 or (gate.arm == "vote" and gate.weight == 0)
+    if gate.arm in THRESHOLD_ARMS and silent:
+        return f"{models} answers; rules are not heard"
+    return {
+        "override": f"override: the best rule answers from τ = {gate.tau:.2f}, else {models}",
+        "verdict": f"verdict: the fired rules together answer from confidence {gate.tau:.2f}, else {models}",
+        "vote": f"vote: rules shift {models}, weight {gate.weight:g}",
+        "prompt": f"prompt: {models} answers, the MLLM being told the rules where the best reaches τ = {gate.tau:.2f}",
+        "rules_only": "rules alone answer, else the commonest label",
+        "mllm_only": "the MLLM answers; rules are not heard",
+    }[gate.arm]
+
+
+def _pool_words(share: float) -> str:
+    if share <= 0.0:
+        return "the classifier"
+    return "the MLLM" if share >= 1.0 else f"the pool of probe and MLLM (its share {share:g})"
 
 
 def summary_table(summary: Summary) -> Table:
     """Return the headline for the terminal."""
-    table = Table("weighted F1", *SYSTEMS, "gain", title="test split", title_justify="left")
+    names = system_names(summary)
+    bases = [base for base in (MLLM, POOLED) if base in summary.gains] or [CLASSIFIER]
+    gained = [f"gain over {names[base]}" if len(bases) > 1 else "gain" for base in bases]
+    table = Table("weighted F1", *names.values(), *gained, title="test split", title_justify="left")
     for row in _headline(summary):
-        scores = [f"{v.value:.3f} ({v.low:.3f}–{v.high:.3f})" for v in row["scores"]]
-        table.add_row(row["name"], *scores, f"{row['gain']:+.3f}")
+        scores = [f"{v.value:.3f} ({v.low:.3f}–{v.high:.3f})" if v else "–" for v in row["scores"]]
+        gains = [summary.gains[base].get(row["name"]) for base in bases]
+        table.add_row(row["name"], *scores, *(f"{g.value:+.3f}" if g else "–" for g in gains))
     return table
 
 
 def _headline(summary: Summary) -> list[dict[str, Any]]:
-    rows = [
+    """Return one row a task, and one overall; a system that a row lacks is None there."""
+    rows = {**summary.tasks, "overall": summary.overall}
+    return [
         {
-            "name": task,
-            "scores": [scores[s] for s in SYSTEMS],
-            "gain": scores[JOINED].value - scores[CLASSIFIER].value,
-            "gain_interval": None,
+            "name": name,
+            "scores": [scores.get(s) for s in summary.systems],
+            "gain": summary.gains[CLASSIFIER][name],
         }
-        for task, scores in summary.tasks.items()
+        for name, scores in rows.items()
     ]
-    total = {
-        "name": "overall",
-        "scores": [summary.overall[s] for s in SYSTEMS],
-        "gain": summary.gain.value,
-        "gain_interval": summary.gain,
-    }
-    return [*rows, total]
 
 
-def _task_view(result: TaskResult, summary: Summary, tau: float) -> dict[str, Any]:
-    record = result.rule_record
-    classes = _classes(result)
+def _gains(summary: Summary, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the gate gained over its MLLM alone, over its pool and over its probe, by task and overall."""
+    bases = [base for base in (MLLM, POOLED, CLASSIFIER) if base in summary.gains]
+    rows = [
+        {"name": name, "gains": [summary.gains[base].get(name) for base in bases]}
+        for name in (*summary.tasks, "overall")
+    ]
+    return {"columns": [names[base] for base in bases], "rows": rows}
+
+
+def _task_view(result: TaskResult, content: ReportContent, names: Mapping[str, str]) -> dict[str, Any]:
+    record, summary = result.rule_record, content.summary
+    tau, validation = content.working_points.get(result.task, 0.0), content.validation.get(result.task, {})
+    classes, before = _classes(result), names[unruled(result)]
     return {
         "task": result.task,
         "count": len(result.examples),
@@ -134,10 +185,35 @@ def _task_view(result: TaskResult, summary: Summary, tau: float) -> dict[str, An
         "point_coverage": record.coverage(tau),
         "point_precision": record.precision(tau),
         "curve": plots.rule_curve(record, tau),
-        "reliability": plots.reliability({s: result.calibration(s) for s in (CLASSIFIER, JOINED)}),
+        "reliability": plots.reliability({names[s]: result.calibration(s) for s in calibrated(result)}),
+        "before": before,
+        "after": names[JOINED],
         "classes": classes,
-        "class_bars": plots.class_bars([c["f1_classifier"] for c in classes], [c["f1"] for c in classes]),
+        "class_bars": plots.class_bars(
+            [c["f1_classifier"] for c in classes], [c["f1"] for c in classes], before, names[JOINED]
+        ),
+        "validation": _validation_view(validation, result.gate) if validation.get("curves") else None,
         **_heat(result),
+    }
+
+
+def _validation_view(validation: Mapping[str, Any], gate: TaskGate) -> dict[str, Any]:
+    """Return how the gate was chosen: F1 over τ by arm, and each arm's best setting."""
+    known = TaskGate.__dataclass_fields__
+    return {
+        "curve": plots.tau_curves(validation["curves"], gate.arm, gate.tau),
+        "examples": validation["examples"],
+        "parts": validation["parts"],
+        "alone": validation["alone"],
+        "chosen": validation["chosen"],
+        "arms": [
+            {
+                "words": gate_words(TaskGate(**{k: v for k, v in arm.items() if k in known})),
+                "weighted_f1": arm["weighted_f1"],
+                "cross_fitted_f1": arm["cross_fitted_f1"],
+            }
+            for arm in validation["arms"]
+        ],
     }
 
 
@@ -150,7 +226,7 @@ def _numbers(result: TaskResult) -> dict[str, int]:
 def _classes(result: TaskResult) -> list[dict[str, Any]]:
     """Return one row a class that occurs, numbered from 1 as in the confusion."""
     numbers = _numbers(result)
-    by_system = {s: result.confusion(s) for s in SYSTEMS}
+    by_system = {s: result.confusion(s) for s in (RULES, unruled(result), JOINED)}
     rows = sorted(by_system[JOINED].per_class, key=lambda score: numbers.get(score.label, 0))
     return [
         {
@@ -160,7 +236,7 @@ def _classes(result: TaskResult) -> list[dict[str, Any]]:
             "precision": score.precision,
             "recall": score.recall,
             "f1": score.f1,
-            "f1_classifier": by_system[CLASSIFIER].score(score.label).f1,
+            "f1_classifier": by_system[unruled(result)].score(score.label).f1,
             "f1_rules": by_system[RULES].score(score.label).f1,
         }
         for score in rows
@@ -168,7 +244,7 @@ def _classes(result: TaskResult) -> list[dict[str, Any]]:
 
 
 def _heat(result: TaskResult) -> dict[str, Any]:
-    """Return the confusion of rules + classifier as rows of cells; a cell's share is of its row."""
+    """Return the confusion of the gate as rows of cells; a cell's share is of its row."""
     numbers, counts = _numbers(result), result.confusion(JOINED).counts
     golds = [label for label in numbers if any(gold == label for gold, _ in counts)]
     answers = [label for label in numbers if label in golds or any(a == label for _, a in counts)]
@@ -186,7 +262,6 @@ def _heat(result: TaskResult) -> dict[str, Any]:
 
 def _worked_view(worked: WorkedExample, thumbnails: Mapping[str, str]) -> dict[str, Any]:
     example, prediction = worked.example, worked.prediction
-    label, confidence = worked.classifier
     return {
         "shows": worked.shows,
         "task": example.task,
@@ -196,8 +271,7 @@ def _worked_view(worked: WorkedExample, thumbnails: Mapping[str, str]) -> dict[s
         "right": prediction.label == example.label,
         "confidence": prediction.confidence,
         "arm_words": _ARM_WORDS.get(prediction.arm, prediction.arm),
-        "classifier_label": label,
-        "classifier_confidence": confidence,
+        "models": _models_view(worked),
         "fired": prediction.fired[:_RULES_SHOWN],
         "more": max(0, len(prediction.fired) - _RULES_SHOWN),
         "turns": [
@@ -209,6 +283,13 @@ def _worked_view(worked: WorkedExample, thumbnails: Mapping[str, str]) -> dict[s
             for turn in example.turns
         ],
     }
+
+
+def _models_view(worked: WorkedExample) -> list[tuple[str, str, float]]:
+    """Return (name, answer, confidence) of each model by itself."""
+    if worked.mllm is None:
+        return [("classifier", *worked.classifier)]
+    return [("probe", *worked.classifier), ("MLLM", *worked.mllm)]
 
 
 def _thumbnails(worked: Sequence[WorkedExample], pictures: PictureSource) -> dict[str, str]:

@@ -15,9 +15,9 @@ from mmd.evaluation.intent import (
     evaluate_task,
     pick_examples,
     summarise,
-    time_stages,
     to_json,
 )
+from mmd.evaluation.latency import time_stages
 from mmd.evaluation.report import ReportContent, gate_words, render
 from mmd.intent.gate import NEVER, Gate, TaskGate
 from mmd.intent.rulebase import RuleBase
