@@ -160,6 +160,9 @@ class IntentReplica:
         self._settings = settings
         self._features = features or FeatureSettings()
         self._models = models or ModelSettings()
+        if settings.gpus_per_replica == 0 and self._models.device == "auto":
+            # Without a reservation, whether Ray hides the GPUs depends on its version; nobody else's is taken.
+            self._models = self._models.model_copy(update={"device": "cpu"})
         self._engine: IntentEngine | None = None
         self._examples: tuple[str, tuple[ExampleOut, ...]] = ("", ())  # of which corpus, as reference
         self._rejected: str | None = None

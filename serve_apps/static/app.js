@@ -3,7 +3,7 @@ import { WORDS } from "./words.js";
 
 const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
 const RULES_SHOWN = 3;
-const WITHOUT_MODELS = ["rules", "default"]; // arms in which no model had a say
+const WITHOUT_POOL = ["rules", "default", "mllm"]; // arms in which no pool of models had a say
 const $ = (id) => document.getElementById(id);
 
 const state = {
@@ -284,7 +284,7 @@ function predictionNode(prediction) {
 }
 
 function shareNodes(prediction) {
-  if (WITHOUT_MODELS.includes(prediction.arm)) return [];
+  if (WITHOUT_POOL.includes(prediction.arm)) return [];
   const share = prediction.mllm_share;
   const key = share === 0 ? "probeAlone" : share === 1 ? "mllmAlone" : "shares";
   return [make("p", "hint shares", say(key, { mllm: percent(share), probe: percent(1 - share) }))];

@@ -10,7 +10,9 @@ from typing import Any
 import PIL.Image
 import pytest
 
+from mmd.artifacts import ArtifactStore
 from mmd.config import ServeSettings
+from mmd.intent.engine import IntentEngine
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = [
@@ -67,6 +69,19 @@ def test_a_dialogue_is_written_and_sent_with_the_keyboard_alone(page: Any):
     page.wait_for_selector(".rule")
     assert "a message contains “refund”" in page.locator(".rule").first.inner_text()
     assert "88 % right on 8 training dialogues" in page.locator(".rule").first.inner_text()
+
+
+def test_the_shares_of_the_models_are_told_in_plain_words(page: Any, backend: Any, mllm_store: Path):
+    backend.engine = IntentEngine.from_store(ArtifactStore(str(mllm_store)), "tiny")
+    page.locator("#turns textarea").fill("I want a refund")
+    page.locator("#send").click()
+    page.wait_for_selector(".shares")
+    assert page.locator(".badge").first.inner_text() == "Decided by rules and classifier together"
+    assert (
+        page.locator(".shares").inner_text() == "The classifier here is 40 % large model and 60 % small model (probe)."
+    )
+    page.locator("#language").select_option("zh")
+    assert page.locator(".shares").inner_text() == "此处的分类器：大模型占 40 %，小模型（探针）占 60 %。"
 
 
 def test_the_language_switch_turns_every_word_and_the_rules(page: Any):
