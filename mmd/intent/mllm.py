@@ -107,7 +107,7 @@ class MllmClassifier:
         self.temperature = temperature
         self.prompt = prompt
         self.adapter = adapter
-        self.needs_pictures = mllm.sees_pictures
+        self.needs_pictures = mllm.sees_pictures and prompt.max_images > 0
         self._scorer = LabelScorer(mllm, self.labels)
 
     def warm_up(self) -> None:
@@ -127,7 +127,7 @@ class MllmClassifier:
         """
         hints = hints or [""] * len(examples)
         prompts = [
-            build_prompt(example, self.prompt, labels=self.labels, hint=hint, sees_pictures=self.needs_pictures)
+            build_prompt(example, self.prompt, labels=self.labels, hint=hint, sees_pictures=self.mllm.sees_pictures)
             for example, hint in zip(examples, hints, strict=True)
         ]
         with self._turn():

@@ -186,6 +186,8 @@ def test_a_model_without_eyes_needs_no_pictures(classifier: MllmClassifier):
     assert not classifier.needs_pictures
     seeing = MllmClassifier("dialogue_intent", INTENTS, load_mllm("tiny-qwen2-vl"), 1.0, PromptSettings())
     assert seeing.needs_pictures
+    blindfolded = MllmClassifier("dialogue_intent", INTENTS, seeing.mllm, 1.0, PromptSettings(max_images=0))
+    assert not blindfolded.needs_pictures
 
 
 # ---------------------------------------------------------------- calibration
