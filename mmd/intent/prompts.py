@@ -157,9 +157,9 @@ def shown_turns(turns: Sequence[Turn], settings: PromptSettings) -> list[Turn]:
 
 
 def _last_asked(turns: Sequence[Turn]) -> int:
-    """Return the index of the last user turn that has words, else of the last turn."""
-    asked = [i for i, turn in enumerate(turns) if turn.speaker == "user" and has_words(turn.text)]
-    return asked[-1] if asked else len(turns) - 1
+    """Return the index of the last user turn that has words, else of the last user turn, else of the last turn."""
+    ranks = [(turn.speaker == "user", turn.speaker == "user" and has_words(turn.text)) for turn in turns]
+    return max(range(len(turns)), key=lambda i: (*ranks[i], i))
 
 
 def _tail(text: str, chars: int) -> str:

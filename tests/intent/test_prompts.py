@@ -120,6 +120,11 @@ def test_the_last_user_turn_stays_whatever_followed_it():
     assert texts(turns, max_turns=3) == ["asked", "<http>".translate({60: "‹", 62: "›"}), "c"]
 
 
+def test_a_picture_without_words_stays_too():
+    shown = shown_turns([user("", "a"), agent("a"), agent("b"), agent("c")], PromptSettings(max_turns=2))
+    assert [(turn.text, turn.image_ids) for turn in shown] == [("", ("a",)), ("c", ())]
+
+
 def test_old_turns_are_cut_first_and_at_their_front():
     """20 characters: 8 of the question, 5 of the reply, 7 are left for the turn before; the oldest gets none."""
     turns = [user("oldest"), agent("0123456789"), user("question"), agent("reply")]
