@@ -6,7 +6,6 @@ Every prompt is encoded on its own and rows are joined afterwards: what a row lo
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -151,12 +150,11 @@ class PromptEncoder:
         }
 
     def _open(self, data: bytes) -> Any:  # noqa: ANN401 (a PIL image)
-        from PIL import Image
+        from mmd.features.pictures import decode_rgb
 
         try:
-            with Image.open(io.BytesIO(data)) as picture:
-                return picture.convert("RGB")
-        except (OSError, ValueError) as err:
+            return decode_rgb(data)
+        except ValueError as err:
             raise ModelError(
                 f"model {self.name!r}: a prompt's picture cannot be read ({err}); see `mmd ingest`."
             ) from err
