@@ -210,7 +210,7 @@ def train_run(
             intent=intent,
             models=models if use_gpu else models.model_copy(update={"device": "cpu"}),
             has_held_out=bool(division.held_out),
-            threads=finetune.threads or max(1, worker_count() // finetune.workers),
+            threads=finetune.threads or max(1, worker_count() // finetune.workers - 1),
         )
         datasets = make_datasets(samples.shards(), plan, passes, [(key.task, key.id) for key in division.held_out])
         monitor = start_monitor()

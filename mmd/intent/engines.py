@@ -111,7 +111,7 @@ def recompute_activations(mllm: Mllm) -> None:
     """Drop activations in the forward pass and compute them again in the backward one: less memory, more time."""
     core = mllm.core
     core.config.use_cache = False
-    core.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    core.activation_checkpointing_enable({"use_reentrant": False})
     core.enable_input_require_grads()
 
 

@@ -171,7 +171,7 @@ class FinetuneSettings(Settings):
         default=False, description="Recompute activations in the backward pass (gradient checkpointing): less memory."
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of one training worker; null: the cores divided by the workers."
+        default=None, ge=1, description="CPU threads of one training worker; null: its share of the cores less one, which loads."
     )
     hint_share: float = Field(
         default=0.3, ge=0, le=1, description="Share of training samples whose prompt tells the held-out fired rules."
