@@ -28,7 +28,7 @@ from mmd.intent.choice import Choice, HeldOutTask, choose_gate, deal_parts, work
 from mmd.intent.examples import label_vectors, load_examples
 from mmd.intent.firings import load_firings
 from mmd.intent.folds import assign_folds
-from mmd.intent.gate import Firing, save_gates
+from mmd.intent.gate import Firing, TaskGate, save_gates
 from mmd.intent.matcher import CompiledRules
 from mmd.intent.probe import FittedProbe, fit_probe, save_probes
 from mmd.intent.rulebase import RuleBase
@@ -198,24 +198,20 @@ def choice_metrics(choices: Mapping[str, Choice]) -> dict[str, float]:
 def print_choices(choices: Mapping[str, Choice]) -> None:
     """Print each task's held-out scores and the gate that was chosen."""
     systems = list(dict.fromkeys(system for choice in choices.values() for system in choice.alone))
-    table = Table(
-        "task",
-        *systems,
-        "gate",
-        "cross-fitted",
-        "arm",
-        "τ",
-        "weight",
-        "MLLM",
-        title="held-out weighted F1 (training part)",
-    )
+    columns = ("gate", "cross-fitted", "how")
+    table = Table("task", *systems, *columns, title="held-out weighted F1 (training part)", title_justify="left")
     for task, choice in choices.items():
-        found, gate = choice.chosen, choice.chosen.gate
-        tau = "never" if gate.tau > 1 else f"{gate.tau:.2f}"
+        found = choice.chosen
         alone = [f"{choice.alone[s]:.3f}" if s in choice.alone else "–" for s in systems]
-        scores = [f"{found.weighted_f1:.3f}", f"{found.cross_fitted_f1:.3f}"]
-        table.add_row(task, *alone, *scores, gate.arm, tau, f"{gate.weight:g}", f"{gate.mllm:g}")
+        table.add_row(task, *alone, f"{found.weighted_f1:.3f}", f"{found.cross_fitted_f1:.3f}", _how(found.gate))
     console.print(table)
+
+
+def _how(gate: TaskGate) -> str:
+    """Return a gate's settings in short."""
+    told = {"weight": gate.weight if gate.arm == "vote" else 0.0, "MLLM": gate.mllm}
+    heard = "no rule heard" if gate.tau > 1 else f"{gate.arm}, τ {gate.tau:.2f}"
+    return ", ".join([heard, *(f"{name} {value:g}" for name, value in told.items() if value > 0)])
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ class ReportContent:
 
     ``working_points``: task → τ at which rules alone are reported; ``latency``: stage → percentiles in ms;
     ``provenance``: role → artefact, settings, code; ``resamples``: of the intervals; ``arm_latency``: gate → the
-    same of whole predictions; ``validation``: task → what the gate artefact keeps of its choice; ``pictures``: task → what
-    the MLLM's pictures are worth.
+    same of whole predictions; ``validation``: task → what the gate artefact keeps of its choice; ``pictures``: task →
+    what its pictures are worth to the MLLM.
     """
 
     name: str
