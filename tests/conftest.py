@@ -160,7 +160,9 @@ def make_mllm_gate() -> Callable[..., Artifact]:
     return write_mllm_gate
 
 
-def write_adapter(store: ArtifactStore, *, seed: int, base: str = "tiny-qwen2-vl", saved_as: str = "") -> Artifact:
+def write_adapter(
+    store: ArtifactStore, *, seed: int, base: str = "tiny-qwen2-vl", saved_as: str = "", std: float = 0.5
+) -> Artifact:
     """Write an adapter with random weights, large enough to change answers; ``saved_as`` names another base."""
     import tempfile
 
@@ -179,7 +181,7 @@ def write_adapter(store: ArtifactStore, *, seed: int, base: str = "tiny-qwen2-vl
         torch.manual_seed(seed)
         for name, weight in mllm.model.named_parameters():
             if "lora_B" in name:  # zero in a new adapter
-                weight.normal_(std=0.5)
+                weight.normal_().mul_(std)
     settings = {"seed": seed, "base": saved_as or base}
     with (
         tempfile.TemporaryDirectory() as trained,

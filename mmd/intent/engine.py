@@ -9,13 +9,14 @@ and the probe answer.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mmd.artifacts import ArtifactStore
-from mmd.errors import RequestError
+from mmd.errors import ModelError, RequestError
 from mmd.intent.examples import make_example, vector_texts
 from mmd.intent.gate import MLLM_ARMS, NEVER, Gate, TaskGate
 from mmd.intent.online import OnlineFeatures, OnlineSettings
@@ -229,7 +230,9 @@ class IntentEngine:
 
     def _with_mllm(self, examples: Sequence[IntentExample]) -> list[_Judged]:
         with torch_threads(self._settings.models.threads):
-            return _judged(self.model.gate, examples)
+            judged = _judged(self.model.gate, examples)
+        require_numbers(found.prediction.confidence for found in judged)
+        return judged
 
     def _answer(
         self, entry: PreparedQuery, judged: Sequence[_Judged], text_problem: str | None, timings: Mapping[str, float]
@@ -299,6 +302,16 @@ class _Judged:
 def _judged(gate: Gate, examples: Sequence[IntentExample], problem: str | None = None) -> list[_Judged]:
     shares = {task: mllm_share(gate, task) for task in {example.task for example in examples}}
     return [_Judged(p, shares[p.task], problem) for p in gate.predict(examples)]
+
+
+def require_numbers(values: Iterable[float]) -> None:
+    """Raise unless all are finite: a model that overflowed in half precision, or diverged, has no say.
+
+    Raises:
+        ModelError: one is not.
+    """
+    if not all(map(math.isfinite, values)):
+        raise ModelError("its probabilities are not numbers; try models.dtype=float32, or fine-tune again")
 
 
 def mllm_share(gate: Gate, task: str) -> float:

@@ -8,21 +8,24 @@ weights of an adapter rules and probe answer.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, get_args
+
+import PIL.Image
 
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.corpora.store import Corpus
 from mmd.errors import ArtifactError, MmdError, ModelError
 from mmd.features.extract import ROLES, VECTOR_ROLES, Extractors, Role, build_extractors
 from mmd.features.store import Features
-from mmd.intent.engine import IntentModel, training_shapes, without_mllms
+from mmd.intent.engine import IntentModel, require_numbers, training_shapes, without_mllms
 from mmd.intent.gate import Gate, TaskGate, load_gates
 from mmd.intent.online import OnlineExtractors, OnlineFeatures, OnlineSettings
 from mmd.intent.probe import load_probes
 from mmd.intent.rulebase import RuleBase
-from mmd.intent.types import IntentClassifier, IntentExample, PromptedClassifier
+from mmd.intent.types import ImageFacts, IntentClassifier, IntentExample, PromptedClassifier
 from mmd.models.settings import ModelSettings
 from mmd.models.threads import torch_threads
 from mmd.schema import Turn
@@ -141,7 +144,7 @@ def load_mllms(
         loaded = {task: mllm for task, mllm in load_mllm_classifiers(artifact, settings).items() if task in asking}
         with torch_threads(settings.threads):
             for task, mllm in loaded.items():  # one that cannot answer shows now; the first customer need not wait
-                mllm.predict([IntentExample("warm-up", task, None, (Turn("user", "?"),))])
+                require_numbers(mllm.predict([_first_question(task, with_picture=mllm.needs_pictures)])[0].values)
     except Exception as err:  # whatever its packages raise: too little memory, missing weights, another version
         reason = str(err) if isinstance(err, MmdError) else f"{type(err).__name__}: {err}"
         problem = f"{artifact.ref} cannot be used here ({reason[:400]})."
@@ -149,6 +152,16 @@ def load_mllms(
             raise ModelError(problem) from err
         return {}, problem
     return dict(loaded), None
+
+
+def _first_question(task: str, *, with_picture: bool) -> IntentExample:
+    """Return a question that takes every part of a model: words and, for one that looks at them, a grey picture."""
+    if not with_picture:
+        return IntentExample("first", task, None, (Turn("user", "?"),))
+    buffer, side_px = io.BytesIO(), 64
+    PIL.Image.new("RGB", (side_px, side_px), "grey").save(buffer, "png")
+    picture = ImageFacts("grey", side_px, side_px, data=buffer.getvalue())
+    return IntentExample("first", task, None, (Turn("user", "?", ("grey",)),), images=(picture,))
 
 
 # ---------------------------------------------------------------- extractors

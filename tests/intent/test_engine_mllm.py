@@ -214,6 +214,8 @@ class Mischief:
                 raise RuntimeError("out of memory")
             if "slow" in text:
                 self.released.wait(30)
+        if any("overflow" in example.text("user") for example in examples):
+            return [Probabilities(self.labels, (float("nan"),) * len(self.labels))] * len(examples)
         sure = tuple(float(i == 2) for i in range(len(self.labels)))
         return [Probabilities(self.labels, sure)] * len(examples)
 
@@ -239,6 +241,17 @@ def test_a_question_that_the_model_fails_on_spoils_no_other(mischief: tuple[Inte
     is_degraded(failed, "mllm: failed (RuntimeError: out of memory); rules and probe answered")
     assert failed.predictions[0].arm == "classifier"
     assert scene.degraded == ()
+
+
+def test_probabilities_that_are_no_numbers_have_no_say(mischief: tuple[IntentEngine, Mischief]):
+    engine, _ = mischief
+    is_degraded(engine.answer([ask("overflow")])[0], "mllm: failed (ModelError: its probabilities are not numbers")
+
+
+def test_weights_that_are_no_numbers_are_found_when_loading(store_copy: ArtifactStore, make_adapter: MakeAdapter):
+    adapter = make_adapter(store_copy, seed=7, std=float("inf"))
+    with pytest.raises(ModelError, match="its probabilities are not numbers"):
+        IntentEngine.from_store(store_copy, "tiny", refs={"adapter": adapter.ref})
 
 
 def test_a_late_model_does_not_hold_up_the_turn_nor_the_next(mischief: tuple[IntentEngine, Mischief]):
