@@ -4,8 +4,9 @@
 another ``user_config`` (see ``serve_apps/serve_config.yaml``); a swap that cannot be loaded is refused and the old
 artefacts go on answering, which ``/readyz`` tells.
 
-The large model runs in the engine's own process through transformers, on the CPU or on ``serve.gpus_per_replica`` GPUs.
-Serving it by vLLM (``ray.serve.llm``) is not there yet.
+The large model runs in the engine's own process through transformers, on the CPU or on ``serve.gpus_per_replica`` GPUs;
+every replica holds its base weights once, whatever adapters pass. Serving it by vLLM (``ray.serve.llm``) is not there
+yet.
 """
 
 from __future__ import annotations

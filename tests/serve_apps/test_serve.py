@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -24,8 +26,9 @@ from mmd.config import ServeSettings
 from mmd.corpora.store import Corpus
 from mmd.errors import ConfigError, RequestError
 from mmd.intent.engine import IntentEngine, IntentQuery
+from mmd.intent.online import OnlineExtractors, OnlineFeatures
 from mmd.intent.rulebase import RuleBase
-from mmd.schema import Dialogue, Turn
+from mmd.schema import DIALOGUES, Dialogue, Turn
 from serve_apps.api import ApiError
 from serve_apps.examples import data_url
 from serve_apps.intent import HandleBackend, IntentAppArgs, IntentReplica, build, refs_from
@@ -162,6 +165,33 @@ def test_a_swap_that_fails_unforeseen_leaves_the_old_artefacts_answering(ray_loc
     assert rejected is not None
     assert "KeyError" in rejected
     assert (serving, label) == (old.ref, "refund_status")
+
+
+@pytest.mark.ray
+def test_examples_are_of_the_corpus_that_answers(ray_local: None, store: ArtifactStore):
+    """A swap may bring another corpus: here one that has a single dialogue left."""
+    corpus = store.open("corpus/tiny")
+    (shard,) = corpus.shards("dialogues")
+    with store.write("corpus", "tiny", settings={**corpus.manifest.settings, "dialogues": 1}) as writer:
+        for name in corpus.manifest.files.keys() - {shard}:
+            writer.write_bytes(name, corpus.read_bytes(name))
+        rows = corpus.read_table("dialogues", DIALOGUES).to_pylist()
+        pictured = next(row for row in rows if row["split"] == "train" and any(t["image_ids"] for t in row["turns"]))
+        writer.write_table("dialogues", pa.Table.from_pylist([pictured], schema=DIALOGUES))
+    newer = store.open("corpus/tiny")
+
+    async def swap() -> tuple[int, int]:
+        replica = IntentReplica(store.root, "tiny", SMALL)
+        await replica.reconfigure({})
+        before = await replica.examples()
+        model = replica.engine.model
+        swapped = replace(model, artifacts={**model.artifacts, "corpus": newer.ref})
+        replica._engine = IntentEngine(swapped, OnlineFeatures(OnlineExtractors()))
+        return len(before.examples), len((await replica.examples()).examples)
+
+    before, after = asyncio.run(swap())
+    assert before > 1
+    assert after == 1
 
 
 @pytest.mark.ray
