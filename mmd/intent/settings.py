@@ -171,7 +171,9 @@ class FinetuneSettings(Settings):
         default=False, description="Recompute activations in the backward pass (gradient checkpointing): less memory."
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of one training worker; null: its share of the cores less one, which loads."
+        default=None,
+        ge=1,
+        description="CPU threads of a training worker; null: its share of the cores less one, which loads.",
     )
     hint_share: float = Field(
         default=0.3, ge=0, le=1, description="Share of training samples whose prompt tells the held-out fired rules."
@@ -208,10 +210,10 @@ class GateSettings(Settings):
         description="Shares of the MLLM in the log-linear pool with the probe that are tried: 0 probe, 1 MLLM alone.",
     )
     caution: float = Field(
-        default=1.0,
+        default=1.5,
         ge=0,
-        description="Standard errors of lead that a setting needs over a simpler one, and (auto) an arm that hears "
-        "rules over the classifiers alone.",
+        description="Standard errors of lead that a smaller τ needs over a larger one, a share over one nearer to 0.5, "
+        "and (auto) an arm that hears rules over the classifiers alone.",
     )
     rule_coverage: float = Field(
         default=0.45, gt=0, le=1, description="Share of held-out examples that rules alone shall cover when reported."
