@@ -26,7 +26,7 @@ from mmd.evaluation.metrics import (
     mcnemar,
     overall,
 )
-from mmd.intent.gate import NEVER, Gate, Opinions, TaskGate, decide, pool
+from mmd.intent.gate import NEVER, THRESHOLD_ARMS, Gate, Opinions, TaskGate, decide, pool
 from mmd.intent.rules import Rule
 from mmd.intent.types import IntentExample, IntentPrediction, Probabilities
 from mmd.intent.vote import verdict
@@ -165,7 +165,7 @@ def _ablations_of(chosen: TaskGate, *, has_mllm: bool) -> dict[str, TaskGate]:
         "the rules' verdict always overrides (verdict, τ = 0)": TaskGate(task, "verdict", tau=0.0, mllm=share),
         "no rule is heard (τ > 1)": TaskGate(task, tau=NEVER, mllm=share),
     }
-    if not has_mllm:
+    if not has_mllm or chosen.arm not in THRESHOLD_ARMS:
         return found
     return found | {
         "the gate with the probe alone (MLLM share 0)": replace(chosen, mllm=0.0),

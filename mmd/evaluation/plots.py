@@ -142,7 +142,7 @@ def tau_curves(curves: Mapping[str, Sequence[Sequence[float]]], arm: str, tau: f
         axes.set_xlim(0, 1)
         axes.set_xlabel("tau")
         axes.set_ylabel("weighted F1, held out")
-        axes.legend(loc="lower right", ncols=2)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=max(1, len(curves)), fontsize=8)
     return out[0]
 
 

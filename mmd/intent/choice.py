@@ -3,8 +3,8 @@
 A grid of settings (arm, τ, weight of the vote, share of the MLLM) is scored by weighted F1 on examples whose rules,
 probe and MLLM were all made without them. Two things keep a lucky setting from winning:
 
-- Among settings of one arm the *simplest* within ``caution`` standard errors of the best is taken (Breiman et al. 1984,
-  the one-standard-error rule): the largest τ, then the share nearest to one half, then the smallest weight.
+- Among settings of one arm the *simplest* within ``caution`` standard errors of the best is taken (after the
+  one-standard-error rule of Breiman et al. 1984): the largest τ, then the share nearest to one half.
 - An arm that hears rules is preferred to the pool of the classifiers alone only if it beats it by ``caution`` standard
   errors in *cross-fitted* answers: those for a part of the examples come from the setting chosen on the other parts.
 
@@ -203,12 +203,14 @@ class Grid:
     def pick(self, members: NDArray[np.int64], rows: NDArray[np.int64]) -> int:
         """Return the simplest of some settings within ``caution`` standard errors of the best, on some examples.
 
-        One that hears rules must not score below one that does not.
+        One that hears rules must not score below one that does not. Between a vote's weights, and whether it is heard,
+        the score alone decides: few settings flatter little.
         """
         answers = self.answers[np.ix_(members, rows)]
         scores = np.array([self.f1(row, rows) for row in answers])
-        right = (answers == self.golds[rows]).astype(np.float64)
-        slack = self.caution * _standard_errors(right[int(np.argmax(scores))], right)
+        right, best = (answers == self.golds[rows]).astype(np.float64), int(np.argmax(scores))
+        slack = self.caution * _standard_errors(right[best], right)
+        slack[[_other_vote(self.gates[int(i)], self.gates[int(members[best])]) for i in members]] = 0.0
         taus = np.array([self.gates[int(i)].tau for i in members])
         floor = np.where(taus > 1.0, -np.inf, scores[taus > 1.0].max(initial=-np.inf))
         eligible = (scores >= scores.max() - slack - 1e-9) & (scores >= floor - 1e-9)
@@ -256,6 +258,10 @@ def _standard_errors(best: NDArray[np.float64], others: NDArray[np.float64]) -> 
     """
     differences = best[None] - others
     return np.asarray(differences.std(axis=1) / math.sqrt(max(1, best.size)))
+
+
+def _other_vote(gate: TaskGate, best: TaskGate) -> bool:
+    return gate.arm == "vote" and (gate.tau, gate.weight) != (best.tau, best.weight)
 
 
 def _complexity(gate: TaskGate) -> tuple[float, float, float, float]:

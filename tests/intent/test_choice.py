@@ -130,6 +130,13 @@ def test_a_lead_within_one_standard_error_is_not_believed():
     assert careful.gate.tau == NEVER
 
 
+def test_whether_a_vote_is_heard_is_decided_by_the_score_alone():
+    """The same one of 16: a vote that puts it right is heard, however cautious the choice."""
+    rows = [("a", [], SURE["a"])] * 8 + [("b", [], SURE["b"])] * 7 + [("b", [firing("b", 9, 10)], SURE["a"])]
+    chosen = choose_gate(same(rows), GateSettings(arm="vote", caution=2.0)).chosen
+    assert (chosen.gate.tau, chosen.gate.weight, chosen.weighted_f1) == (0.0, 3.0, 1.0)
+
+
 @settings(max_examples=40)
 @given(ROWS, st.sampled_from((0.0, 1.0)))
 def test_a_gate_that_hears_rules_is_never_worse_than_the_pool_on_validation(rows: list[tuple], caution: float):
