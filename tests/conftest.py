@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import hypothesis
 import pytest
@@ -161,9 +162,15 @@ def make_mllm_gate() -> Callable[..., Artifact]:
 
 
 def write_adapter(
-    store: ArtifactStore, *, seed: int, base: str = "tiny-qwen2-vl", saved_as: str = "", std: float = 0.5
+    store: ArtifactStore,
+    *,
+    seed: int,
+    base: str = "tiny-qwen2-vl",
+    saved_as: str = "",
+    std: float = 0.5,
+    method: Literal["lora", "full"] = "lora",
 ) -> Artifact:
-    """Write an adapter with random weights, large enough to change answers; ``saved_as`` names another base."""
+    """Write a fine-tuned model with random weights, large enough to change answers; ``saved_as`` names another base."""
     import tempfile
 
     import torch
@@ -176,23 +183,24 @@ def write_adapter(
     corpus = store.open(f"corpus/{TINY}")
     tasks = {task: tuple(labels) for task, labels in corpus.read_json("tasks.json").items()}
     mllm = load_mllm(base)
-    add_lora(mllm, LoraSettings(rank=4, dropout=0.0), seed)
+    if method == "lora":
+        add_lora(mllm, LoraSettings(rank=4, dropout=0.0), seed)
+    changed = "lora_B" if method == "lora" else "mlp.down_proj.weight"  # the former is zero in a new adapter
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         for name, weight in mllm.model.named_parameters():
-            if "lora_B" in name:  # zero in a new adapter
+            if changed in name:
                 weight.normal_().mul_(std)
-    settings = {"seed": seed, "base": saved_as or base}
+    # Labels differ in length by many tokens; the heat keeps untrained answers from being sure of the shortest.
+    entries = {task: MllmTask(folder="joint", labels=labels, temperature=20.0) for task, labels in tasks.items()}
+    settings = {"seed": seed, "base": saved_as or base, "std": str(std), "method": method}
     with (
         tempfile.TemporaryDirectory() as trained,
         store.write("adapter", TINY, settings=settings, inputs={"corpus": corpus}) as writer,
     ):
-        save_trained(mllm, Path(trained), "lora")
+        save_trained(mllm, Path(trained), method)
         save_mllm_task(writer, "joint", Path(trained))
-        # Labels differ in length by many tokens; the heat keeps untrained answers from being sure of the shortest.
-        entries = {task: MllmTask(folder="joint", labels=labels, temperature=20.0) for task, labels in tasks.items()}
-        index = MllmIndex(base=saved_as or base, method="lora", prompt=PromptSettings(), tasks=entries)
-        save_mllm_index(writer, index)
+        save_mllm_index(writer, MllmIndex(base=saved_as or base, method=method, prompt=PromptSettings(), tasks=entries))
     return store.open(f"adapter/{TINY}")
 
 

@@ -118,6 +118,13 @@ def test_a_text_only_model_is_given_no_pixels(
     assert (answer.predictions[0].arm, answer.degraded) == ("mllm", ())
 
 
+def test_a_whole_model_answers_without_the_base_it_came_from(store_copy: ArtifactStore, make_adapter: MakeAdapter):
+    whole = make_adapter(store_copy, seed=4, method="full", saved_as="no-such-model")
+    engine = IntentEngine.from_store(store_copy, "tiny", refs={"adapter": whole.ref})
+    answer = engine.answer([ask("hello")])[0]
+    assert (answer.mllm_shares, answer.degraded) == ({INTENT: 0.4}, ())
+
+
 # ---------------------------------------------------------------- which adapter
 
 
