@@ -124,7 +124,10 @@ class PredictionOut(_Wire):
     task: str
     label: str
     confidence: float = Field(ge=0, le=1)
-    arm: str = Field(description="Who decided: rules, classifier, vote (both), or default (neither had a say).")
+    arm: str = Field(
+        description="Who decided: rules, classifier, vote (both), prompt (the classifier, its large model having been "
+        "told the rules), mllm (the large model alone), or default (neither had a say)."
+    )
     mllm_share: float = Field(
         ge=0,
         le=1,

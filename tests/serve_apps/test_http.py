@@ -133,6 +133,15 @@ def test_a_request_id_is_kept_when_it_is_harmless(client: TestClient):
     assert forged.headers["x-request-id"] == forged.json()["id"]
 
 
+def test_the_page_has_words_for_every_arm(client: TestClient):
+    """Twice each: in English and in Chinese."""
+    words, schema = client.get("/static/words.js").text, client.get("/openapi.json").json()
+    told = schema["components"]["schemas"]["PredictionOut"]["properties"]["arm"]["description"]
+    for arm in ("rules", "classifier", "vote", "prompt", "mllm", "default"):
+        assert words.count(f"\n    {arm}: ") == 2
+        assert arm in told
+
+
 # ---------------------------------------------------------------- refusals
 
 

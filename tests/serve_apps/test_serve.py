@@ -195,6 +195,13 @@ def test_examples_are_of_the_corpus_that_answers(ray_local: None, store: Artifac
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize(("gpus", "device"), [(0.0, "cpu"), (0.5, "auto")])
+def test_a_replica_takes_no_gpu_that_it_did_not_reserve(ray_local: None, gpus: float, device: str):
+    replica = IntentReplica("artifacts", "tiny", ServeSettings(gpus_per_replica=gpus))
+    assert replica._models.device == device
+
+
+@pytest.mark.ray
 def test_a_replica_without_artefacts_is_not_healthy(ray_local: None, tmp_path: Path):
     replica = IntentReplica(str(tmp_path), "tiny", SMALL, IntentAppArgs(store="x").features)
     with pytest.raises(RuntimeError, match="before its artefacts are loaded"):
