@@ -43,6 +43,16 @@ from mmd.intent.types import IntentExample, Probabilities
 from mmd.models.settings import ModelSettings
 
 MLLM = "tiny-qwen2-vl"
+# Random weights learn from a few thousand samples only if prompts are short; rules are searched once a fold.
+SMALL = (
+    "intent.prompt.max_turns=3",
+    "intent.prompt.max_dialogue_chars=160",
+    "intent.prompt.max_ocr_chars=80",
+    "intent.finetune.batch=16",
+    "intent.finetune.warmup=0.15",
+    "intent.search.seeds=1",
+    "intent.folds=3",
+)
 Answers = dict[str, dict[str, list[str]]]
 """Task → system → one label an example of the test split, in its order."""
 
@@ -57,8 +67,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def open_shop(options: Mapping[str, Any], overrides: Sequence[str] = ()) -> Domain:
-    """Return the corpus of :func:`add_options` with the model in its settings."""
-    return domains.open_domain(options, options["corpus"], (f"models.mllm={options['mllm']}", *overrides))
+    """Return the corpus of :func:`add_options`, with the model and :data:`SMALL` in its settings."""
+    return domains.open_domain(options, options["corpus"], (f"models.mllm={options['mllm']}", *SMALL, *overrides))
 
 
 def config_of(domain: Domain, options: Mapping[str, Any]) -> dict[str, Any]:
