@@ -27,6 +27,7 @@ from mmd.evaluation.intent import (
     calibrated,
     unruled,
 )
+from mmd.evaluation.metrics import Interval
 from mmd.evaluation.pictures import PictureEffect
 from mmd.intent.gate import THRESHOLD_ARMS, TaskGate
 
@@ -134,16 +135,28 @@ def _pool_words(share: float) -> str:
 
 
 def summary_table(summary: Summary) -> Table:
-    """Return the headline for the terminal."""
-    names = system_names(summary)
-    bases = [base for base in (MLLM, POOLED) if base in summary.gains] or [CLASSIFIER]
-    gained = [f"gain over {names[base]}" if len(bases) > 1 else "gain" for base in bases]
-    table = Table("weighted F1", *names.values(), *gained, title="test split", title_justify="left")
-    for row in _headline(summary):
-        scores = [f"{v.value:.3f} ({v.low:.3f}–{v.high:.3f})" if v else "–" for v in row["scores"]]
-        gains = [summary.gains[base].get(row["name"]) for base in bases]
-        table.add_row(row["name"], *scores, *(f"{g.value:+.3f}" if g else "–" for g in gains))
+    """Return the headline for the terminal: a row a system, a column a task; below, what the gate gained."""
+    names, rows = system_names(summary), {**summary.tasks, "overall": summary.overall}
+    table = Table("weighted F1", *rows, title="test split", title_justify="left")
+    for system, name in names.items():
+        table.add_row(name, *(_score(scores.get(system)) for scores in rows.values()))
+    table.add_section()
+    for base in _compared(summary):
+        gained = (summary.gains[base].get(row) for row in rows)
+        table.add_row(f"gain over {names[base]}", *(_score(gain, signed=True) for gain in gained))
     return table
+
+
+def _score(value: Interval | None, *, signed: bool = False) -> str:
+    if value is None:
+        return "–"
+    form = "{:+.3f}" if signed else "{:.3f}"
+    return f"{form.format(value.value)} ({form.format(value.low)}…{form.format(value.high)})"
+
+
+def _compared(summary: Summary) -> list[str]:
+    """Return the systems that the gate's gain is told over."""
+    return [base for base in (MLLM, POOLED, CLASSIFIER) if base in summary.gains]
 
 
 def _headline(summary: Summary) -> list[dict[str, Any]]:
@@ -161,7 +174,7 @@ def _headline(summary: Summary) -> list[dict[str, Any]]:
 
 def _gains(summary: Summary, names: Mapping[str, str]) -> dict[str, Any]:
     """Return what the gate gained over its MLLM alone, over its pool and over its probe, by task and overall."""
-    bases = [base for base in (MLLM, POOLED, CLASSIFIER) if base in summary.gains]
+    bases = _compared(summary)
     rows = [
         {"name": name, "gains": [summary.gains[base].get(name) for base in bases]}
         for name in (*summary.tasks, "overall")
@@ -198,17 +211,19 @@ def _task_view(result: TaskResult, content: ReportContent, names: Mapping[str, s
 
 
 def _validation_view(validation: Mapping[str, Any], gate: TaskGate) -> dict[str, Any]:
-    """Return how the gate was chosen: F1 over τ by arm, and each arm's best setting."""
-    known = TaskGate.__dataclass_fields__
+    """Return how the gate was chosen: F1 over τ by arm, and each arm's best setting, the chosen one first."""
     return {
         "curve": plots.tau_curves(validation["curves"], gate.arm, gate.tau),
         "examples": validation["examples"],
         "parts": validation["parts"],
-        "alone": validation["alone"],
+        "alone": {_NAMES.get(system, system): score for system, score in validation["alone"].items()},
         "chosen": validation["chosen"],
         "arms": [
             {
-                "words": gate_words(TaskGate(**{k: v for k, v in arm.items() if k in known})),
+                "arm": "no rule" if arm["arm"] == "vote" and arm["weight"] == 0 else arm["arm"].replace("_", " "),
+                "tau": None if arm["arm"] not in THRESHOLD_ARMS else "never" if arm["tau"] > 1 else f"{arm['tau']:.2f}",
+                "weight": f"{arm['weight']:g}" if arm["weight"] else None,
+                "mllm": f"{arm['mllm']:g}",
                 "weighted_f1": arm["weighted_f1"],
                 "cross_fitted_f1": arm["cross_fitted_f1"],
             }
