@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import structlog
+
 from mmd.artifacts import ArtifactStore
-from mmd.errors import ModelError, RequestError
+from mmd.errors import MmdError, ModelError, RequestError
 from mmd.intent.examples import make_example, vector_texts
 from mmd.intent.gate import MLLM_ARMS, NEVER, Gate, TaskGate
 from mmd.intent.online import OnlineFeatures, OnlineSettings
@@ -225,7 +228,7 @@ class IntentEngine:
         except Exception as err:  # noqa: BLE001 (whatever the model's library raises: the turn goes on)
             if len(examples) > 1:
                 return [found for example in examples for found in self._ask_mllm([example], deadline)]
-            problem = f"failed ({type(err).__name__}: {err})"[:200]
+            problem = _failure(err)
         return _judged(self._fallback, examples, f"mllm: {problem}; {_WITHOUT_MLLM}")
 
     def _with_mllm(self, examples: Sequence[IntentExample]) -> list[_Judged]:
@@ -302,6 +305,15 @@ class _Judged:
 def _judged(gate: Gate, examples: Sequence[IntentExample], problem: str | None = None) -> list[_Judged]:
     shares = {task: mllm_share(gate, task) for task in {example.task for example in examples}}
     return [_Judged(p, shares[p.task], problem) for p in gate.predict(examples)]
+
+
+def _failure(err: Exception) -> str:
+    """Return what an answer may say of an error; the log has its place. A message might quote the dialogue."""
+    if isinstance(err, MmdError):
+        return f"failed ({err})"
+    where = "".join(traceback.format_list(traceback.extract_tb(err.__traceback__)))
+    structlog.get_logger(__name__).error("mllm_failed", error=type(err).__name__, where=where)
+    return f"failed ({type(err).__name__}; the log has where)"
 
 
 def require_numbers(values: Iterable[float]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.corpora.store import Corpus
@@ -218,7 +219,7 @@ class Mischief:
         for example in examples:
             text = example.text("user")
             if "fail" in text:
-                raise RuntimeError("out of memory")
+                raise RuntimeError(f"cannot read {text}")
             if "slow" in text:
                 self.released.wait(30)
         if any("overflow" in example.text("user") for example in examples):
@@ -243,16 +244,19 @@ def with_limit(model: IntentModel, seconds: float) -> IntentEngine:
 
 def test_a_question_that_the_model_fails_on_spoils_no_other(mischief: tuple[IntentEngine, Mischief]):
     engine, mllm = mischief
-    fine, failed, scene = engine.answer([ask("hello"), ask("fail"), ask("hello", SCENE)])
+    with structlog.testing.capture_logs() as logs:
+        fine, failed, scene = engine.answer([ask("hello"), ask("fail"), ask("hello", SCENE)])
     assert (fine.predictions[0].label, fine.predictions[0].arm, fine.degraded) == (mllm.labels[2], "mllm", ())
-    is_degraded(failed, "mllm: failed (RuntimeError: out of memory); rules and probe answered")
+    is_degraded(failed, "mllm: failed (RuntimeError; the log has where); rules and probe answered")
     assert failed.predictions[0].arm == "classifier"
+    assert [entry["event"] for entry in logs] == ["mllm_failed"]
+    assert "cannot read fail" not in str([logs, failed.degraded])  # an error may quote the dialogue
     assert scene.degraded == ()
 
 
 def test_probabilities_that_are_no_numbers_have_no_say(mischief: tuple[IntentEngine, Mischief]):
     engine, _ = mischief
-    is_degraded(engine.answer([ask("overflow")])[0], "mllm: failed (ModelError: its probabilities are not numbers")
+    is_degraded(engine.answer([ask("overflow")])[0], "mllm: failed (its probabilities are not numbers")
 
 
 def test_weights_that_are_no_numbers_are_found_when_loading(store_copy: ArtifactStore, make_adapter: MakeAdapter):
