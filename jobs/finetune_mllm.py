@@ -39,9 +39,11 @@ from jobs.glue.train import (
     ahead,
     fit,
     make_datasets,
-    placed_batches,
+    ordered_shards,
+    placed_samples,
     plan_passes,
     quiet_train,
+    read_rows,
     start_monitor,
     watch,
 )
@@ -200,7 +202,8 @@ def train_run(
     checkpoint = own.finished()
     if checkpoint is None:
         use_gpu = gpus_wanted(models, finetune.workers)
-        passes = tuple(plan_passes(plan))
+        passes = tuple(plan_passes(plan, samples.row_bytes))
+        judged = [(key.task, key.id) for key in division.held_out]
         job = RunJob(
             run=each,
             base=base,
@@ -212,7 +215,7 @@ def train_run(
             has_held_out=bool(division.held_out),
             threads=finetune.threads or max(1, worker_count() // finetune.workers - 1),
         )
-        datasets = make_datasets(samples.shards(), plan, passes, [(key.task, key.id) for key in division.held_out])
+        datasets = make_datasets(samples.shards(), passes, has_held_out=bool(judged))
         monitor = start_monitor()
         parameters = {"base": base, "samples": len(division.train), **asdict(plan.recipe)}
         with mlflow_log(finetune.mlflow_uri, f"{context.name} {each.name}", parameters) as log:
@@ -226,6 +229,7 @@ def train_run(
                     train_worker,
                     {"job": job, "monitor": monitor},
                     datasets,
+                    ordered_shards(plan, passes, judged),
                     own,
                     workers=finetune.workers,
                     use_gpu=use_gpu,
@@ -302,8 +306,7 @@ def held_out_judge(job: RunJob, mllm: Any) -> HeldOutJudge | None:  # noqa: ANN4
 
     if not job.has_held_out:
         return None
-    blocks = ray.train.get_dataset_shard(HELD_OUT).iter_batches(batch_size=None, batch_format="pyarrow")
-    samples = [sample_from_row(row) for block in blocks for row in block.to_pylist()]
+    samples = [sample_from_row(row) for row in read_rows(ray.train.get_dataset_shard(HELD_OUT))]
     return HeldOutJudge(mllm, samples, job.labels, job.intent.prompt)
 
 
@@ -314,8 +317,7 @@ def loaded_batches(job: RunJob, first_step: int, rank: int) -> Any:  # noqa: ANN
     from mmd.models.mllm import load_encoder
 
     collate = Collator(load_encoder(job.base, job.models), job.plan, job.labels, job.intent.prompt)
-    for rows in placed_batches(job.passes, ray.train.get_dataset_shard, job.plan, first_step, rank):
-        yield collate([(row["position"], sample_from_row(row)) for row in rows])
+    yield from map(collate, placed_samples(job.passes, ray.train.get_dataset_shard, job.plan, first_step, rank))
 
 
 class StepReporter:

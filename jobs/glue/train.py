@@ -1,9 +1,8 @@
-"""Ray Train for fine-tuning: ordered shards, prefetching, reports to the driver, and runs that are found again.
+"""Ray Train for fine-tuning: rows in their places, prefetching, reports to the driver, and runs that are found again.
 
 The samples' Parquet shards are a Ray Data dataset. A step's samples are decided by the plan
 (:class:`mmd.intent.training_plan.StepPlan`), not by which block arrives first, since only then do one worker and many,
-an interrupted run and an uninterrupted one, learn from the same samples in the same order. So each row is given the
-positions that the plan has for it, each worker reads the rows of its own positions, sorted; see :class:`OrderedShards`.
+an interrupted run and an uninterrupted one, learn from the same samples in the same order.
 """
 
 from __future__ import annotations
@@ -20,19 +19,17 @@ from typing import Any, TypeVar, cast
 
 import fsspec
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from jobs.glue.progress import progress
 from mmd.errors import MmdError
-from mmd.intent.samples import SAMPLES
+from mmd.intent.samples import SAMPLES, Sample, sample_from_row
 from mmd.intent.training_plan import StepPlan
 
 T = TypeVar("T")
-POSITION, WORKER = "position", "worker"
-PLACED = pa.schema([*SAMPLES, (POSITION, pa.int64()), (WORKER, pa.int32())])
+POSITIONS = "positions"
 HELD_OUT = "held_out"
 FINISHED_FILE = "finished.json"
-_PASS_ROWS = 4096
+_PASS_BYTES = 1 << 30
 
 
 class TrainError(MmdError):
@@ -55,56 +52,47 @@ class Pass:
         return f"samples-{self.start}"
 
 
-def plan_passes(plan: StepPlan, rows: int = _PASS_ROWS) -> list[Pass]:
-    """Cut all positions into passes of at least one epoch.
+def plan_passes(plan: StepPlan, row_bytes: float, budget: int = _PASS_BYTES) -> list[Pass]:
+    """Cut all positions into passes whose rows fit a worker's memory.
 
-    Each pass reads and sorts the samples once. A small set is read once for several epochs, since a reading costs about
-    a second however little is read; a large one is read once an epoch, and Ray Data sorts it out of core.
+    A set that fits as a whole is read once for all epochs. A larger one is read again for each pass.
+
+    Args:
+        plan: what is trained.
+        row_bytes: mean size of a sample.
+        budget: bytes that a worker may hold of a pass.
     """
-    epochs = max(1, rows // len(plan.keys))
-    steps = max(1, -(-epochs * len(plan.keys) // plan.global_batch))
-    size, total = steps * plan.global_batch, plan.total_positions
+    total = plan.total_positions
+    if len(plan.keys) * row_bytes <= budget:
+        return [Pass(0, total)]
+    steps = max(1, int(budget * plan.recipe.workers / row_bytes) // plan.global_batch)
+    size = steps * plan.global_batch
     return [Pass(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 class PlaceRows:
-    """Gives each row of a block the positions that a pass has for it: a row a position, none for other samples.
+    """Keeps the rows that a worker needs in a pass, once each, with the positions that the plan has for them.
 
     Args:
         plan: where samples go.
         part: the pass.
-    """
-
-    def __init__(self, plan: StepPlan, part: Pass) -> None:
-        places: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
-        for position in range(part.start, part.end):
-            key = plan.keys[plan.sample(position)]
-            places[key.task, key.id].append(position)
-        self._places = dict(places)
-        self._worker_of = plan.worker_of
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Return the placed rows, with columns of :data:`PLACED`."""
-        keys = zip(block["task"].to_pylist(), block["id"].to_pylist(), strict=True)
-        placed = [(row, p) for row, key in enumerate(keys) for p in self._places.get(key, ())]
-        table = block.select(SAMPLES.names).take(pa.array([row for row, _ in placed], pa.int64())).cast(SAMPLES)
-        table = table.append_column(POSITION, pa.array([p for _, p in placed], pa.int64()))
-        return table.append_column(WORKER, pa.array([self._worker_of(p) for _, p in placed], pa.int32()))
-
-
-class OwnRows:
-    """Keeps the rows of one worker.
-
-    Args:
         worker: its rank.
     """
 
-    def __init__(self, worker: int) -> None:
-        self._worker = worker
+    def __init__(self, plan: StepPlan, part: Pass, worker: int) -> None:
+        places: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+        for position in range(part.start, part.end):
+            if plan.worker_of(position) == worker:
+                key = plan.keys[plan.sample(position)]
+                places[key.task, key.id].append(position)
+        self._places = dict(places)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Return the worker's rows."""
-        return block.filter(pc.equal(block[WORKER], self._worker))
+        """Return the rows that have positions, these in a column of their own."""
+        keys = zip(block["task"].to_pylist(), block["id"].to_pylist(), strict=True)
+        places = [self._places.get(key, []) for key in keys]
+        rows = block.select(SAMPLES.names).append_column(POSITIONS, pa.array(places, pa.list_(pa.int64())))
+        return rows.filter(pa.array([bool(found) for found in places], pa.bool_()))
 
 
 class KeepRows:
@@ -123,33 +111,34 @@ class KeepRows:
         return block.filter(pa.array([key in self._keys for key in keys], pa.bool_()))
 
 
-def make_datasets(
-    shards: Sequence[str], plan: StepPlan, passes: Sequence[Pass], held_out: Sequence[tuple[str, str]]
-) -> dict[str, Any]:
-    """Return the lazy datasets of a run: one a pass, and the held-out originals."""
+def make_datasets(shards: Sequence[str], passes: Sequence[Pass], *, has_held_out: bool) -> dict[str, Any]:
+    """Return the lazy datasets of a run: one a pass, and one for the held-out originals."""
     import ray.data
 
-    out: dict[str, Any] = {}
-    for part in passes:
-        rows = ray.data.read_parquet(list(shards), override_num_blocks=len(shards))
-        out[part.name] = rows.map_batches(PlaceRows(plan, part), batch_format="pyarrow", batch_size=None)
-    if held_out:
-        rows = ray.data.read_parquet(list(shards), override_num_blocks=len(shards))
-        out[HELD_OUT] = rows.map_batches(KeepRows(held_out), batch_format="pyarrow", batch_size=None)
-    return out
+    names = [part.name for part in passes] + [HELD_OUT] * has_held_out
+    return {name: ray.data.read_parquet(list(shards), override_num_blocks=len(shards)) for name in names}
 
 
-def ordered_shards() -> Any:  # noqa: ANN401 (a subclass of ray.train.DataConfig, which only Ray's import can name)
-    """Return the :class:`ray.train.DataConfig` that gives each worker its own rows, in the plan's order."""
+def ordered_shards(plan: StepPlan, passes: Sequence[Pass], held_out: Sequence[tuple[str, str]]) -> Any:  # noqa: ANN401
+    """Return the :class:`ray.train.DataConfig` that gives each worker its own rows with their places.
+
+    Args:
+        plan: where samples go.
+        passes: of the datasets of :func:`make_datasets`.
+        held_out: (task, id) of the held-out originals, which every worker gets.
+    """
     import ray.train
 
+    places = {part.name: part for part in passes}
+
     class OrderedShards(ray.train.DataConfig):
-        """Each worker executes a dataset of its own: its rows of a pass, sorted by position.
+        """Each worker executes a dataset of its own, of its rows.
 
         Train's own split hands blocks to whichever worker asks first, in an order that changes between executions,
         and drops the remainder of an uneven division: batches would depend on timing, and a resumed run could not
-        repeat what a killed one saw. The price is that every worker reads the shards (and drops the others' rows
-        before they are sorted); for pictures of a few-shot set that is seconds.
+        repeat what a killed one saw. Sorting by Ray Data would be a shuffle of 200 partitions for a few hundred rows.
+        Instead the rows carry their positions, and the worker puts them in place (:func:`placed_samples`). The price:
+        every worker reads the shards, and holds the rows of a pass.
         """
 
         def __init__(self) -> None:
@@ -163,52 +152,52 @@ def ordered_shards() -> Any:  # noqa: ANN401 (a subclass of ray.train.DataConfig
             **__: object,
         ) -> list[dict[str, Any]]:
             """Return, for each worker, name → iterator."""
-            return [{name: _share(name, ds, rank) for name, ds in datasets.items()} for rank in range(world_size)]
+            return [{name: self._share(name, ds, rank) for name, ds in datasets.items()} for rank in range(world_size)]
 
-    def _share(name: str, dataset: Any, rank: int) -> Any:  # noqa: ANN401 (Ray has no types for these)
-        if name == HELD_OUT:
-            return dataset.iterator()
-        # A filter by expression would be pushed below the placing, to where there is no such column yet.
-        own = dataset.map_batches(OwnRows(rank), batch_format="pyarrow", batch_size=None)
-        return own.sort(POSITION).iterator()
+        def _share(self, name: str, dataset: Any, rank: int) -> Any:  # noqa: ANN401 (Ray's datasets and iterators)
+            chosen = KeepRows(held_out) if name == HELD_OUT else PlaceRows(plan, places[name], rank)
+            return dataset.map_batches(chosen, batch_format="pyarrow", batch_size=None).iterator()
 
     return OrderedShards()
 
 
-def placed_batches(
+def read_rows(iterator: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 (a ray.data.DataIterator)
+    """Yield the rows of a dataset, in whatever order they come."""
+    for block in iterator.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from block.to_pylist()
+
+
+def placed_samples(
     passes: Sequence[Pass], shard: Callable[[str], Any], plan: StepPlan, first_step: int, rank: int
-) -> Iterator[list[dict[str, Any]]]:
-    """Yield a worker's micro-batches from a step on, as rows; inside a Train worker.
+) -> Iterator[list[tuple[int, Sample]]]:
+    """Yield a worker's micro-batches from a step on, as (position, sample) rows; inside a Train worker.
 
     Args:
-        passes: of the run.
+        passes: of the run; those before the step are not read.
         shard: name → this worker's ``DataIterator`` (``ray.train.get_dataset_shard``).
-        plan: what belongs into each micro-batch; what arrives is checked against it.
-        first_step: steps before it are done; their rows are not decoded.
+        plan: what belongs into each micro-batch.
+        first_step: steps before it are done.
         rank: of the worker.
 
     Raises:
-        TrainError: other rows came than planned.
+        TrainError: a planned sample did not come.
     """
-    start = first_step * plan.global_batch
-    wanted = (
-        list(plan.micro_positions(step, micro, rank))
-        for step in range(first_step, plan.total_steps)
-        for micro in range(plan.recipe.accumulate)
-    )
     for part in passes:
-        if part.end <= start:
+        steps = range(max(first_step, part.start // plan.global_batch), part.end // plan.global_batch)
+        if not steps:
             continue
-        for batch in shard(part.name).iter_batches(batch_size=plan.recipe.batch, batch_format="pyarrow"):
-            if batch[POSITION][0].as_py() < start:
-                continue
-            expected, got = next(wanted, []), batch[POSITION].to_pylist()
-            if got != expected:
-                raise TrainError(
-                    f"worker {rank}: samples {got} came where {expected} are planned; the samples artefact is not what "
-                    "the run was planned with. Run `mmd augment --force`, then this again."
-                )
-            yield batch.to_pylist()
+        samples: dict[int, Sample] = {}
+        for row in read_rows(shard(part.name)):
+            samples |= dict.fromkeys(row[POSITIONS], sample_from_row(row))
+        for step in steps:
+            for micro in range(plan.recipe.accumulate):
+                try:
+                    yield [(p, samples[p]) for p in plan.micro_positions(step, micro, rank)]
+                except KeyError as err:
+                    raise TrainError(
+                        f"worker {rank}: no sample came for position {err} of the plan; the samples artefact is not "
+                        "what the run was planned with. Run `mmd augment --force`, then this again."
+                    ) from None
 
 
 def ahead(items: Iterator[T], count: int) -> Iterator[T]:
@@ -328,6 +317,7 @@ def fit(
     loop: Callable[[dict[str, Any]], None],
     config: Mapping[str, Any],
     datasets: Mapping[str, Any],
+    data_config: Any,  # noqa: ANN401 (a ray.train.DataConfig)
     place: RunPlace,
     *,
     workers: int,
@@ -350,7 +340,7 @@ def fit(
         train_loop_config=dict(config),
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu),
         datasets=dict(datasets),
-        dataset_config=ordered_shards(),
+        dataset_config=data_config,
         run_config=ray.train.RunConfig(
             name=place.name,
             storage_path=place.storage,

@@ -137,6 +137,13 @@ class Samples:
         """Return the URIs of the Parquet shards, in order."""
         return [self.artifact.path(shard) for shard in self.artifact.shards(FOLDER)]
 
+    @property
+    def row_bytes(self) -> float:
+        """Mean stored size of a sample, bytes; 0 for none. Pictures are most of it, and compressed already."""
+        files = self.artifact.manifest.files
+        rows = self.index().num_rows
+        return sum(files[shard].bytes for shard in self.artifact.shards(FOLDER)) / rows if rows else 0.0
+
     def index(self) -> pa.Table:
         """Return id, parent_id, made_by, task, label and fold of every sample, in stored order."""
         columns = ["id", "parent_id", "made_by", "task", "label", "fold"]

@@ -16,19 +16,22 @@ import pytest
 
 from jobs.bench.zero import compare
 from jobs.finetune_mllm import run
+from jobs.glue.cluster import quiet_data
 from jobs.glue.entry import JobContext
 from jobs.glue.metric_logs import require_mlflow, scalars_of, write_events
 from jobs.glue.train import (
     HELD_OUT,
-    POSITION,
+    POSITIONS,
+    Pass,
     PlaceRows,
     RunPlace,
     TrainError,
     ahead,
     make_datasets,
     ordered_shards,
-    placed_batches,
+    placed_samples,
     plan_passes,
+    read_rows,
 )
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config
@@ -90,24 +93,24 @@ def make_plan(n: int = 10) -> StepPlan:
 # ---------------------------------------------------------------- order of the data
 
 
-def test_passes_cover_every_position_in_whole_steps():
-    plan = make_plan()  # 10 samples, 4 a step, 3 epochs: 7.5 → 8 steps
-    passes = plan_passes(plan, rows=20)
-    assert [(part.start, part.end) for part in passes] == [(0, 20), (20, 32)]
-    assert [(part.start, part.end) for part in plan_passes(plan, rows=1)] == [(0, 12), (12, 24), (24, 32)]
+def test_a_set_that_fits_memory_is_read_once_for_all_epochs():
+    assert plan_passes(make_plan(), row_bytes=10, budget=100) == [Pass(0, 32)]  # 8 steps of 4
 
 
-def test_a_row_is_placed_once_for_each_position_of_a_pass():
+def test_passes_of_a_larger_set_cover_every_position_in_whole_steps():
+    """10 samples of 10 bytes, 4 a step by 2 workers of 45 bytes: 9 rows, so 2 steps a pass."""
+    assert plan_passes(make_plan(), row_bytes=10, budget=45) == [Pass(i, i + 8) for i in (0, 8, 16, 24)]
+
+
+def test_a_row_comes_once_to_each_worker_that_needs_it_with_all_its_positions():
     import pyarrow as pa
 
     plan = make_plan()
     table = pa.Table.from_pylist([sample_to_row(sample) for sample in make_samples(12)], schema=SAMPLES)
-    part = plan_passes(plan, rows=20)[0]
-    placed = PlaceRows(plan, part)(table)
-    assert sorted(placed[POSITION].to_pylist()) == list(range(20))
-    keys = dict(zip(placed[POSITION].to_pylist(), placed["id"].to_pylist(), strict=True))
-    assert keys == {p: plan.keys[plan.sample(p)].id for p in range(20)}
-    assert PlaceRows(plan, part)(table.slice(10)).num_rows == 0  # samples that the run does not train on
+    placed = [PlaceRows(plan, Pass(0, 20), worker)(table).to_pylist() for worker in range(2)]
+    places = {p: (worker, row["id"]) for worker, rows in enumerate(placed) for row in rows for p in row[POSITIONS]}
+    assert places == {p: (p // 2 % 2, plan.keys[plan.sample(p)].id) for p in range(20)}
+    assert PlaceRows(plan, Pass(0, 20), 0)(table.slice(10)).num_rows == 0  # samples that the run does not train on
 
 
 def test_the_loader_works_ahead_in_order_and_hands_on_its_errors():
@@ -122,29 +125,33 @@ def test_the_loader_works_ahead_in_order_and_hands_on_its_errors():
 
 
 @pytest.mark.ray
-def test_each_worker_gets_its_own_samples_in_the_plans_order_every_time(tmp_path: Path, ray_local: None):
+def test_each_worker_gets_its_own_samples_in_the_plans_order(tmp_path: Path, ray_local: None):
     samples = Samples(write_samples(ArtifactStore(str(tmp_path))))
     plan = make_plan()
-    passes = plan_passes(plan, rows=20)
-    datasets = make_datasets(samples.shards(), plan, passes, [("intent", "d20"), ("intent", "d11")])
-    workers = ordered_shards().configure(datasets, 2)
-    for rank, shards in enumerate(workers):
-        for first_step in (0, 3):
-            batches = list(placed_batches(passes, shards.__getitem__, plan, first_step, rank))
-            expected = [list(plan.micro_positions(step, 0, rank)) for step in range(first_step, plan.total_steps)]
-            assert [[row[POSITION] for row in rows] for rows in batches] == expected
-        held_out = [row["id"] for row in shards[HELD_OUT].iter_rows()]
-        assert sorted(held_out) == ["d11", "d20"]
+    passes = [Pass(0, 20), Pass(20, 32)]
+    config = ordered_shards(plan, passes, [("intent", "d20"), ("intent", "d11")])
+    with quiet_data():
+        workers = config.configure(make_datasets(samples.shards(), passes, has_held_out=True), 2)
+        for rank, first_step in ((0, 0), (1, 3)):
+            found = list(placed_samples(passes, workers[rank].__getitem__, plan, first_step, rank))
+            expected = [plan.micro_positions(step, 0, rank) for step in range(first_step, plan.total_steps)]
+            assert [[position for position, _ in rows] for rows in found] == [list(each) for each in expected]
+            assert all(sample.id == plan.keys[plan.sample(p)].id for rows in found for p, sample in rows)
+        assert sorted(row["id"] for row in read_rows(workers[1][HELD_OUT])) == ["d11", "d20"]
 
 
 @pytest.mark.ray
 def test_samples_that_changed_under_a_run_are_noticed(tmp_path: Path, ray_local: None):
     samples = Samples(write_samples(ArtifactStore(str(tmp_path))))
-    longer = StepPlan((*make_plan().keys, *(key_of(s) for s in make_samples(26)[24:])), RECIPE, 0, 0.0)
-    passes = plan_passes(longer, rows=1)
-    shards = ordered_shards().configure(make_datasets(samples.shards(), longer, passes, []), 2)[0]
-    with pytest.raises(TrainError, match="mmd augment"):
-        list(placed_batches(passes, shards.__getitem__, longer, 0, 0))
+    other = StepPlan(tuple(key_of(sample) for sample in make_samples(26)[20:]), RECIPE, 0, 0.0)
+    passes = [Pass(0, 4)]
+    with quiet_data():
+        shards = ordered_shards(other, passes, []).configure(
+            make_datasets(samples.shards(), passes, has_held_out=False), 2
+        )
+        with pytest.raises(TrainError, match="mmd augment"):
+            for rank in range(2):
+                list(placed_samples(passes, shards[rank].__getitem__, other, 0, rank))
 
 
 # ---------------------------------------------------------------- metrics and places
