@@ -72,7 +72,7 @@ def evaluate(context: JobContext, inputs: Mapping[str, Artifact]) -> tuple[str, 
     arms = {task: other_arms(validation[task]) for task in examples}
     results = [evaluate_task(gate, task, corpus.tasks[task], rows, arms[task]) for task, rows in examples.items()]
     summary = summarise(results, resamples=settings.bootstrap_resamples, seed=context.config.seed)
-    effects = picture_effects(gate, examples)
+    effects = picture_effects(gate, results)
     mixed = _mixed(results)
     latency = time_stages(gate, mixed, settings.latency_samples) | time_mllm(gate, mixed, settings.latency_samples)
     arm_latency = time_arms(gate, _by_arm(arms), mixed, settings.latency_samples) if gate.mllms else {}
@@ -129,9 +129,13 @@ def load_test_examples(gate: Gate, corpus: Corpus, features: Features) -> dict[s
     return found
 
 
-def picture_effects(gate: Gate, examples: Mapping[str, Sequence[IntentExample]]) -> dict[str, PictureEffect]:
+def picture_effects(gate: Gate, results: Sequence[TaskResult]) -> dict[str, PictureEffect]:
     """Return task → what pictures are worth to its MLLM, for tasks with examples that have nothing else."""
-    found = {task: picture_effect(gate.mllms[task], rows) for task, rows in examples.items() if task in gate.mllms}
+    found = {
+        r.task: picture_effect(gate.mllms[r.task], r.examples, [said.mllm or said.probe for said in r.opinions])
+        for r in results
+        if r.has_mllm
+    }
     return {task: effect for task, effect in found.items() if effect}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mmd.evaluation.metrics import Fraction
-from mmd.intent.types import ImageFacts, IntentExample, PromptedClassifier, has_words
+from mmd.intent.types import ImageFacts, IntentExample, Probabilities, PromptedClassifier, has_words
 
 _GREY = (127, 127, 127)
 
@@ -47,25 +47,27 @@ def _blank(image: ImageFacts) -> ImageFacts:
     return ImageFacts(image.image_id, image.width, image.height, data=sink.getvalue())
 
 
-def picture_effect(mllm: PromptedClassifier, examples: Sequence[IntentExample]) -> PictureEffect | None:
-    """Ask an MLLM with and without the pictures; None if it sees none, or no example has only a picture.
+def picture_effect(
+    mllm: PromptedClassifier, examples: Sequence[IntentExample], seen: Sequence[Probabilities]
+) -> PictureEffect | None:
+    """Ask an MLLM again without the pictures; None if it sees none, or no example has only a picture.
 
     Args:
         mllm: one task's.
         examples: labelled ones of that task, with their pictures' bytes.
+        seen: what it said of each with the pictures.
     """
-    asked = [e for e in examples if only_a_picture(e)]
-    if not mllm.needs_pictures or not asked:
+    pairs = [(e, p) for e, p in zip(examples, seen, strict=True) if only_a_picture(e)]
+    if not mllm.needs_pictures or not pairs:
         return None
-    golds = [e.label for e in asked]
+    asked, golds = [e for e, _ in pairs], [e.label for e, _ in pairs]
     return PictureEffect(
-        seen=_accuracy(mllm, asked),
-        blank=_accuracy(mllm, [blanked(e) for e in asked]),
+        seen=_accuracy(golds, [p for _, p in pairs]),
+        blank=_accuracy(golds, mllm.predict([blanked(e) for e in asked])),
         chance=1.0 / len(mllm.labels),
         commonest=max(golds.count(label) for label in set(golds)) / len(golds),
     )
 
 
-def _accuracy(mllm: PromptedClassifier, examples: Sequence[IntentExample]) -> Fraction:
-    found = mllm.predict(examples)
-    return Fraction(sum(p.best[0] == e.label for p, e in zip(found, examples, strict=True)), len(examples))
+def _accuracy(golds: Sequence[str | None], found: Sequence[Probabilities]) -> Fraction:
+    return Fraction(sum(p.best[0] == gold for p, gold in zip(found, golds, strict=True)), len(golds))

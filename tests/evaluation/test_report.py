@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -17,7 +18,9 @@ from mmd.evaluation.intent import (
     summarise,
     to_json,
 )
-from mmd.evaluation.latency import time_stages
+from mmd.evaluation.latency import time_arms, time_mllm, time_stages
+from mmd.evaluation.metrics import Fraction
+from mmd.evaluation.pictures import PictureEffect
 from mmd.evaluation.report import ReportContent, gate_words, render
 from mmd.intent.gate import NEVER, Gate, TaskGate
 from mmd.intent.rulebase import RuleBase
@@ -69,6 +72,32 @@ def content(found: TaskResult) -> ReportContent:
         provenance={"gate": "gate/tiny@1"},
         resamples=20,
     )
+
+
+class Told:
+    """An MLLM that always says delivery, and refund where it is told a rule."""
+
+    task = "scene"
+    labels = LABELS
+    needs_pictures = False
+
+    def predict(self, examples: list[IntentExample]) -> list[Probabilities]:
+        return self.predict_hinted(examples, [""] * len(examples))
+
+    def predict_hinted(self, examples: list[IntentExample], hints: list[str]) -> list[Probabilities]:
+        assert len(examples) == len(hints)
+        return [Probabilities(LABELS, (0.8, 0.1, 0.1) if hint else (0.1, 0.1, 0.8)) for hint in hints]
+
+
+PROMPT = TaskGate("scene", "prompt", 0.5, 0.0, 1.0)
+
+
+def with_mllm() -> Gate:
+    return replace(model(PROMPT), mllms={"scene": Told()})
+
+
+def mllm_result() -> TaskResult:
+    return evaluate_task(with_mllm(), "scene", LABELS, examples(), {"prompt": PROMPT})
 
 
 def picture(ids: object) -> dict[str, bytes]:
@@ -141,7 +170,87 @@ def test_equal_results_give_equal_pages():
         (TaskGate("t", "override", 0.5), "best rule answers from τ = 0.50"),
         (TaskGate("t", "verdict", 0.5), "together answer"),
         (TaskGate("t", "vote", 0.0, 0.5), "weight 0.5"),
+        (TaskGate("t", "vote", 0.0, 0.5, 0.25), "pool of probe and MLLM (its share 0.25)"),
+        (TaskGate("t", "prompt", 0.5, 0.0, 1.0), "told the rules"),
+        (TaskGate("t", "rules_only"), "rules alone"),
+        (TaskGate("t", "mllm_only"), "the MLLM answers"),
+        (TaskGate("t", "prompt", NEVER, 0.0, 1.0), "the MLLM answers; rules are not heard"),
     ],
 )
 def test_gates_are_put_into_words(gate: TaskGate, words: str):
     assert words in gate_words(gate)
+
+
+# ---------------------------------------------------------------- with an MLLM
+
+
+def test_systems_with_an_mllm_answer_as_worked_out_by_hand():
+    """Told the rule (first and last) the MLLM says refund, right once; else delivery, right once."""
+    refund, colour, delivery = LABELS
+    found = mllm_result()
+    assert list(found.systems) == ["rules", "classifier", "mllm", "pooled", "rules+classifier"]
+    assert found.systems["classifier"] == [colour] * 4
+    assert found.systems["mllm"] == found.systems["pooled"] == [delivery] * 4
+    assert found.systems[JOINED] == [refund, delivery, delivery, refund]
+    assert found.ablations["the gate with the probe alone (MLLM share 0)"] == [colour] * 4
+    assert found.ablations["best of rules, probe and MLLM, by an oracle"] == [refund, colour, delivery, colour]
+    assert {arm: (s.numerator, s.denominator) for arm, s in found.arms.items()} == {
+        "classifier": (1, 2),
+        "prompt": (1, 2),
+    }
+
+
+def test_evaluation_and_the_gates_own_predictions_agree():
+    predicted = with_mllm().predict(examples())
+    assert [p.label for p in predicted] == mllm_result().systems[JOINED]
+    assert predicted == mllm_result().predictions
+
+
+def test_gains_are_told_over_each_of_the_gates_parts():
+    """Weighted F1: gate (2/3·¼ refund, 0 colour, 2/3·¼ delivery) = 1/3; MLLM ¼ · 2/5; probe ½ · 2·2/(2+4) = 1/3."""
+    found = mllm_result()
+    summary = summarise([found], resamples=20, seed=0)
+    assert found.confusion(JOINED).weighted_f1 == pytest.approx(1 / 3)
+    assert summary.gains["mllm"]["scene"].value == pytest.approx(1 / 3 - 1 / 10)
+    assert summary.gains["pooled"]["overall"].value == pytest.approx(1 / 3 - 1 / 10)
+    assert summary.gains["classifier"]["overall"].value == pytest.approx(0.0)
+    assert (summary.tests["scene"].only_first, summary.tests["scene"].only_second) == (1, 0)
+
+
+def test_a_task_without_an_mllm_leaves_the_mllm_out_of_the_overall_score():
+    plain = replace(result(), task="other")
+    summary = summarise([mllm_result(), plain], resamples=20, seed=0)
+    assert "mllm" in summary.tasks["scene"]
+    assert "mllm" not in summary.overall
+    assert set(summary.gains["mllm"]) == {"scene"}
+    report = replace(content(mllm_result()), results=[mllm_result(), plain], summary=summary)
+    assert "probe + MLLM" in render(report)
+
+
+def test_the_page_shows_how_the_gate_was_chosen():
+    found = mllm_result()
+    arm = {"task": "scene", "arm": "prompt", "tau": 0.5, "weight": 0.0, "mllm": 1.0}
+    scores = {"weighted_f1": 0.75, "cross_fitted_f1": 0.625}
+    validation = {
+        "curves": {"prompt": [[0.0, 0.7], [0.5, 0.75], [1.0, 0.6], [NEVER, 0.6]]},
+        "examples": 40,
+        "parts": 5,
+        "alone": {"rules": 0.5, "probe": 0.6, "mllm": 0.55},
+        "chosen": arm | scores,
+        "arms": [arm | scores],
+    }
+    effect = PictureEffect(Fraction(9, 10), Fraction(1, 10), 0.1, 0.2)
+    page = render(replace(content(found), validation={"scene": validation}, pictures={"scene": effect}))
+    assert "0.625" in page
+    assert "the other 4 of 5 parts" in page
+    assert "Does the picture matter?" in page
+    assert "the MLLM answers, the MLLM being told the rules where the best reaches τ = 0.50" in page
+
+
+def test_timings_name_the_stages_that_there_are():
+    assert set(time_stages(model(), examples(), 2)) == {"matching", "classifier", "gate", "total"}
+    assert set(time_stages(with_mllm(), examples(), 2)) == {"matching", "classifier", "mllm", "gate", "total"}
+    assert set(time_mllm(with_mllm(), examples(), 2)) == {"mllm, plain", "mllm, rules told"}
+    assert time_mllm(model(), examples(), 2) == {}
+    arms = {"prompt": {"scene": PROMPT}, "elsewhere": {"other": TaskGate("other")}}
+    assert set(time_arms(with_mllm(), arms, examples(), 2)) == {"prompt"}
