@@ -4,7 +4,8 @@ A grid of settings (arm, τ, weight of the vote, share of the MLLM) is scored by
 probe and MLLM were all made without them. Two things keep a lucky setting from winning:
 
 - Among settings of one arm the *simplest* within ``caution`` standard errors of the best is taken (after the
-  one-standard-error rule of Breiman et al. 1984): the largest τ, then the share nearest to one half.
+  one-standard-error rule of Breiman et al. 1984): the largest τ, then the share whose pool has the least log loss,
+  which tells shares apart on far fewer examples than weighted F1 does.
 - An arm that hears rules is preferred to the pool of the classifiers alone only if it beats it by ``caution`` standard
   errors in *cross-fitted* answers: those for a part of the examples come from the setting chosen on the other parts.
 
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from mmd.evaluation.metrics import Codes, weighted_f1_codes
 from mmd.intent.folds import assign_folds
-from mmd.intent.gate import ARMS, MLLM_ARMS, NEVER, THRESHOLD_ARMS, Arm, Firing, Opinions, TaskGate, decide
+from mmd.intent.gate import ARMS, MLLM_ARMS, NEVER, THRESHOLD_ARMS, Arm, Firing, Opinions, TaskGate, believed, decide
 from mmd.intent.settings import GateSettings
 from mmd.intent.types import Probabilities
 from mmd.intent.vote import verdict
@@ -34,6 +35,7 @@ from mmd.intent.vote import verdict
 POOL = "pool"
 """The family of settings that hear no rule."""
 MIN_PARTS = 3  # choosing an arm crosses the parts that are left when one is scored
+_FLOOR = 1e-6  # of a probability, so that one hopeless example does not decide
 _CURVE = (*(round(0.05 * step, 2) for step in range(21)), NEVER)
 
 
@@ -182,11 +184,16 @@ def _strengths(arm: Arm, rules: Sequence[Firing], said: Opinions) -> list[float]
 
 @dataclass(frozen=True)
 class Grid:
-    """Every setting's answers to every example; ``answers`` int64 of shape (n_settings, n_examples)."""
+    """Every setting's answers to every example.
+
+    ``answers`` are int64 of shape (n_settings, n_examples), ``golds`` and ``parts`` of shape (n_examples,);
+    ``losses`` maps share → the pool's -log p(true label), float64 of shape (n_examples,).
+    """
 
     gates: Sequence[TaskGate]
     families: Sequence[str]
     answers: Codes
+    losses: Mapping[float, NDArray[np.float64]]
     golds: Codes
     parts: NDArray[np.int64]
     size: int
@@ -214,8 +221,10 @@ class Grid:
         taus = np.array([self.gates[int(i)].tau for i in members])
         floor = np.where(taus > 1.0, -np.inf, scores[taus > 1.0].max(initial=-np.inf))
         eligible = (scores >= scores.max() - slack - 1e-9) & (scores >= floor - 1e-9)
-        order = sorted(np.flatnonzero(eligible), key=lambda i: (_complexity(self.gates[int(members[i])]), -scores[i]))
-        return int(members[order[0]])
+        losses = {share: float(loss[rows].mean()) for share, loss in self.losses.items()}
+        return int(
+            members[min(np.flatnonzero(eligible), key=lambda i: _complexity(self.gates[int(members[i])], losses))]
+        )
 
     def picker(self, family: str) -> Callable[[NDArray[np.int64]], int]:
         """Return the choice among one family's settings."""
@@ -264,9 +273,9 @@ def _other_vote(gate: TaskGate, best: TaskGate) -> bool:
     return gate.arm == "vote" and (gate.tau, gate.weight) != (best.tau, best.weight)
 
 
-def _complexity(gate: TaskGate) -> tuple[float, float, float, float]:
-    """Return the sort key of simplicity: the fewest rules heard, an even pool, small weights."""
-    return (-gate.tau, round(abs(gate.mllm - 0.5), 9), gate.weight, gate.mllm)
+def _complexity(gate: TaskGate, losses: Mapping[float, float]) -> tuple[float, float, float, float]:
+    """Return the sort key of simplicity: the fewest rules heard, the likeliest pool, small weights and shares."""
+    return (-gate.tau, round(losses[gate.mllm], 9), gate.weight, gate.mllm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,11 +375,22 @@ def _grid(held_out: HeldOutTask, slices: Sequence[Slice], answers: Sequence[Code
         gates=[gate for s in slices for gate in s.gates],
         families=[s.family for s in slices for _ in s.taus],
         answers=np.concatenate(list(answers)),
+        losses={share: log_losses(held_out, share) for share in {s.mllm for s in slices}},
         golds=held_out.gold_codes,
         parts=held_out.parts,
         size=len(held_out.vocabulary),
         caution=caution,
     )
+
+
+def log_losses(held_out: HeldOutTask, share: float) -> NDArray[np.float64]:
+    """Return -log p(true label) of each example in the pool with this share, float64 of shape (n_examples,)."""
+    gate = TaskGate(held_out.task, mllm=share)
+    said = [believed(gate, (), opinions) for opinions in held_out.opinions]
+    likely = [
+        dict(zip(p.labels, p.values, strict=True)).get(gold, 0.0) for p, gold in zip(said, held_out.golds, strict=True)
+    ]
+    return -np.log(np.maximum(likely, _FLOOR))
 
 
 def _validate(grid: Grid, rows: NDArray[np.int64], family: str) -> Validated:

@@ -212,8 +212,8 @@ class GateSettings(Settings):
     caution: float = Field(
         default=1.5,
         ge=0,
-        description="Standard errors of lead that a smaller τ needs over a larger one, a share over one nearer to 0.5, "
-        "and (auto) an arm that hears rules over the classifiers alone.",
+        description="Standard errors of lead that a smaller τ needs over a larger one, a share over one with less log "
+        "loss, and (auto) an arm that hears rules over the classifiers alone.",
     )
     rule_coverage: float = Field(
         default=0.45, gt=0, le=1, description="Share of held-out examples that rules alone shall cover when reported."

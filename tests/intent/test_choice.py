@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from mmd.intent.choice import (
     Slice,
     choose_gate,
     deal_parts,
+    log_losses,
     plan_slices,
     slice_answers,
     working_point,
@@ -146,14 +148,26 @@ def test_a_gate_that_hears_rules_is_never_worse_than_the_pool_on_validation(rows
         assert choice.chosen.weighted_f1 >= pool - 1e-9
 
 
-def test_the_share_comes_from_validation_and_an_even_pool_wins_ties():
-    """The MLLM is always right, the probe always wrong and surer: only the MLLM alone answers rightly."""
+def test_the_share_comes_from_validation_and_the_likelier_pool_wins_ties():
+    """The MLLM is always right, the probe always wrong and surer: only the MLLM alone answers rightly.
+
+    Where both are right, so is every share; the surer one has the smaller log loss.
+    """
     unsure = Probabilities(LABELS, (0.4, 0.3, 0.3))
     rows = [("a", [], SURE["b"], unsure, unsure)] * 6
     shares = GateSettings(mllm_shares=(0.0, 0.5, 1.0))
     assert choose_gate(held_out(rows), shares).chosen.gate.mllm == 1.0
-    agreed = [("a", [], SURE["a"], SURE["a"], SURE["a"])] * 6
-    assert choose_gate(held_out(agreed), shares).chosen.gate.mllm == 0.5
+    mllm_surer = [("b", [], Probabilities(LABELS, (0.3, 0.4, 0.3)), SURE["b"], SURE["b"])] * 6
+    assert choose_gate(held_out(mllm_surer), shares).chosen.gate.mllm == 1.0
+    probe_surer = [("a", [], SURE["a"], unsure, unsure)] * 6
+    assert choose_gate(held_out(probe_surer), shares).chosen.gate.mllm == 0.0
+
+
+def test_log_losses_are_the_pools():
+    """Odds of a in the even pool: sqrt(.8/.1 · .1/.8) = 1 against b, sqrt(.8 · .1 / .1²) = sqrt 8 against c."""
+    found = held_out([("a", [], SURE["a"], SURE["b"], SURE["b"])])
+    assert log_losses(found, 0.5) == pytest.approx([-np.log(1 / (2 + 8**-0.5))])
+    assert log_losses(found, 1.0) == pytest.approx([-np.log(0.1)])
 
 
 def test_auto_takes_the_arm_that_wins_on_parts_it_was_not_chosen_on():
@@ -196,6 +210,7 @@ def grid_of(found: HeldOutTask, how: GateSettings) -> Grid:
         gates=[g for s in slices for g in s.gates],
         families=[s.family for s in slices for _ in s.taus],
         answers=np.concatenate([slice_answers(found, s) for s in slices]),
+        losses={s.mllm: log_losses(found, s.mllm) for s in slices},
         golds=found.gold_codes,
         parts=found.parts,
         size=len(found.vocabulary),
@@ -216,7 +231,7 @@ def test_a_cross_fitted_answer_never_depends_on_labels_of_its_own_part(
     golds[inside] = data.draw(
         st.lists(st.integers(0, grid.size - 1), min_size=int(inside.sum()), max_size=int(inside.sum()))
     )
-    other = Grid(grid.gates, grid.families, grid.answers, golds, grid.parts, grid.size, grid.caution)
+    other = replace(grid, golds=golds, losses={share: loss + inside for share, loss in grid.losses.items()})
     before, after = (g.cross_fit(g.choose, everything) for g in (grid, other))
     np.testing.assert_array_equal(before[inside], after[inside])
 
@@ -226,7 +241,7 @@ def test_a_part_is_answered_by_the_setting_that_the_others_chose():
     golds = np.array([0, 0, 1, 1, 1, 1, 1, 1])
     answers: Codes = np.array([[0, 0, 2, 2, 2, 2, 2, 2], [2, 2, 1, 1, 1, 1, 1, 1]])
     gates = [TaskGate("t", tau=0.2), TaskGate("t", tau=0.1)]
-    grid = Grid(gates, ["override"] * 2, answers, golds, np.array([0, 0, 1, 1, 2, 2, 3, 3]), 3, 0.0)
+    grid = Grid(gates, ["override"] * 2, answers, {0.0: np.zeros(8)}, golds, np.array([0, 0, 1, 1, 2, 2, 3, 3]), 3, 0.0)
     np.testing.assert_array_equal(grid.cross_fit(grid.choose, np.arange(8)), [2, 2, 1, 1, 1, 1, 1, 1])
 
 
