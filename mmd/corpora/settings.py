@@ -40,6 +40,9 @@ class ShopSettings(Settings):
     dialogues: int = Field(default=600, ge=10, description="Dialogues to write, train and test together.")
     items: int = Field(default=120, ge=10, description="Products of the drawn catalogue (unused with a CSV).")
     test_fraction: float = Field(default=0.25, gt=0, lt=1, description="Share of dialogues in the test split.")
+    picture_share: float = Field(
+        default=0.22, ge=0, le=0.9, description="Share of records that are one picture without a word (image_scene)."
+    )
     languages: tuple[Language, ...] = Field(
         default=("en", "zh"), min_length=1, description="Languages to write dialogues in, in equal shares."
     )

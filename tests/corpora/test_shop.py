@@ -148,6 +148,12 @@ def test_shares_of_kinds_languages_and_noise(many: list[dict[str, Any]]):
     assert sum(b["meta"]["decided_by"] == "picture" for b in intents) / len(intents) == pytest.approx(0.32, abs=0.05)
 
 
+def test_the_share_of_pictures_without_a_word_can_be_set():
+    reader = ShopReader(SMALL.model_copy(update={"picture_share": 0.6}), seed=3)
+    scenes = sum("image_scene" in body["labels"] for body in bodies(reader))
+    assert 0.5 < scenes / SMALL.dialogues < 0.7
+
+
 def test_gold_answers_come_in_all_modalities(many: list[dict[str, Any]]):
     modalities = Counter(v for b in many for k, v in b["meta"].items() if k.startswith("response_modality."))
     assert set(modalities) == {"text", "image", "product"}

@@ -22,8 +22,6 @@ from mmd.corpora.shop.specs import INTENTS, SCENES, STYLES, PictureSpec
 from mmd.corpora.shop.wording import Wording
 from mmd.schema import Speaker, Split
 
-PICTURE_SHARE = 0.22
-"""Records that are one picture to be told by its scene (task ``image_scene``)."""
 SERVICE_SHARE = 0.08
 """Conversations without label that end with the shop's answer; many of them are recommendations."""
 LABEL_NOISE = 0.015
@@ -559,9 +557,9 @@ def write_record(catalogue: Catalogue, settings: ShopSettings, seed: int, index:
     language = settings.languages[pick(seed, len(settings.languages), "language", index)]
     writer = Writer(catalogue, language, split, rng)
     role = rng.random()
-    if role < PICTURE_SHARE:
+    if role < settings.picture_share:
         labels = _picture_record(writer, rng)
-    elif role < PICTURE_SHARE + SERVICE_SHARE:
+    elif role < settings.picture_share + SERVICE_SHARE:
         labels = _service_record(writer, rng)
     else:
         labels = _intent_record(writer, rng)
