@@ -199,8 +199,8 @@ class GateSettings(Settings):
     arm: Literal["auto", "override", "verdict", "vote", "prompt", "rules_only", "mllm_only"] = Field(
         default="vote",
         description="override: the best rule answers if strong enough; verdict: what the rules say together does; "
-        "vote: rules shift the classifier; prompt: fired rules are told to the MLLM; rules_only, mllm_only: one of them "
-        "alone; auto: validation decides.",
+        "vote: rules shift the classifier; prompt: fired rules are told to the MLLM; rules_only, mllm_only: one alone; "
+        "auto: validation decides.",
     )
     vote_weights: tuple[float, ...] = Field(
         default=(3.0,), min_length=1, description="Weights of the rules' share of evidence that vote tries."
