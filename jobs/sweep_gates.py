@@ -10,7 +10,7 @@ command goes on where it stopped.
 
     mmd sweep_gates                                                the built-in shop corpus
     mmd sweep_gates --set intent.gate.arm=auto
-    mmd sweep_gates --set intent.gate.arm=vote --set intent.gate.mllm_shares=[0,0.25,0.5,0.75,1]
+    mmd sweep_gates --set intent.gate.arm=prompt --set intent.gate.mllm_shares=[1]
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def lineage_of_adapter(context: JobContext) -> dict[str, Artifact]:
     """Open the adapter, the corpus, features and rules it goes back to, and the classifier of the same features.
 
     Raises:
-        ArtifactError: the adapter goes back to none of them, or the classifier was fitted on others.
+        ArtifactError: the adapter goes back to none of them, or the classifier was fitted on others, or not by
+            fit_intent.
     """
     adapter = context.open("adapter")
     found = ancestors(context, adapter)
@@ -91,6 +92,8 @@ def lineage_of_adapter(context: JobContext) -> dict[str, Artifact]:
                 f"{classifier.ref} was fitted on {fitted_on}, but {adapter.ref} goes back to {found[role].ref}; "
                 "run `mmd fit_intent` and `mmd finetune_mllm` on the same corpus and features."
             )
+    if "probe" not in classifier.manifest.settings:
+        raise ArtifactError(f"{classifier.ref}: does not tell how its probe was fitted; run `mmd fit_intent` again.")
     return {role: found[role] for role in roles} | {"classifier": classifier, "adapter": adapter}
 
 

@@ -136,6 +136,15 @@ def test_a_classifier_of_another_corpus_is_refused_with_the_way_out(job: JobCont
         sweep_gates.lineage_of_adapter(replace(job, pins={"adapter": adapter}))
 
 
+def test_a_classifier_that_no_job_fitted_is_refused(job: JobContext):
+    adapter = write_adapter(job, {})
+    inputs = {role: job.open(role) for role in ("corpus", "features")}
+    with job.store.write("classifier", "tiny", settings={}, inputs=inputs) as writer:
+        writer.write_json("x.json", {})
+    with pytest.raises(ArtifactError, match="how its probe was fitted"):
+        sweep_gates.lineage_of_adapter(replace(job, pins={"adapter": adapter}))
+
+
 def test_answers_survive_the_way_between_processes():
     answers = np.array([[0, 5, 70_000], [1, 1, 1]])
     np.testing.assert_array_equal(sweep_gates.unpack(sweep_gates.pack(answers), 3), answers)
