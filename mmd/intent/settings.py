@@ -158,14 +158,27 @@ class FinetuneSettings(Settings):
     tasks: Literal["separate", "joint"] = Field(
         default="separate", description="One model a task, or one for all: joint training suffers the seesaw (KDSL)."
     )
-    epochs: float = Field(default=4.0, gt=0, description="Passes over the originals' number of samples times copies.")
+    epochs: float | None = Field(
+        default=None,
+        gt=0,
+        description="Passes over the training samples, copies included; null: 20 for tiny-*, else 4.",
+    )
     learning_rate: float | None = Field(
         default=None, gt=0, description="Peak learning rate; null: 2e-4 for lora, 1e-3 for full on tiny-*, else 2e-5."
     )
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="Share of steps in which the rate rises; then cosine.")
-    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay.")
+    warmup: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Share of steps in which the rate rises, then cosine; null: 0.05, and 0.15 for tiny-*.",
+    )
+    weight_decay: float | None = Field(
+        default=None, ge=0, description="Decoupled weight decay of matrices; null: 0.01, and 0.05 for tiny-*."
+    )
     clip: float = Field(default=1.0, gt=0, description="Largest gradient norm.")
-    batch: int = Field(default=8, ge=1, description="Samples of one worker's micro-batch.")
+    batch: int | None = Field(
+        default=None, ge=1, description="Samples of one worker's micro-batch; null: 32 for tiny-*, else 8."
+    )
     accumulate: int = Field(default=1, ge=1, description="Micro-batches whose gradients are summed for one step.")
     recompute: bool = Field(
         default=False, description="Recompute activations in the backward pass (gradient checkpointing): less memory."

@@ -120,37 +120,45 @@ def divide(keys: Sequence[SampleKey], run: TrainingRun) -> Division:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings with every ``auto`` decided for one base model."""
+    """The settings with every null decided for one base model; ``steps`` counts where ``epochs`` is None."""
 
     method: Method
     learning_rate: float
     warmup: float
     weight_decay: float
     clip: float
-    epochs: float
+    epochs: float | None
     batch: int
     accumulate: int
     workers: int
+    steps: int = 0
+
+
+# What random weights need to learn shapes and words from nothing: measured on the simulated shop's pictures, 628 unseen
+# ones: .64 right after 260 steps, .84 after 520, .90 after 1,040. Pretrained weights need a few passes.
+_TINY_STEPS = 1100
 
 
 def recipe_for(settings: FinetuneSettings, base: str) -> Recipe:
-    """Decide method and learning rate: random weights (``tiny-*``) are trained in full, pretrained ones adapted."""
+    """Decide what the settings leave open: random weights (``tiny-*``) are trained in full, pretrained ones adapted."""
     tiny = base.startswith("tiny-")
     method: Method = ("full" if tiny else "lora") if settings.method == "auto" else settings.method
-    rate = settings.learning_rate
-    if rate is None:
-        rate = 2e-4 if method == "lora" else 1e-3 if tiny else 2e-5
     return Recipe(
         method=method,
-        learning_rate=rate,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
+        learning_rate=_or(settings.learning_rate, 2e-4 if method == "lora" else 1e-3 if tiny else 2e-5),
+        warmup=_or(settings.warmup, 0.15 if tiny else 0.05),
+        weight_decay=_or(settings.weight_decay, 0.05 if tiny else 0.01),
         clip=settings.clip,
-        epochs=settings.epochs,
-        batch=settings.batch,
+        epochs=settings.epochs if settings.epochs is not None or tiny else 4.0,
+        batch=settings.batch or (32 if tiny else 8),
         accumulate=settings.accumulate,
         workers=settings.workers,
+        steps=_TINY_STEPS if tiny else 0,
     )
+
+
+def _or(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
 
 
 @dataclass(frozen=True)
@@ -166,7 +174,7 @@ class StepPlan:
         recipe: batch sizes, epochs and rates.
         seed: of the order and of which prompts tell hints.
         hint_share: share of positions whose prompt tells its hint.
-        steps: optimizer steps; None follows from the epochs.
+        steps: optimizer steps; None follows from the recipe.
     """
 
     keys: tuple[SampleKey, ...]
@@ -185,6 +193,8 @@ class StepPlan:
         """Optimizer steps of the run, at least 1."""
         if self.steps is not None:
             return self.steps
+        if self.recipe.epochs is None:
+            return self.recipe.steps
         return max(1, round(self.recipe.epochs * len(self.keys) / self.global_batch))
 
     @property
