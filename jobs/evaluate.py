@@ -198,6 +198,9 @@ def headline_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
         for measure in ("precision", "coverage"):
             share = point[measure]
             scalars[f"{task}, rules' {measure} at τ"] = share["numerator"] / max(share["denominator"], 1)
+    for task, effect in metrics["pictures"].items():
+        for what, share in (("MLLM on pictures alone", effect["seen"]), ("the same, blank", effect["blank"])):
+            scalars[f"{task}, {what}"] = share["numerator"] / max(share["denominator"], 1)
     return scalars
 
 
