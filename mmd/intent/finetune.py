@@ -52,6 +52,7 @@ STATE_FILE, OUTCOME_FILE = "state.json", "outcome.json"
 _TRAINED_FILE, _BEST_FILE = "trained.safetensors", "best.safetensors"
 LAST, BEST = "last", "best"
 _DROPOUT = 3  # stream of random numbers
+_ROWS_KEPT_BYTES = 1 << 29
 
 
 @dataclass
@@ -92,6 +93,9 @@ HeldOutScores = dict[str, dict[str, HeldOutScore]]
 class Collator:
     """Makes batches of samples: prompts in the model's format, pictures decoded and processed, answers labelled.
 
+    Encoded rows are kept up to a limit, since a small set comes round in every epoch and encoding a row again may cost
+    more than learning from it.
+
     Args:
         encoder: the model's; one of its own where a loader runs beside the model (tokenizers are not thread-safe).
         plan: says which positions tell their hint.
@@ -101,6 +105,8 @@ class Collator:
 
     def __init__(self, encoder: PromptEncoder, plan: StepPlan, labels: Labels, prompt: PromptSettings) -> None:
         self._encoder, self._plan, self._labels, self._prompt = encoder, plan, labels, prompt
+        self._rows: dict[tuple[str, str, str], dict[str, torch.Tensor]] = {}
+        self._kept_bytes = 0
 
     def __call__(self, rows: Sequence[tuple[int, Sample]]) -> Batch:
         """Return the batch of (position, sample) rows, on the CPU."""
@@ -108,6 +114,17 @@ class Collator:
 
     def _row(self, position: int, sample: Sample) -> dict[str, torch.Tensor]:
         hint = sample.hint if self._plan.tells_hint(position) else ""
+        key = (sample.example.task, sample.id, hint)
+        if key in self._rows:
+            return self._rows[key]
+        row = self._encode(sample, hint)
+        size = sum(tensor.nbytes for tensor in row.values())
+        if self._kept_bytes + size <= _ROWS_KEPT_BYTES:
+            self._kept_bytes += size
+            self._rows[key] = row
+        return row
+
+    def _encode(self, sample: Sample, hint: str) -> dict[str, torch.Tensor]:
         prompt = build_prompt(
             sample.example,
             self._prompt,
@@ -180,7 +197,7 @@ class Finetuning:
         mllm: the model that the engine trains.
         engine: makes the steps.
         judge: validates; None where nothing is held out.
-        validate_every: epochs between validations.
+        validate_every: epochs between validations; None: a tenth of the run, at least 1.
         state: where an interrupted run stood.
         best: trained weights of the best validation so far.
     """
@@ -192,13 +209,13 @@ class Finetuning:
         engine: Engine,
         judge: HeldOutJudge | None,
         *,
-        validate_every: float,
+        validate_every: float | None,
         state: TrainState | None = None,
         best: Tensors | None = None,
     ) -> None:
         self.plan, self.mllm, self.engine, self.judge = plan, mllm, engine, judge
         self.state = state or TrainState()
-        self._validate_every = validate_every
+        self._validate_every = validate_every or max(1.0, plan.epoch(plan.total_steps) / 10)
         self._best = best
         self._answer_tokens = {label: len(mllm.encoder.answer_ids(label)) for label in {key.label for key in plan.keys}}
 

@@ -149,11 +149,40 @@ class DeepSpeedSettings(Settings):
     offload_weights: bool = Field(default=False, description="Keep weights in CPU memory (stage 3).")
 
 
+class SpanWeights(Settings):
+    """Length of each span's hidden states in a row of the frozen model's head; 0 leaves a span out."""
+
+    last_user: float = Field(default=1.0, ge=0, description="The last user turn; it has read what came before it.")
+    reply: float = Field(default=0.7, ge=0, description="The agent's reply to the last user turn.")
+    printed: float = Field(default=0.0, ge=0, description="Printed text of pictures, beside words.")
+    shown: float = Field(default=1.0, ge=0, description="Printed text of pictures sent without a word.")
+    hint: float = Field(default=0.7, ge=0, description="Fired rules in words (arm `prompt`).")
+
+
+class FrozenSettings(Settings):
+    """A linear head on hidden states of the model as it is. Defaults: cross-validation on few-shot dialogues."""
+
+    layer: float = Field(default=0.67, gt=0, le=1, description="Share of the model's layers that are run.")
+    ridge: float = Field(default=0.1, gt=0, description="Regularisation of the head.")
+    name_weight: float = Field(
+        default=1.0, ge=0, description="Weight of each label's name as a training example; 0: unused."
+    )
+    context_turns: int = Field(default=4, ge=0, description="Turns before the last user turn that are read.")
+    context_tokens: int = Field(default=40, ge=1, description="Tokens of each of them.")
+    message_tokens: int = Field(default=80, ge=1, description="Tokens of the last user turn, and of the reply.")
+    printed_tokens: int = Field(default=60, ge=0, description="Tokens of printed text beside words.")
+    shown_tokens: int = Field(default=112, ge=1, description="Tokens of printed text sent without a word.")
+    hint_tokens: int = Field(default=96, ge=1, description="Tokens of fired rules in words.")
+    weights: SpanWeights = Field(default_factory=SpanWeights)
+
+
 class FinetuneSettings(Settings):
     """Fine-tuning of the multimodal model with Ray Train, DeepSpeed and PEFT."""
 
-    method: Literal["auto", "lora", "full"] = Field(
-        default="auto", description="lora adapts low-rank; full trains every weight; auto: full for tiny-*, else lora."
+    method: Literal["auto", "lora", "full", "frozen"] = Field(
+        default="auto",
+        description="lora adapts low-rank; full trains every weight; frozen fits a head on the model as it is, one "
+        "forward pass an example; auto: full for tiny-*, else lora.",
     )
     tasks: Literal["separate", "joint"] = Field(
         default="separate", description="One model a task, or one for all: joint training suffers the seesaw (KDSL)."
@@ -197,13 +226,18 @@ class FinetuneSettings(Settings):
     refit: bool = Field(
         default=False, description="Train once more on all folds; false serves the model trained without fold 0."
     )
-    validate_every: float = Field(default=1.0, gt=0, description="Epochs between validations (weighted F1).")
+    validate_every: float | None = Field(
+        default=None,
+        gt=0,
+        description="Epochs between validations (weighted F1); null: a tenth of the run, at least 1.",
+    )
     checkpoint_every: int = Field(default=50, ge=1, description="Optimizer steps between checkpoints.")
     workers: int = Field(default=1, ge=1, description="Training workers; on GPUs one each.")
     max_failures: int = Field(default=2, ge=0, description="Times a killed run is restarted from its last checkpoint.")
     mlflow_uri: str | None = Field(default=None, description="MLflow tracking URI for the metrics; null: none.")
     lora: LoraSettings = Field(default_factory=LoraSettings)
     deepspeed: DeepSpeedSettings = Field(default_factory=DeepSpeedSettings)
+    frozen: FrozenSettings = Field(default_factory=FrozenSettings)
 
 
 class GateSettings(Settings):

@@ -135,6 +135,13 @@ def test_random_weights_are_trained_in_full_and_pretrained_ones_adapted(base: st
     assert (recipe.method, recipe.learning_rate) == (method, rate)
 
 
+def test_random_weights_train_for_a_number_of_steps_unless_epochs_are_given():
+    plan = StepPlan(make_keys(64), recipe_for(FinetuneSettings(), "tiny-qwen2-vl"), 0, 0.0)
+    assert (plan.global_batch, plan.total_steps) == (32, 1100)
+    assert StepPlan(plan.keys, recipe_for(FinetuneSettings(epochs=3), "tiny-qwen2-vl"), 0, 0.0).total_steps == 6
+    assert StepPlan(plan.keys, recipe_for(FinetuneSettings(), "gemma3-270m"), 0, 0.0).total_steps == 32  # 4 x 64 / 8
+
+
 # ---------------------------------------------------------------- order and rate
 
 
