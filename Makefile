@@ -1,4 +1,4 @@
-# make demo | test | lint | serve | clean; everything runs in .venv, installed through constraints.txt.
+# make demo | demo-mllm | test | lint | serve | clean; everything runs in .venv, installed through constraints.txt.
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 2
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: install demo test test-slow lint format serve clean
+.PHONY: install demo demo-mllm test test-slow lint format serve clean
 install: $(STAMP)
 
 # torch first, so that deepspeed builds against it and nothing else chooses another torch.
@@ -22,6 +22,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/mmd pipeline --profile laptop --show 3
+
+# The whole path with a vision-language model trained from scratch, ending in questions asked of the running service.
+demo-mllm: install
+	$(BIN)/mmd pipeline --profile mllm
+	$(BIN)/mmd serve --profile mllm --try 6
 
 test: install
 	$(BIN)/python -m pytest -q

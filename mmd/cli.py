@@ -12,6 +12,7 @@ import runpy
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import yaml
 from rich.console import Console
@@ -19,7 +20,7 @@ from rich.table import Table
 
 import mmd
 from mmd.artifacts import KINDS, Artifact, ArtifactStore, diff_manifests
-from mmd.config import DEFAULT_PATH, describe_settings, load_config
+from mmd.config import DEFAULT_PATH, ProfileName, describe_settings, load_config
 from mmd.errors import MmdError
 from mmd.intent import rules_cli
 from mmd.models.resolve import known_models
@@ -127,7 +128,7 @@ def _config_show(args: argparse.Namespace) -> int:
 
 
 def _config_validate(args: argparse.Namespace) -> int:
-    profiles = [args.profile] if args.profile else ["laptop", "gpu"]
+    profiles = [args.profile] if args.profile else get_args(ProfileName)
     for profile in profiles:
         load_config(args.config, profile=profile, overrides=args.overrides)
         print(f"{args.config}: profile {profile} is valid")

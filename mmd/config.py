@@ -25,7 +25,7 @@ from mmd.intent.settings import IntentSettings
 from mmd.models.settings import ModelSettings
 
 DEFAULT_PATH = Path("ray_config.yaml")
-ProfileName = Literal["laptop", "gpu"]
+ProfileName = Literal["laptop", "mllm", "gpu"]
 
 
 class ClusterSettings(Settings):

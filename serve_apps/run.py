@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="mmd serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (default: %(default)s)")
-    parser.add_argument("--profile", help="profile of the settings file: laptop or gpu")
+    parser.add_argument("--profile", help="profile of the settings file: laptop, mllm or gpu")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one setting"
     )

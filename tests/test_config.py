@@ -102,7 +102,7 @@ def test_the_shipped_file_shows_every_setting_with_its_default():
 
 
 def test_every_profile_of_the_shipped_file_is_valid():
-    for profile in ("laptop", "gpu"):
+    for profile in ("laptop", "mllm", "gpu"):
         assert isinstance(load_config(ROOT / "ray_config.yaml", profile=profile), AppConfig)
 
 

@@ -85,7 +85,7 @@ def build_parser(verb: str, doc: str) -> argparse.ArgumentParser:
         prog=f"mmd {verb}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (default: %(default)s)")
-    parser.add_argument("--profile", help="profile of the settings file: laptop or gpu")
+    parser.add_argument("--profile", help="profile of the settings file: laptop, mllm or gpu")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one setting"
     )
