@@ -4,7 +4,7 @@ The same models answer alone, with the fired rules told in the prompt, and with 
 originals alone or on augmented copies, too, at equal steps. Rules alone, and the probe (frozen features, linear head)
 with and without the vote, stand beside them. Weighted F1 on the test split; weights of the joining are the settings'.
 
-    mmd experiment ablation --seeds 3 --steps 300
+    mmd experiment ablation --seeds 3 --steps 600
 """
 
 from __future__ import annotations

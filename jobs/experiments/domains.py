@@ -65,7 +65,7 @@ class Domain:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the settings file and overrides, which every experiment takes."""
     parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (default: %(default)s)")
-    parser.add_argument("--profile", help="profile of the settings file: laptop or gpu")
+    parser.add_argument("--profile", help="profile of the settings file: laptop, mllm or gpu")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
 
 

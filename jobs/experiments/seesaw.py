@@ -6,7 +6,7 @@ gets half of the samples), and jointly at twice as many (equal steps a task: eac
 The smaller task's samples are repeated, so that both tasks have equal shares of a joint batch. Weighted F1 on the test
 split.
 
-    mmd experiment seesaw --seeds 3 --steps 300
+    mmd experiment seesaw --seeds 3 --steps 600
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     systems.add_options(parser)
 
 
-def plan(tasks: Sequence[str], seeds: int, steps: int) -> list[Unit]:
+def plan(tasks: Sequence[str], seeds: int, steps: int, copies: int) -> list[Unit]:
     """Return every training: each task alone and both jointly, at one and two times the steps, by seed."""
     units = []
     for seed in range(seeds):
-        units += [Unit(ALONE, (task,), seed, steps) for task in tasks]
-        units.append(Unit(JOINT, tuple(tasks), seed, steps, balance=True))
-        units.append(Unit(JOINT_TWICE, tuple(tasks), seed, 2 * steps, balance=True))
+        units += [Unit(ALONE, (task,), seed, steps, copies=copies) for task in tasks]
+        units.append(Unit(JOINT, tuple(tasks), seed, steps, copies=copies, balance=True))
+        units.append(Unit(JOINT_TWICE, tuple(tasks), seed, 2 * steps, copies=copies, balance=True))
     return units
 
 
@@ -46,7 +46,8 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
     tasks = sorted(material.train)
     if len(tasks) != 2:
         raise ConfigError(f"corpus {domain.name}: has {len(tasks)} tasks with training examples; a seesaw needs two.")
-    outcomes = systems.run_units(domain, material, plan(tasks, options["seeds"], options["steps"]), "seesaw")
+    units = plan(tasks, options["seeds"], options["steps"], domain.config.intent.augment.copies)
+    outcomes = systems.run_units(domain, material, units, "seesaw")
     return {
         "config": systems.config_of(domain, options),
         "repeats": options["seeds"],

@@ -3,7 +3,7 @@
 Everything is made anew from the drawn examples: rules mined, probe fitted, model fine-tuned (on augmented copies, at
 equal steps) and joined with the settings' weights. Weighted F1 on the whole test split, over draws.
 
-    mmd experiment shots --seeds 3 --steps 200
+    mmd experiment shots --seeds 3 --steps 250
 """
 
 from __future__ import annotations

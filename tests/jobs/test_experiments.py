@@ -196,7 +196,7 @@ def test_a_balanced_joint_batch_repeats_the_smaller_task_under_new_ids():
 
 
 def test_a_seesaw_gives_a_joint_model_one_and_two_times_the_steps():
-    units = seesaw.plan(["a", "b"], seeds=2, steps=10)
+    units = seesaw.plan(["a", "b"], seeds=2, steps=10, copies=0)
     assert [(u.name, u.tasks, u.steps) for u in units if u.seed == 1] == [
         (seesaw.ALONE, ("a",), 10),
         (seesaw.ALONE, ("b",), 10),
