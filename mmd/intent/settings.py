@@ -190,7 +190,7 @@ class FinetuneSettings(Settings):
     epochs: float | None = Field(
         default=None,
         gt=0,
-        description="Passes over the training samples, copies included; null: 20 for tiny-*, else 4.",
+        description="Passes over the training samples, copies included; null: 4, and 1,100 steps for tiny-*.",
     )
     learning_rate: float | None = Field(
         default=None, gt=0, description="Peak learning rate; null: 2e-4 for lora, 1e-3 for full on tiny-*, else 2e-5."

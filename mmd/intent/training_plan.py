@@ -140,7 +140,13 @@ _TINY_STEPS = 1100
 
 
 def recipe_for(settings: FinetuneSettings, base: str) -> Recipe:
-    """Decide what the settings leave open: random weights (``tiny-*``) are trained in full, pretrained ones adapted."""
+    """Decide what the settings leave open: random weights (``tiny-*``) are trained in full, pretrained ones adapted.
+
+    Raises:
+        ConfigError: the method has no training loop.
+    """
+    if settings.method == "frozen":
+        raise ConfigError("intent.finetune.method=frozen: fits a head in one pass; there are no steps to plan.")
     tiny = base.startswith("tiny-")
     method: Method = ("full" if tiny else "lora") if settings.method == "auto" else settings.method
     return Recipe(
