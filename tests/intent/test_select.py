@@ -45,6 +45,13 @@ def test_only_supported_precise_rules_that_enough_searches_found_are_kept():
     assert [e.key[1] for e in kept] == [(A,)]
 
 
+def test_a_rule_of_negations_alone_is_not_kept():
+    no_a, no_b = (Predicate("text", "user", value, negated=True) for value in "ab")
+    evidence = pool([found((no_a, no_b), (0, 1, 2)), found((B, no_a), (0, 1))], LABELS)
+    kept = keep_rules(evidence, min_support=1, min_precision=0.5, min_searches=1, max_overlap=2.0)
+    assert [set(e.key[1]) for e in kept] == [{B, no_a}]
+
+
 def test_of_two_rules_that_fire_on_the_same_examples_the_better_one_stays():
     rules = [found((A,), (0, 1, 2)), found((B,), (0, 1, 2, 3)), found((Predicate("text", "user", "c"),), (1, 2, 3, 4))]
     kept = prune_alike(pool(rules, LABELS), max_overlap=0.7)
