@@ -113,10 +113,11 @@ def prune_alike(evidence: Sequence[Evidence], max_overlap: float) -> list[Eviden
 def keep_rules(
     evidence: Iterable[Evidence], *, min_support: int, min_precision: float, min_searches: float, max_overlap: float
 ) -> list[Evidence]:
-    """Keep rules with enough held-out support, hits and precision that enough searches found, and that affirm something.
+    """Keep rules that affirm something, with enough held-out support, hits and precision, that enough searches found.
 
     A rule of negations alone speaks wherever its corpus's words are missing, so in every other corpus on nearly
-    everything; at home nothing is lost without them (docs/results/kdsl-experiments.md, `false_firing`). Of the others, supersets that are no better (:func:`prune_supersets`) and rules too alike (:func:`prune_alike`) go.
+    everything; at home nothing is lost without them (docs/results/kdsl-experiments.md, `false_firing`).
+    Of the others, supersets that are no better (:func:`prune_supersets`) and rules too alike (:func:`prune_alike`) go.
     """
     good = [
         e
