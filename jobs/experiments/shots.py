@@ -58,8 +58,8 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
             trained = [o for o in found if o.unit.steps]
             results[task][str(shots)] = {
                 system: systems.score(material, found if system in WITHOUT_MLLM else trained, task, system)
-                for system in SHOWN
-            } | {"costs": systems.costs(found), "examples": found[0].samples and _originals(material, task, shots)}
+                for system in (SHOWN if trained else WITHOUT_MLLM)
+            } | {"costs": systems.costs(found), "examples": _originals(material, task, shots)}
     return {
         "config": systems.config_of(domain, options) | {"mllm_seeds": options["mllm_seeds"], "shots": options["shots"]},
         "repeats": options["seeds"],
@@ -80,7 +80,8 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
     with figures.figure(path, title, columns=len(scores), height=3.4) as axes:
         for ax, (task, by_shots) in zip(axes, scores.items(), strict=True):
             for system, colour in zip(SHOWN, ("#d29922", "#4c8dff", "#39a0a0", "#a371f7", "#2ea043"), strict=True):
-                figures.band(ax, places, [by_shots[str(s)][system] for s in shots], name=system, colour=colour)
+                if all(system in by_shots[str(s)] for s in shots):
+                    figures.band(ax, places, [by_shots[str(s)][system] for s in shots], name=system, colour=colour)
             ax.set_xticks(places, [str(s) if s else "all" for s in shots])
             ax.set_title(task)
             ax.set_xlabel("examples a class")

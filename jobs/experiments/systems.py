@@ -53,6 +53,8 @@ SMALL = (
     "intent.search.seeds=1",
     "intent.folds=3",
 )
+SHARE = 0.5
+"""Of the multimodal model in its pool with the probe; the settings list the shares that a sweep would try."""
 Answers = dict[str, dict[str, list[str]]]
 """Task → system → one label an example of the test split, in its order."""
 
@@ -81,6 +83,7 @@ def config_of(domain: Domain, options: Mapping[str, Any]) -> dict[str, Any]:
         "mllm": options["mllm"],
         "seeds": options["seeds"],
         "steps": options["steps"],
+        "share_of_mllm_in_pool": SHARE,
         "intent": {key: intent[key] for key in ("augment", "prompt", "finetune", "search", "gate")},
     }
 
@@ -275,8 +278,8 @@ class SystemTrainer:
 
 
 def arms(task: str, intent: IntentSettings, *, has_mllm: bool) -> dict[str, TaskGate]:
-    """Return system → how it joins rules, probe and multimodal model; weight and share are the settings' first ones."""
-    weight, share = intent.gate.vote_weights[0], intent.gate.mllm_shares[0]
+    """Return system → how it joins rules, probe and multimodal model; the vote's weight is the settings' first one."""
+    weight = intent.gate.vote_weights[0]
     gates = {
         "rules": TaskGate(task, "rules_only", 0.0),
         "probe": TaskGate(task, "vote", 0.0, 0.0, 0.0),
@@ -287,7 +290,7 @@ def arms(task: str, intent: IntentSettings, *, has_mllm: bool) -> dict[str, Task
             "mllm": TaskGate(task, "mllm_only"),
             "mllm + rules (prompt)": TaskGate(task, "prompt", 0.0, 0.0, 1.0),
             "mllm + rules (vote)": TaskGate(task, "vote", 0.0, weight, 1.0),
-            "mllm + probe + rules (vote)": TaskGate(task, "vote", 0.0, weight, share),
+            "mllm + probe + rules (vote)": TaskGate(task, "vote", 0.0, weight, SHARE),
         }
     return gates
 
