@@ -6,7 +6,8 @@ temperature that makes held-out probabilities honest (Guo et al. 2017), and norm
 An ``adapter`` artefact holds::
 
     mllm.json        format_version, base, method, prompt, tasks: {task: {folder, labels, temperature}}
-    <folder>/        what training made: a PEFT adapter, or a whole model in Hugging Face's layout
+    <folder>/        what training made: a PEFT adapter, a whole model in Hugging Face's layout, or the head of a model
+                     that stays as it is (mmd.intent.frozen; its scores come calibrated)
     held_out.json    {task: {dialogue_id: {fold, plain, hinted}}}: log-likelihoods of a model that never saw the fold
 """
 
@@ -29,7 +30,7 @@ from mmd.errors import ArtifactError
 from mmd.intent.probe import fit_temperature
 from mmd.intent.prompts import build_prompt
 from mmd.intent.settings import PromptSettings
-from mmd.intent.types import IntentExample, Probabilities
+from mmd.intent.types import IntentExample, Probabilities, PromptedClassifier
 from mmd.models.likelihood import LabelScorer, LogLikelihoods
 from mmd.models.mllm import Mllm
 from mmd.models.resolve import publish_folder
@@ -39,7 +40,7 @@ from mmd.models.tiny import PREFIX
 FORMAT_VERSION = 1
 INDEX_FILE = "mllm.json"
 HELD_OUT_FILE = "held_out.json"
-Method = Literal["lora", "full"]
+Method = Literal["lora", "full", "frozen"]
 
 
 class MllmTask(BaseModel):
@@ -214,8 +215,8 @@ def load_mllm_index(artifact: Artifact) -> MllmIndex:
     return index
 
 
-def load_mllm_classifiers(artifact: Artifact, settings: ModelSettings | None = None) -> dict[str, MllmClassifier]:
-    """Return task → classifier; adapters of all tasks, and of other artefacts, share one base in memory.
+def load_mllm_classifiers(artifact: Artifact, settings: ModelSettings | None = None) -> dict[str, PromptedClassifier]:
+    """Return task → classifier; adapters and heads of all tasks, and of other artefacts, share one base in memory.
 
     Args:
         artifact: of kind ``adapter``; its weights are copied to ``models.cache_dir`` where the store is remote.
@@ -233,10 +234,15 @@ def load_mllm_classifiers(artifact: Artifact, settings: ModelSettings | None = N
     if index.base.startswith(PREFIX) and settings.dtype == "auto":
         # What was trained in float32 stays in it; a whole model's folder no longer tells that it was a tiny one.
         settings = settings.model_copy(update={"dtype": "float32"})
+    if index.method == "frozen":
+        from mmd.intent.frozen import FrozenMllmClassifier  # noqa: PLC0415 (imports this module)
+
+        mllm = shared_mllm(index.base, settings)
+        return {task: FrozenMllmClassifier.load(artifact, entry.folder, mllm) for task, entry in index.tasks.items()}
     folders = {entry.folder: local_folder(artifact, entry.folder, settings) for entry in index.tasks.values()}
     base = shared_mllm(index.base, settings) if index.method == "lora" else index.base
     models = load_trained(base, folders, settings)
-    classifiers = {
+    tuned = {
         task: MllmClassifier(
             task,
             entry.labels,
@@ -247,9 +253,9 @@ def load_mllm_classifiers(artifact: Artifact, settings: ModelSettings | None = N
         )
         for task, entry in index.tasks.items()
     }
-    for classifier in classifiers.values():
+    for classifier in tuned.values():
         classifier.warm_up()
-    return classifiers
+    return dict(tuned)
 
 
 def local_folder(artifact: Artifact, folder: str, settings: ModelSettings) -> Path:

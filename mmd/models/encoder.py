@@ -75,6 +75,15 @@ class PromptEncoder:
         tokens = self.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [*map(int, tokens), self._end_id]
 
+    def text_ids(self, text: str) -> list[int]:
+        """Return the tokens of plain text that people wrote, on its own; none of them is a control token."""
+        tokens = self.tokenizer(self._defuse(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return list(map(int, tokens))
+
+    def start_ids(self) -> list[int]:
+        """Return the begin-of-text token in a list, or an empty one if this tokenizer starts texts with none."""
+        return [int(self.tokenizer.bos_token_id)] if self._bos else []
+
     def encode(self, prompts: Sequence[Prompt], answers: Sequence[str] | None = None) -> Batch:
         """Return the tensors of a batch, padded on the right.
 
