@@ -12,6 +12,7 @@ the ZeRO stage.
 
     mmd finetune_mllm --set models.mllm=tiny-smolvlm                       the built-in shop corpus
     mmd finetune_mllm --corpus taobao=../shared/data/taobao --set models.mllm=gemma3-270m
+    mmd finetune_mllm --set intent.finetune.method=frozen --set models.mllm=gemma3-270m     a head; no training
     mmd finetune_mllm --set intent.finetune.workers=2 --set intent.finetune.deepspeed.stage=3
 """
 
@@ -31,6 +32,7 @@ from rich.table import Table
 
 from jobs.glue.cluster import quiet_data, ray_cluster, worker_count
 from jobs.glue.entry import JobContext, console, main
+from jobs.glue.frozen import make_frozen
 from jobs.glue.metric_logs import EVENTS_FILE, mlflow_log, require_mlflow, scalars_of, write_events
 from jobs.glue.train import (
     HELD_OUT,
@@ -134,6 +136,8 @@ def run(context: JobContext) -> Artifact:
     if found := context.existing("adapter", settings, inputs, seeds):
         return found
     resolve(base, context.config.models)  # missing weights are told here, not by a worker
+    if context.config.intent.finetune.method == "frozen":
+        return make_frozen(context, base, inputs, settings, seeds)
     version = version_for("adapter", settings, inputs, seeds)
     place = RunPlace(run_storage(context), f"finetune_mllm-{context.name}-{version}")
     with tempfile.TemporaryDirectory() as scratch, only_run(place.path):
@@ -152,8 +156,12 @@ def run(context: JobContext) -> Artifact:
 def finetune_settings(context: JobContext) -> dict[str, Any]:
     """Return the settings that the weights depend on."""
     intent, models = context.config.intent, context.config.models
+    if intent.finetune.method == "frozen":
+        kept: dict[str, Any] = {"include": {"method", "frozen"}}
+    else:
+        kept = {"exclude": _OPERATION | {"frozen"}}
     return {
-        "finetune": intent.finetune.model_dump(mode="json", exclude=_OPERATION),
+        "finetune": intent.finetune.model_dump(mode="json", **kept),
         "prompt": intent.prompt.model_dump(mode="json"),
         "mllm": models.mllm,
         "dtype": models.dtype,
