@@ -23,7 +23,7 @@ from mmd.artifacts import Artifact, version_for
 from mmd.corpora.store import Corpus
 from mmd.evaluation.metrics import Confusion
 from mmd.intent.frozen import FittedFrozen, FrozenTask, States, fit_frozen, read_samples, save_heads
-from mmd.intent.mllm import MllmIndex, MllmTask, save_held_out, save_mllm_index
+from mmd.intent.mllm import MllmIndex, MllmTask, save_held_out, save_mllm_index, task_folder
 from mmd.intent.samples import ORIGINAL, Sample, Samples
 from mmd.models.hidden import Piece, SpanStates, Vector
 from mmd.models.mllm import load_mllm
@@ -70,9 +70,12 @@ def make_frozen(
         "adapter", context.name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
     ) as writer:
         for result in results:
-            save_heads(writer, result.task.task, result.fitted, result.task, layer)
+            save_heads(writer, task_folder(result.task.task), result.fitted, result.task, layer)
         save_held_out(writer, {result.task.task: result.fitted.held_out for result in results})
-        entries = {r.task.task: MllmTask(folder=r.task.task, labels=r.task.labels, temperature=1.0) for r in results}
+        entries = {
+            r.task.task: MllmTask(folder=task_folder(r.task.task), labels=r.task.labels, temperature=1.0)
+            for r in results
+        }
         save_mllm_index(writer, MllmIndex(base=base, method="frozen", prompt=intent.prompt, tasks=entries))
         writer.write_json(TRAINING_FILE, {"layer": layer, "heads": {r.task.task: record_of(r) for r in results}})
         for result in results:

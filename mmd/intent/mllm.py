@@ -13,6 +13,8 @@ An ``adapter`` artefact holds::
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +43,16 @@ FORMAT_VERSION = 1
 INDEX_FILE = "mllm.json"
 HELD_OUT_FILE = "held_out.json"
 Method = Literal["lora", "full", "frozen"]
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def task_folder(task: str) -> str:
+    """Return the name of the folder (and adapter) of a task's weights: the task itself where its name is plain.
+
+    Tasks are named by whoever labelled the corpus, with spaces, dots, slashes, in any script; a path or the name of a
+    torch module cannot be.
+    """
+    return task if _PLAIN_NAME.fullmatch(task) else f"task-{hashlib.sha256(task.encode()).hexdigest()[:12]}"
 
 
 class MllmTask(BaseModel):

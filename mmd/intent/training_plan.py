@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmd.errors import ArtifactError, ConfigError
+from mmd.intent.mllm import task_folder
 from mmd.intent.samples import ORIGINAL
 from mmd.intent.settings import FinetuneSettings
 
@@ -52,8 +53,8 @@ class TrainingRun:
 
     @property
     def model(self) -> str:
-        """Name of the model it makes: the task, or ``joint``."""
-        return self.tasks[0] if len(self.tasks) == 1 else "joint"
+        """Name of the model it makes, fit for a folder: the task's, or ``joint``."""
+        return task_folder(self.tasks[0]) if len(self.tasks) == 1 else "joint"
 
 
 def plan_runs(settings: FinetuneSettings, tasks: Sequence[str], folds: int) -> list[TrainingRun]:
@@ -72,7 +73,7 @@ def plan_runs(settings: FinetuneSettings, tasks: Sequence[str], folds: int) -> l
     groups = [tuple(sorted(tasks))] if joint else [(task,) for task in sorted(tasks)]
     runs = []
     for group in groups:
-        name = "joint" if len(group) > 1 else group[0]
+        name = "joint" if len(group) > 1 else task_folder(group[0])
         runs += [TrainingRun(f"{name}-fold{fold}", group, fold) for fold in range(settings.held_out_folds)]
         if settings.refit or not settings.held_out_folds:
             runs.append(TrainingRun(f"{name}-all", group, None))

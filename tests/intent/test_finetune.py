@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,6 +29,7 @@ from mmd.intent.finetune import (
     restore_optimizer,
     restore_weights,
 )
+from mmd.intent.mllm import MllmTask
 from mmd.intent.samples import ORIGINAL, Sample
 from mmd.intent.settings import FinetuneSettings, IntentSettings, LoraSettings
 from mmd.intent.training_plan import (
@@ -95,6 +97,17 @@ def test_without_a_refit_the_model_that_misses_fold_0_answers():
 def test_a_joint_run_trains_all_tasks_and_nothing_held_out_trains_once_on_everything():
     runs = plan_runs(FinetuneSettings(tasks="joint", held_out_folds=0), ["b", "a"], folds=5)
     assert [(run.name, run.tasks, run.held_out_fold) for run in runs] == [("joint-all", ("a", "b"), None)]
+
+
+@pytest.mark.parametrize("task", ["user intent", "intent.v2", "a/b", "../up", "意图", "_x"])
+def test_any_task_gets_a_folder_of_its_own_whatever_its_name(task: str):
+    """A path, the adapter's name (a torch module's, without dots) and the artefact's index all take it."""
+    [run, other] = plan_runs(FinetuneSettings(), [task, f"{task}2"], folds=5)
+    assert run.tasks != other.tasks
+    assert run.model != other.model
+    assert run.name == f"{run.model}-fold0"
+    assert re.fullmatch(r"task-[0-9a-f]{12}", run.model)
+    assert MllmTask(folder=run.model, labels=("l",), temperature=1.0).folder == run.model
 
 
 def test_more_held_out_folds_than_folds_are_refused():
