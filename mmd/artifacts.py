@@ -20,13 +20,13 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, cast, get_args
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 import mmd
 from mmd.errors import ArtifactError
@@ -82,6 +82,19 @@ class Manifest(BaseModel):
     digest: str
     code: str = Field(description="mmd version and, in a git checkout, its revision.")
     created_unix_s: float
+
+    @field_validator("files")
+    @classmethod
+    def _stay_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        """Refuse names that lead out of the artefact: they are paths that are read, and copied into caches."""
+        if odd := [relative for relative in files if not _is_inside(relative)]:
+            raise ValueError(f"file {odd[0]!r} lies outside the artefact")
+        return files
+
+
+def _is_inside(relative: str) -> bool:
+    path = PurePosixPath(relative)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def fingerprint(value: object) -> str:
@@ -214,7 +227,13 @@ class ArtifactWriter:
 
     @contextmanager
     def open(self, relative: str) -> Iterator[IO[bytes]]:
-        """Open a new file for writing bytes."""
+        """Open a new file for writing bytes.
+
+        Raises:
+            ArtifactError: of an unsafe format, or outside the artefact.
+        """
+        if not _is_inside(relative):
+            raise ArtifactError(f"{relative}: lies outside the artefact; name tasks and files without '..'.")
         suffix = Path(relative).suffix
         if suffix not in SAFE_SUFFIXES:
             raise ArtifactError(f"{relative}: artefacts hold only {', '.join(sorted(SAFE_SUFFIXES))} files.")

@@ -207,6 +207,25 @@ def test_a_name_that_is_no_plain_word_is_refused(store: ArtifactStore, name: str
         pass
 
 
+@pytest.mark.parametrize("name", ["../escaped.json", "/escaped.json", "a/../../escaped.json", ""])
+def test_no_file_leaves_its_artefact(store: ArtifactStore, name: str):
+    """Names may come from data, a task's say."""
+    with (
+        pytest.raises(ArtifactError, match="outside the artefact"),
+        store.write("report", "demo", settings={}) as writer,
+    ):
+        writer.write_bytes(name, b"{}")
+
+
+def test_a_manifest_whose_files_lie_elsewhere_is_refused(store: ArtifactStore):
+    with store.write("report", "demo", settings={}) as writer:
+        writer.write_json("metrics.json", {})
+    [manifest] = Path(store.root).glob("report/demo/*/manifest.json")
+    manifest.write_text(manifest.read_text().replace("metrics.json", "../../metrics.json"))
+    with pytest.raises(ArtifactError, match="not a manifest of this mmd"):
+        store.open("report/demo")
+
+
 def test_a_store_that_cannot_be_written_is_told(tmp_path: Path):
     (tmp_path / "file").write_text("")
     store = ArtifactStore(str(tmp_path / "file"))
