@@ -116,7 +116,7 @@ class FiredRule:
 
 @dataclass(frozen=True, slots=True)
 class IntentPrediction:
-    """The gate's answer. ``arm`` says who decided: ``rules`` or ``classifier`` (or ``default`` in rules-only use)."""
+    """The gate's answer. ``arm`` says who decided, as in :class:`mmd.intent.gate.Decision`."""
 
     dialogue_id: str
     task: str

@@ -132,27 +132,6 @@ def answer_loss(mllm: Mllm, batch: Batch) -> torch.Tensor:
     return cross_entropy(mllm.head(states), labels[asked])
 
 
-def make_answer_loss(mllm: Mllm) -> torch.nn.Module:
-    """Return a module that holds the model's weights and maps a batch to :func:`answer_loss`, as DeepSpeed wants it."""
-    from torch import nn
-
-    class AnswerLoss(nn.Module):
-        """``module(batch) -> loss``; its only child is the model, under the name ``model``."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = mllm.model
-
-        def forward(self, batch: Batch) -> torch.Tensor:
-            return answer_loss(mllm, batch)
-
-    return AnswerLoss()
-
-
-AnswerLoss = make_answer_loss
-"""The module's name where it is used: ``AnswerLoss(mllm)``."""
-
-
 def load_mllm(name: str, settings: ModelSettings | None = None, *, trainable: bool = False) -> Mllm:
     """Load a model by name.
 
