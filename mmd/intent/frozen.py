@@ -400,7 +400,7 @@ class FrozenMllmClassifier:
         if content.get("format_version") != FORMAT_VERSION:
             raise ArtifactError(
                 f"{artifact.ref}: {folder}/{HEAD_FILE} has format {content.get('format_version')}, this mmd reads "
-                f"{FORMAT_VERSION}; run `mmd finetune-mllm` again."
+                f"{FORMAT_VERSION}; run `mmd finetune_mllm` again."
             )
         task = FrozenTask(content["task"], tuple(content["labels"]), FrozenSettings(**content["settings"]))
         states = SpanStates(mllm, task.settings.layer)
@@ -410,7 +410,7 @@ class FrozenMllmClassifier:
             if any(block.mean.shape != (states.dim,) for block in head.blocks) or content["layer"] != states.layer:
                 raise ArtifactError(
                     f"{artifact.ref}: {folder}/{HEAD_FILE} was fitted on layer {content['layer']} of another model "
-                    f"than {mllm.name!r} is here; run `mmd finetune-mllm` again."
+                    f"than {mllm.name!r} is here; run `mmd finetune_mllm` again."
                 )
         return cls(task, states, heads["plain"], heads["hinted"])
 

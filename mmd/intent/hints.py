@@ -47,9 +47,17 @@ class ToldRule:
 def conditions(predicates: Iterable[Predicate], prototypes: Prototypes) -> str:
     """Return a rule's conditions in words, e.g. ``the customer's last message contains “fade” and …``.
 
-    Neither label nor record is among them: a hint's line begins with both.
+    Neither label nor record is among them: a hint's line begins with both. What stands at a prototype is not quoted:
+    it may be another dialogue's message, which a model that is validated on that dialogue must not have read.
     """
-    return " and ".join(describe_predicate(p, "en", prototypes) for p in predicates)
+    return " and ".join(_told(p, prototypes) for p in predicates)
+
+
+def _told(predicate: Predicate, prototypes: Prototypes) -> str:
+    if predicate.kind != "near":
+        return describe_predicate(predicate, "en", prototypes)
+    what = "picture" if predicate.scope == "image" else "customer's last message"
+    return f"the {what} is {'un' if predicate.negated else ''}like a known one"
 
 
 def told_rules(fired: Iterable[Rule], prototypes: Prototypes) -> list[ToldRule]:

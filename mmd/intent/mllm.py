@@ -208,14 +208,14 @@ def load_mllm_index(artifact: Artifact) -> MllmIndex:
     """
     if artifact.manifest.kind != "adapter":
         raise ArtifactError(
-            f"{artifact.ref}: holds no fine-tuned model; open adapter/NAME, made by `mmd finetune-mllm`."
+            f"{artifact.ref}: holds no fine-tuned model; open adapter/NAME, made by `mmd finetune_mllm`."
         )
     content = artifact.read_json(INDEX_FILE)
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise ArtifactError(
             f"{artifact.ref}: {INDEX_FILE} has format {version}, this mmd reads {FORMAT_VERSION}; "
-            "run `mmd finetune-mllm` again."
+            "run `mmd finetune_mllm` again."
         )
     try:
         index = MllmIndex.model_validate(content)
@@ -324,7 +324,7 @@ def load_held_out(artifact: Artifact, task: str) -> HeldOut | None:
         if {len(score.plain), len(score.hinted)} != {len(entry.labels)}:
             raise ArtifactError(
                 f"{artifact.ref}: {HELD_OUT_FILE} scores other than {len(entry.labels)} labels of task {task} for "
-                f"dialogue {dialogue_id}; run `mmd finetune-mllm` again."
+                f"dialogue {dialogue_id}; run `mmd finetune_mllm` again."
             )
     if not scores:
         return None

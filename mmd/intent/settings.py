@@ -181,8 +181,9 @@ class FinetuneSettings(Settings):
 
     method: Literal["auto", "lora", "full", "frozen"] = Field(
         default="auto",
-        description="lora adapts low-rank; full trains every weight; frozen fits a head on the model as it is, one "
-        "forward pass an example; auto: full for tiny-*, else lora.",
+        description="lora adapts low-rank; full trains every weight; frozen fits a head a task on the model as it is, "
+        "one pass an original, every fold held out (tasks, epochs, held_out_folds, refit and workers have no say); "
+        "auto: full for tiny-*, else lora.",
     )
     tasks: Literal["separate", "joint"] = Field(
         default="separate", description="One model a task, or one for all: joint training suffers the seesaw (KDSL)."

@@ -309,7 +309,7 @@ def test_a_stored_head_answers_as_the_one_that_was_stored(tmp_path: Path):
 
 def test_a_head_of_another_layer_is_refused(tmp_path: Path):
     artifact = write_artifact(tmp_path, load_mllm(BASE), head_layer=99).open("adapter/words")
-    with pytest.raises(ArtifactError, match="run `mmd finetune-mllm` again"):
+    with pytest.raises(ArtifactError, match="run `mmd finetune_mllm` again"):
         load_mllm_classifiers(artifact)
 
 

@@ -35,9 +35,7 @@ def test_conditions_name_what_stands_at_a_prototype():
     near = Predicate("near", "last_user", "p1")
     prototypes = {"p1": Prototype("p1", "last_user", np.ones(2, np.float32), 0.5, "does it fade")}
     words = conditions([near, Predicate("ocr", "any", "care", negated=True)], prototypes)
-    assert words == (
-        "the customer's last message means something like “does it fade” and the picture does not show the text “care”"
-    )
+    assert words == ("the customer's last message is like a known one and the picture does not show the text “care”")
 
 
 def test_rules_of_a_base_are_told_in_the_order_they_come():
