@@ -112,28 +112,39 @@ class LanguageModel:
 
 def _load(weights: Weights, settings: ModelSettings) -> tuple[Any, Any]:
     """Return tokenizer and model, float32, in evaluation mode."""
-    if weights.format == "torch":
-        raise ModelError(f"model {weights.name!r}: no language model; see `mmd models` for those.")
-    if weights.format == "gguf":
-        return _load_folder(weights.name, str(converted_folder(weights, settings)), offline=True)
-    place = weights.name if weights.path is None else str(weights.path)
-    return _load_folder(weights.name, place, offline=weights.path is not None or not settings.allow_hub)
-
-
-def _load_folder(name: str, place: str, *, offline: bool) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    place, options = pretrained_place(weights, settings)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        # local_files_only keeps the library from asking the hub, whatever HF_HUB_OFFLINE says.
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=offline)
-        model = AutoModelForCausalLM.from_pretrained(place, local_files_only=offline, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        model = AutoModelForCausalLM.from_pretrained(place, **options, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as err:
-        raise ModelError(f"model {name!r}: cannot be loaded as a causal language model from {place} ({err}).") from err
+        raise ModelError(
+            f"model {weights.name!r}: cannot be loaded as a causal language model from {place} ({err})."
+        ) from err
     model.eval()  # type: ignore[no-untyped-call]
     return tokenizer, model
+
+
+def pretrained_place(weights: Weights, settings: ModelSettings) -> tuple[str, dict[str, Any]]:
+    """Return the folder or repository that transformers' ``from_pretrained`` is given, and its options.
+
+    Raises:
+        ModelError: a state-dict file, which is no language model.
+    """
+    if weights.format == "torch":
+        raise ModelError(f"model {weights.name!r}: no language model; see `mmd models` for those.")
+    # local_files_only keeps the library from asking the hub, whatever HF_HUB_OFFLINE says.
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if weights.format == "gguf":
+        return str(converted_folder(weights, settings)), local
+    if weights.path is not None:
+        return str(weights.path), local
+    chosen = {} if weights.revision is None else {"revision": weights.revision}
+    return weights.repository or weights.name, {**local, "local_files_only": not settings.allow_hub, **chosen}
 
 
 def converted_folder(weights: Weights, settings: ModelSettings) -> Path:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from mmd.errors import ModelError
 from mmd.models.devices import choose_device, choose_dtype
 from mmd.models.encoder import IGNORED, PromptEncoder
-from mmd.models.language import converted_folder
+from mmd.models.language import pretrained_place
 from mmd.models.memory import require_memory
 from mmd.models.prompt import Prompt
-from mmd.models.resolve import Weights, resolve
+from mmd.models.resolve import resolve
 from mmd.models.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -145,14 +145,13 @@ def load_mllm(name: str, settings: ModelSettings | None = None, *, trainable: bo
             of safetensors, or is of an architecture that transformers does not know; or there is too little memory.
     """
     settings = settings or ModelSettings()
-    weights = resolve(name, settings)
-    place, offline = _place(weights, settings)
-    config = _load_config(name, place, offline=offline)
-    encoder = _load_encoder(name, place, config, offline=offline)
+    place, options = pretrained_place(resolve(name, settings), settings)
+    config = _load_config(name, place, options)
+    encoder = _load_encoder(name, place, config, options)
     device = choose_device(settings)
     dtype = choose_dtype(settings, device, small=_is_small(place))
     require_memory(name, Path(place), dtype, device)
-    model = _load_model(name, place, config, dtype, offline=offline).to(device)
+    model = _load_model(name, place, config, dtype, options).to(device)
     model.train(trainable).requires_grad_(trainable)
     return Mllm(name, model, encoder)
 
@@ -164,17 +163,8 @@ def load_encoder(name: str, settings: ModelSettings | None = None) -> PromptEnco
         ModelError: as :func:`load_mllm`.
     """
     settings = settings or ModelSettings()
-    place, offline = _place(resolve(name, settings), settings)
-    return _load_encoder(name, place, _load_config(name, place, offline=offline), offline=offline)
-
-
-def _place(weights: Weights, settings: ModelSettings) -> tuple[str, bool]:
-    """Return what ``from_pretrained`` is given, and whether it must stay off the network."""
-    if weights.format == "torch":
-        raise ModelError(f"model {weights.name!r}: no language model; see `mmd models` for those.")
-    if weights.format == "gguf":
-        return str(converted_folder(weights, settings)), True
-    return (weights.name, not settings.allow_hub) if weights.path is None else (str(weights.path), True)
+    place, options = pretrained_place(resolve(name, settings), settings)
+    return _load_encoder(name, place, _load_config(name, place, options), options)
 
 
 def _is_small(place: str) -> bool:
@@ -183,7 +173,7 @@ def _is_small(place: str) -> bool:
     return bool(found) and sum(found) < _SMALL_BYTES
 
 
-def _load_config(name: str, place: str, *, offline: bool) -> Any:  # noqa: ANN401 (duck-typed library object)
+def _load_config(name: str, place: str, options: Mapping[str, Any]) -> Any:  # noqa: ANN401 (duck-typed library object)
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -196,7 +186,7 @@ def _load_config(name: str, place: str, *, offline: bool) -> Any:  # noqa: ANN40
                 "comes with weights. Use a model of an architecture that transformers has built in."
             )
     try:
-        return AutoConfig.from_pretrained(place, local_files_only=offline, trust_remote_code=False)
+        return AutoConfig.from_pretrained(place, **options)
     except (OSError, ValueError, KeyError) as err:
         raise ModelError(f"model {name!r}: its config cannot be read from {place} ({_short(err)}).") from err
 
@@ -208,12 +198,11 @@ def _sees_pictures(config: Any) -> bool:  # noqa: ANN401 (duck-typed library obj
     return known and getattr(config, "vision_config", None) is not None
 
 
-def _load_encoder(name: str, place: str, config: Any, *, offline: bool) -> PromptEncoder:  # noqa: ANN401 (duck-typed library object)
+def _load_encoder(name: str, place: str, config: Any, options: Mapping[str, Any]) -> PromptEncoder:  # noqa: ANN401 (duck-typed library object)
     from transformers import AutoTokenizer
 
     from mmd.models.processors import load_processor
 
-    options = {"local_files_only": offline, "trust_remote_code": False}
     try:
         if _sees_pictures(config):
             processor = load_processor(place, config.model_type, options)
@@ -223,7 +212,7 @@ def _load_encoder(name: str, place: str, config: Any, *, offline: bool) -> Promp
         raise ModelError(f"model {name!r}: {place} has no usable tokenizer or processor ({_short(err)}).") from err
 
 
-def _load_model(name: str, place: str, config: Any, dtype: torch.dtype, *, offline: bool) -> Any:  # noqa: ANN401 (duck-typed library object)
+def _load_model(name: str, place: str, config: Any, dtype: torch.dtype, options: Mapping[str, Any]) -> Any:  # noqa: ANN401 (duck-typed library object)
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.utils import logging
 
@@ -231,13 +220,7 @@ def _load_model(name: str, place: str, config: Any, dtype: torch.dtype, *, offli
     door: Any = AutoModelForImageTextToText if _sees_pictures(config) else AutoModelForCausalLM
     try:
         model, info = door.from_pretrained(
-            place,
-            config=config,
-            dtype=dtype,
-            local_files_only=offline,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
+            place, **options, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError) as err:
         raise ModelError(f"model {name!r}: cannot be loaded from {place} ({_short(err)}).") from err

@@ -24,7 +24,7 @@ from mmd.models.settings import ModelSettings
 ModelKind = Literal["language", "multimodal", "sentence", "vision"]
 WeightFormat = Literal["gguf", "folder", "torch", "hub"]
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w.-]+)?")
+_HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 _CHUNK_BYTES = 1 << 20
 
 
@@ -37,11 +37,15 @@ class Weights:
         format: ``gguf`` (one file), ``folder`` (Hugging Face layout), ``torch`` (a state-dict file, opened with
             ``weights_only``), or ``hub`` (``path`` is then None and ``name`` a hub id).
         path: file or folder.
+        repository: of a hub id, what stands before ``@``.
+        revision: of a hub id, what stands after ``@``: a branch, tag or commit; None: the newest.
     """
 
     name: str
     format: WeightFormat
     path: Path | None
+    repository: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +155,8 @@ def resolve(name: str, settings: ModelSettings | None = None) -> Weights:
     A packaged name wins over a path of the same spelling; write ``./name`` for the path.
 
     Args:
-        name: a packaged name (:func:`known_models`), a ``.gguf`` file, a folder in Hugging Face's layout, or a hub id.
+        name: a packaged name (:func:`known_models`), a ``.gguf`` file, a folder in Hugging Face's layout, or a hub id
+            (``owner/model``, or ``owner/model@revision``).
         settings: cache folder, and whether a hub may be asked.
 
     Raises:
@@ -166,11 +171,12 @@ def resolve(name: str, settings: ModelSettings | None = None) -> Weights:
     path = Path(name).expanduser()
     if path.exists():
         return _local(name, path)
-    if not _HUB_ID.fullmatch(name):
+    hub_id = _HUB_ID.fullmatch(name)
+    if hub_id is None:
         raise ModelError(f"model {name!r}: no such file or folder, and not a hub id. {_ways(name)}")
     if not settings.allow_hub:
         raise ModelError(f"model {name!r}: its weights are not here, and models.allow_hub is false. {_ways(name)}")
-    return Weights(name, "hub", None)
+    return Weights(name, "hub", None, hub_id["repository"], hub_id["revision"])
 
 
 def _ways(name: str) -> str:

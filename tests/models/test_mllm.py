@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from mmd.errors import ModelError
 from mmd.models.encoder import IGNORED, PromptEncoder
+from mmd.models.language import LanguageModel
 from mmd.models.lora import save_trained
 from mmd.models.mllm import Mllm, answer_loss, load_encoder, load_mllm
 from mmd.models.prompt import Prompt
@@ -24,7 +25,7 @@ from mmd.models.tiny import TINY
 
 VISION = [name for name, model in TINY.items() if model.sees_pictures]
 ANSWERS = ["ask_size", "退款", "other"]
-Load = Callable[[str], Mllm]
+Load = Callable[..., Mllm]
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -248,3 +249,38 @@ def test_an_architecture_that_transformers_does_not_know_is_refused(folder: Path
     edit_config(folder, model_type="unheard_of")
     with pytest.raises(ModelError, match="unheard_of"):
         load_mllm(str(folder))
+
+
+@pytest.fixture
+def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """Serve a folder as revision ``v1`` of ``someone/some-model``; what was asked for is listed."""
+    asked = []
+
+    def from_hub(own: Callable[..., object]) -> Callable[..., object]:
+        def from_pretrained(place: str | Path, **options: object) -> object:
+            if place == folder:  # a tokenizer asks for its model's config
+                return own(place, **options)
+            asked.append((str(place), options.pop("revision", None)))
+            if asked[-1] != ("someone/some-model", "v1"):
+                raise OSError(f"the hub has no {place} at {asked[-1][1]}")
+            return own(folder, **options | {"local_files_only": True})
+
+        return from_pretrained
+
+    for door in (AutoConfig, AutoTokenizer, AutoModelForCausalLM):
+        monkeypatch.setattr(door, "from_pretrained", from_hub(door.from_pretrained))
+    return asked
+
+
+def test_the_revision_of_a_hub_id_goes_to_every_door(hub: list[tuple[str, str | None]]):
+    settings = ModelSettings(allow_hub=True)
+    assert load_mllm("someone/some-model@v1", settings).name == "someone/some-model@v1"
+    assert hub == [("someone/some-model", "v1")] * 3
+    assert LanguageModel("someone/some-model@v1", settings).generate(["a"], 1)
+    assert hub == [("someone/some-model", "v1")] * 5
+
+
+@pytest.mark.parametrize("load", [load_mllm, LanguageModel])
+def test_a_revision_that_is_not_there_is_named_with_its_model(hub: list[tuple[str, str | None]], load: Load):
+    with pytest.raises(ModelError, match=r"'someone/some-model@v2': .*no someone/some-model at v2"):
+        load("someone/some-model@v2", ModelSettings(allow_hub=True))

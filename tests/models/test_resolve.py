@@ -46,6 +46,12 @@ def test_a_hub_id_is_refused_unless_allowed():
     assert (found.format, found.path) == ("hub", None)
 
 
+@pytest.mark.parametrize("revision", ["main", "v1.0", "0123abc", "refs/pr/3"])
+def test_a_hub_id_may_name_a_revision(revision: str):
+    found = resolve(f"someone/some-model@{revision}", ModelSettings(allow_hub=True))
+    assert (found.repository, found.revision) == ("someone/some-model", revision)
+
+
 def test_a_missing_model_comes_with_the_three_ways_to_get_one():
     with pytest.raises(ModelError) as caught:
         resolve("Qwen/Qwen2-VL-7B-Instruct")
