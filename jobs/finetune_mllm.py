@@ -32,7 +32,7 @@ from rich.table import Table
 
 from jobs.glue.cluster import quiet_data, ray_cluster, worker_count
 from jobs.glue.entry import JobContext, console, main
-from jobs.glue.frozen import make_frozen
+from jobs.glue.frozen import TRAINING_FILE, make_frozen
 from jobs.glue.metric_logs import EVENTS_FILE, mlflow_log, require_mlflow, scalars_of, write_events
 from jobs.glue.train import (
     HELD_OUT,
@@ -83,7 +83,6 @@ from mmd.intent.training_plan import (
 from mmd.models.resolve import resolve
 from mmd.models.settings import ModelSettings
 
-TRAINING_FILE = "training.json"
 _BATCHES_AHEAD = 4
 _OPERATION = {"mlflow_uri", "max_failures", "checkpoint_every", "threads"}  # change how, not what
 

@@ -32,7 +32,7 @@ from mmd.intent.probe import fit_temperature, label_indices
 from mmd.intent.prompts import WORDING, Lang, prompt_language
 from mmd.intent.samples import Sample
 from mmd.intent.settings import FrozenSettings
-from mmd.intent.types import ImageFacts, IntentExample, Probabilities, has_words
+from mmd.intent.types import TAG, ImageFacts, IntentExample, Probabilities, has_words
 from mmd.models.hidden import Piece, SpanStates, Vector, stack_spans
 from mmd.models.likelihood import LogLikelihoods
 from mmd.models.mllm import Mllm
@@ -43,7 +43,6 @@ HEAD_FILE, TENSORS_FILE = "head.json", "head.safetensors"
 Span = Literal["last_user", "reply", "printed", "shown", "hint"]
 SPANS: tuple[Span, ...] = ("last_user", "reply", "printed", "shown", "hint")
 _SCALE = 10.0  # ridge scores lie in about [-.1, 1]; a temperature of order 1 then fits them
-_TAG = re.compile(r"<[^<>\n]{1,40}>")
 _NUMBER = re.compile(r"[¥￥$€]?\d[\d.,:：\-/*%]*")
 _LEAST_LINE = 2  # characters; shorter lines of printed text are mostly icons
 
@@ -128,7 +127,7 @@ def name_pieces(task: str, label: str, settings: FrozenSettings) -> tuple[list[P
 
 def plain_words(text: str) -> str:
     """Return a text as one line, without tags such as ``<http>``; each number, price or date is one 0."""
-    return _NUMBER.sub("0", " ".join(_TAG.sub(" ", text).split()))
+    return _NUMBER.sub("0", " ".join(TAG.sub(" ", text).split()))
 
 
 def printed_lines(example: IntentExample) -> list[str]:

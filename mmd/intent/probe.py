@@ -32,7 +32,7 @@ from mmd.artifacts import Artifact, ArtifactWriter
 from mmd.errors import ArtifactError
 from mmd.intent.settings import ProbeSettings
 from mmd.intent.textnorm import normalise
-from mmd.intent.types import IntentExample, Probabilities, Vector
+from mmd.intent.types import TAG, IntentExample, Probabilities, Vector
 
 Matrix = sp.csr_matrix
 Logits = NDArray[np.float64]
@@ -42,7 +42,6 @@ TEXT_SOURCES: tuple[TextSource, ...] = ("last_user", "user", "agent", "reply", "
 DENSE_SOURCES: tuple[DenseSource, ...] = ("sentence", "reply_sentence", "shown_sentence", "image")
 _NAMED: frozenset[str] = frozenset({"last_user", "user", "ocr", "sentence"})  # blocks that a label's name fills, too
 _DIGIT = re.compile(r"\d")
-_TAG = re.compile(r"<[^<>\n]{1,40}>")
 _ABSENT_LOGIT = -30.0  # of labels that training never saw
 _DUAL_MAX_ROWS = 4_000  # beyond, an n x n Gram matrix costs more than it saves
 FORMAT_VERSION = 1
@@ -55,7 +54,7 @@ def block_text(example: IntentExample, source: TextSource) -> str:
 
 
 def _plain(text: str) -> str:
-    return _DIGIT.sub("0", normalise(_TAG.sub(" ", text)))
+    return _DIGIT.sub("0", normalise(TAG.sub(" ", text)))
 
 
 def block_vector(example: IntentExample, source: DenseSource) -> Vector | None:

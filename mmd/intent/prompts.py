@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mmd.intent.settings import PromptSettings
-from mmd.intent.types import ImageFacts, IntentExample, has_words
+from mmd.intent.types import TAG, ImageFacts, IntentExample, has_words
 from mmd.models.prompt import Prompt
 from mmd.schema import Turn
 
 Lang = Literal["en", "zh"]
 _HAN = re.compile(r"[㐀-鿿豈-﫿]")
 _LETTER = re.compile(r"[^\W\d_]")
-_TAG = re.compile(r"<[^<>\n]{1,40}>")  # tokens such as <http>, which stand for something taken out
 # Control tokens of chat templates are written in these (<|im_end|>, <image>, [INST]); full-width forms are the
 # same to tokenizers that normalise.
 _DEFUSED = str.maketrans(
@@ -83,7 +82,7 @@ def prompt_language(example: IntentExample, labels: Sequence[str] = ()) -> Lang:
     Looked at are the turns; where these have no letters the labels, then the pictures' text.
     """
     for text in (example.text("any"), " ".join(labels), example.ocr_text()):
-        letters = len(_LETTER.findall(_TAG.sub("", text)))
+        letters = len(_LETTER.findall(TAG.sub("", text)))
         if letters:
             return "zh" if len(_HAN.findall(text)) >= 0.2 * letters else "en"
     return "en"

@@ -14,12 +14,13 @@ from mmd.schema import Item, OcrLine, Turn
 
 Vector = NDArray[np.float32]
 _SHOWN_CHARS = 256
-_TAG = re.compile(r"<[^<>\n]{1,40}>")
+TAG = re.compile(r"<[^<>\n]{1,40}>")
+"""A token such as ``<http>``, which stands for something that was taken out of the text."""
 
 
 def has_words(text: str) -> bool:
     """Say whether a turn says anything besides tokens such as ``<http>``, a link that was taken out."""
-    return any(c.isalnum() for c in _TAG.sub("", text))
+    return any(c.isalnum() for c in TAG.sub("", text))
 
 
 @dataclass(frozen=True, eq=False)

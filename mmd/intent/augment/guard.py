@@ -14,13 +14,12 @@ from mmd.intent.patterns import required_literal
 from mmd.intent.predicates import holds
 from mmd.intent.rules import Predicate, Rule
 from mmd.intent.textnorm import normalise
-from mmd.intent.types import ImageFacts, IntentExample
+from mmd.intent.types import TAG, ImageFacts, IntentExample
 
 Span = tuple[int, int]
 
 _ALWAYS = re.compile(
-    r"<[^<>\n]{1,40}>"  # tokens such as <http>
-    r"|https?://\S+"
+    TAG.pattern + r"|https?://\S+"
     r"|[A-Za-z]*\d[\w.,:%/-]*"  # numbers, sizes, order and article numbers
     r"|[一二两三四五六七八九十百千万半]+"
     r"|[不没未无别非].?"  # what turns a statement into its opposite

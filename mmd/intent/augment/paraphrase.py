@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Protocol
 
 from mmd.intent.augment.phrasebook import HAN, Language, language_of
-from mmd.intent.types import has_words
+from mmd.intent.types import TAG, has_words
 from mmd.schema import Turn
 
 _NEW_TOKENS = 64
 _SHORTEST, _LONGEST = 0.4, 2.5  # length of a paraphrase, as a share of the original's
-_NUMBER = re.compile(r"\d+|<[^<>\n]{1,40}>")
+_NUMBER = re.compile(rf"\d+|{TAG.pattern}")
 _HAN = re.compile(f"[{HAN}]")
 _REQUESTS: dict[Language, tuple[str, ...]] = {
     "en": (
