@@ -67,7 +67,7 @@ from mmd.intent.finetune import (
     restore_optimizer,
     restore_weights,
 )
-from mmd.intent.mllm import MllmIndex, MllmTask, calibrate, save_held_out, save_mllm_index, save_mllm_task
+from mmd.intent.mllm import HeldOutScore, MllmIndex, MllmTask, calibrate, save_held_out, save_mllm_index, save_mllm_task
 from mmd.intent.samples import Samples, sample_from_row
 from mmd.intent.settings import IntentSettings
 from mmd.intent.training_plan import (
@@ -379,7 +379,9 @@ def write_adapter(
             save_mllm_task(writer, f"{BEST}/{model}", result.folder / BEST)
     scores = join_held_out(results)
     save_held_out(writer, scores)
-    golds = {(key.task, key.parent_id): key.label for result in results for key in result.division.held_out}
+    golds: dict[str, dict[str, str]] = {}
+    for key in (key for result in results for key in result.division.held_out):
+        golds.setdefault(key.task, {})[key.parent_id] = key.label
     save_mllm_index(
         writer,
         MllmIndex(
@@ -387,11 +389,7 @@ def write_adapter(
             method=results[0].plan.recipe.method,
             prompt=context.config.intent.prompt,
             tasks={
-                task: MllmTask(
-                    folder=model,
-                    labels=tasks[task],
-                    temperature=temperature(scores, golds, task, tasks[task]),
-                )
+                task: task_entry(model, tuple(tasks[task]), scores.get(task, {}), golds.get(task, {}))
                 for model, result in serving.items()
                 for task in result.run.tasks
             },
@@ -413,15 +411,30 @@ def join_held_out(results: Sequence[RunResult]) -> HeldOutScores:
     return out
 
 
-def temperature(
-    scores: HeldOutScores, golds: Mapping[tuple[str, str], str], task: str, labels: tuple[str, ...]
-) -> float:
-    """Return the temperature that fits a task's held-out scores; 1 where nothing was held out."""
-    rows = scores.get(task, {})
-    if not rows:
-        return 1.0
-    plain = np.array([score.plain for score in rows.values()])
-    return calibrate(plain, labels, [golds[task, dialogue_id] for dialogue_id in rows])
+def task_entry(
+    folder: str, labels: tuple[str, ...], scores: Mapping[str, HeldOutScore], golds: Mapping[str, str]
+) -> MllmTask:
+    """Return a task's entry in the index, with the temperatures that fit its held-out scores.
+
+    Prompts with a hint have one of their own, fitted to the dialogues that have a hint: told what rules say, a model
+    is surer of itself. Nothing held out leaves the temperature 1, no hints leave one temperature for all.
+
+    Args:
+        folder: of the weights.
+        labels: of the task.
+        scores: dialogue id → held-out log-likelihoods.
+        golds: dialogue id → right label.
+    """
+    plain = np.array([score.plain for score in scores.values()])
+    told = {key: score.hinted for key, score in scores.items() if score.told}
+    return MllmTask(
+        folder=folder,
+        labels=labels,
+        temperature=calibrate(plain, labels, [golds[key] for key in scores]),
+        hinted_temperature=calibrate(np.array(list(told.values())), labels, [golds[key] for key in told])
+        if told
+        else None,
+    )
 
 
 def training_record(result: RunResult) -> dict[str, Any]:

@@ -5,7 +5,8 @@ temperature that makes held-out probabilities honest (Guo et al. 2017), and norm
 
 An ``adapter`` artefact holds::
 
-    mllm.json        format_version, base, method, prompt, tasks: {task: {folder, labels, temperature}}
+    mllm.json        format_version, base, method, prompt, tasks: {task: {folder, labels, temperature,
+                     hinted_temperature}}
     <folder>/        what training made: a PEFT adapter, a whole model in Hugging Face's layout, or the head of a model
                      that stays as it is (mmd.intent.frozen; its scores come calibrated)
     held_out.json    {task: {dialogue_id: {fold, plain, hinted}}}: log-likelihoods of a model that never saw the fold
@@ -61,7 +62,10 @@ class MllmTask(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     folder: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="Of the weights; tasks trained jointly share it.")
     labels: tuple[str, ...] = Field(min_length=1)
-    temperature: float = Field(gt=0)
+    temperature: float = Field(gt=0, description="Divides the log-likelihoods.")
+    hinted_temperature: float | None = Field(
+        default=None, gt=0, description="The same where a hint is in the prompt; None: as without one."
+    )
 
 
 class MllmIndex(BaseModel):
@@ -76,12 +80,20 @@ class MllmIndex(BaseModel):
 
 
 class HeldOutScore(BaseModel):
-    """What a model trained without a dialogue's fold says of it: one log-likelihood a label, without and with hint."""
+    """What a model trained without a dialogue's fold says of it: one log-likelihood a label, without and with hint.
+
+    Both are the same numbers where there is no hint to tell.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     fold: int
     plain: tuple[float, ...]
     hinted: tuple[float, ...]
+
+    @property
+    def told(self) -> bool:
+        """Whether there was a hint."""
+        return self.hinted != self.plain
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,7 @@ class MllmClassifier:
         temperature: divides the log-likelihoods.
         prompt: what the model is shown.
         adapter: the adapter on ``mllm`` that answers this task; None: the model as it is.
+        hinted_temperature: divides the log-likelihoods of prompts with a hint; None: ``temperature``.
     """
 
     def __init__(
@@ -113,11 +126,13 @@ class MllmClassifier:
         prompt: PromptSettings,
         *,
         adapter: str | None = None,
+        hinted_temperature: float | None = None,
     ) -> None:
         self.task = task
         self.labels = tuple(labels)
         self.mllm = mllm
         self.temperature = temperature
+        self.hinted_temperature = hinted_temperature or temperature
         self.prompt = prompt
         self.adapter = adapter
         self.needs_pictures = mllm.sees_pictures and prompt.max_images > 0
@@ -162,12 +177,19 @@ class MllmClassifier:
         """Return one distribution an example, in order; its hint, where not empty, is in the prompt."""
         if not examples:
             return []
-        return calibrated(self.log_likelihoods(examples, hints), self.labels, self.temperature)
+        temperatures = [self.hinted_temperature if hint else self.temperature for hint in hints]
+        return calibrated(self.log_likelihoods(examples, hints), self.labels, temperatures)
 
 
-def calibrated(scores: LogLikelihoods, labels: Sequence[str], temperature: float) -> list[Probabilities]:
-    """Return softmax(scores / temperature) of each row; ``scores`` has shape (n, n_labels)."""
-    rows = softmax(np.asarray(scores, dtype=np.float64).reshape(-1, len(labels)) / temperature, axis=1)
+def calibrated(
+    scores: LogLikelihoods, labels: Sequence[str], temperature: float | Sequence[float]
+) -> list[Probabilities]:
+    """Return softmax(scores / temperature) of each row; ``scores`` has shape (n, n_labels).
+
+    The temperature is one for all rows, or one a row.
+    """
+    divisor = np.reshape(np.asarray(temperature, dtype=np.float64), (-1, 1))
+    rows = softmax(np.asarray(scores, dtype=np.float64).reshape(-1, len(labels)) / divisor, axis=1)
     return [Probabilities(tuple(labels), tuple(map(float, row))) for row in rows]
 
 
@@ -262,6 +284,7 @@ def load_mllm_classifiers(artifact: Artifact, settings: ModelSettings | None = N
             entry.temperature,
             index.prompt,
             adapter=entry.folder if index.method == "lora" else None,
+            hinted_temperature=entry.hinted_temperature,
         )
         for task, entry in index.tasks.items()
     }
@@ -328,12 +351,18 @@ def load_held_out(artifact: Artifact, task: str) -> HeldOut | None:
             )
     if not scores:
         return None
+    hinted = entry.hinted_temperature or entry.temperature
     return HeldOut(
-        plain=_distributions({i: s.plain for i, s in scores.items()}, entry),
-        hinted=_distributions({i: s.hinted for i, s in scores.items()}, entry),
+        plain=_distributions({i: (s.plain, entry.temperature) for i, s in scores.items()}, entry.labels),
+        hinted=_distributions(
+            {i: (s.hinted, hinted if s.told else entry.temperature) for i, s in scores.items()}, entry.labels
+        ),
     )
 
 
-def _distributions(scores: Mapping[str, tuple[float, ...]], entry: MllmTask) -> dict[str, Probabilities]:
-    rows = calibrated(np.array(list(scores.values())), entry.labels, entry.temperature)
-    return dict(zip(scores, rows, strict=True))
+def _distributions(
+    scores: Mapping[str, tuple[tuple[float, ...], float]], labels: Sequence[str]
+) -> dict[str, Probabilities]:
+    """Return id → distribution, from id → (log-likelihoods, temperature)."""
+    values, temperatures = zip(*scores.values(), strict=True)
+    return dict(zip(scores, calibrated(np.array(values), labels, temperatures), strict=True))

@@ -172,6 +172,14 @@ def test_an_empty_hint_is_no_hint(classifier: MllmClassifier):
     np.testing.assert_allclose(hinted[1].values, classifier.predict(ASKED)[1].values, atol=1e-5)
 
 
+def test_prompts_with_a_hint_have_their_own_temperature(tiny: Mllm):
+    cooled = MllmClassifier("dialogue_intent", INTENTS, tiny, 2.0, PromptSettings(), hinted_temperature=8.0)
+    hints = ["refund (7 of 8)", "", ""]
+    scores = cooled.log_likelihoods(ASKED, hints)
+    assert cooled.predict_hinted(ASKED, hints) == calibrated(scores, INTENTS, [8.0, 2.0, 2.0])
+    assert cooled.predict_hinted(ASKED, ["", "", ""]) == cooled.predict(ASKED)
+
+
 def test_no_examples_give_no_answers(classifier: MllmClassifier):
     assert classifier.predict([]) == []
     assert classifier.log_likelihoods([]).shape == (0, len(INTENTS))
@@ -197,6 +205,12 @@ def test_probabilities_are_the_tempered_softmax():
     """Log-likelihoods 0 and -2 at temperature 2: e^0 / (e^0 + e^-1) = 0.731."""
     (row,) = calibrated(np.array([[0.0, -2.0]]), ("a", "b"), 2.0)
     assert row.values == pytest.approx((0.7311, 0.2689), abs=1e-4)
+
+
+def test_rows_may_have_temperatures_of_their_own():
+    """Log-likelihoods 0 and -2 at temperatures 2 and 1: 1 / (1 + e^-1) and 1 / (1 + e^-2)."""
+    rows = calibrated(np.array([[0.0, -2.0]] * 2), ("a", "b"), [2.0, 1.0])
+    assert [row.values[0] for row in rows] == pytest.approx([0.7311, 0.8808], abs=1e-4)
 
 
 def test_overconfident_scores_are_cooled_to_their_accuracy():
@@ -294,6 +308,27 @@ def test_held_out_scores_come_back_calibrated(adapters: Artifact):
     assert held_out.plain["d0"].values[0] == pytest.approx(1 / (1 + 2 * np.exp(-4 / 3)))
     assert held_out.hinted["d2"].best == ("refund", pytest.approx(1, abs=1e-9))
     assert load_held_out(adapters, "another task") is None
+
+
+def test_held_out_scores_with_a_hint_are_calibrated_by_their_own_temperature(tmp_path: Path, trained: dict[str, Path]):
+    """Scores 0, -50, -50 at temperature 25: e^0 / (1 + 2 e^-2) = 0.787; without a hint, the plain temperature."""
+    index = index_of("lora", list(TASKS))
+    tasks = {t: entry.model_copy(update={"hinted_temperature": 25.0}) for t, entry in index.tasks.items()}
+    artifact = write(ArtifactStore(str(tmp_path)), index.model_copy(update={"tasks": tasks}), trained)
+    held_out = load_held_out(artifact, "dialogue_intent")
+    assert held_out is not None
+    assert held_out.plain["d0"].values[0] == pytest.approx(1 / (1 + 2 * np.exp(-4 / 3)))
+    assert held_out.hinted["d0"].values[0] == pytest.approx(1 / (1 + 2 * np.exp(-2)))
+    classifier = load_mllm_classifiers(artifact)["dialogue_intent"]
+    assert isinstance(classifier, MllmClassifier)
+    assert (classifier.temperature, classifier.hinted_temperature) == (1.5, 25.0)
+
+
+def test_an_index_without_a_temperature_for_hints_uses_the_plain_one(adapters: Artifact):
+    content = json.loads(adapters.read_bytes("mllm.json"))
+    for entry in content["tasks"].values():
+        del entry["hinted_temperature"]  # as artefacts had it before
+    assert MllmIndex.model_validate(content) == load_mllm_index(adapters)
 
 
 def test_a_missing_base_names_the_ways_to_get_it(tmp_path: Path, trained: dict[str, Path]):

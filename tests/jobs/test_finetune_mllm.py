@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from jobs.bench.zero import compare
-from jobs.finetune_mllm import run
+from jobs.finetune_mllm import run, task_entry
 from jobs.glue.cluster import quiet_data
 from jobs.glue.entry import JobContext
 from jobs.glue.metric_logs import require_mlflow, scalars_of, write_events
@@ -37,7 +38,7 @@ from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config
 from mmd.errors import ConfigError
 from mmd.intent.finetune import finetune_plain, key_of
-from mmd.intent.mllm import load_held_out, load_mllm_classifiers
+from mmd.intent.mllm import HeldOutScore, load_held_out, load_mllm_classifiers
 from mmd.intent.samples import FOLDER, ORIGINAL, SAMPLES, Sample, Samples, sample_to_row
 from mmd.intent.training_plan import Recipe, StepPlan, TrainingRun
 from mmd.intent.types import IntentExample
@@ -187,6 +188,24 @@ def test_a_run_is_found_again_only_after_it_finished(tmp_path: Path):
     assert (tmp_path / "copy" / "state.json").is_file()
     place.remove()
     assert not (tmp_path / "run").exists()
+
+
+def test_hints_get_the_temperature_that_fits_the_dialogues_that_have_one():
+    """All say 'a', right three times in four: by 10 nats without hint (T = 10 / ln 3), by 20 with (T = 20 / ln 3)."""
+    golds = dict(zip("pqrstuvw", "aaabaaab", strict=True))
+    scores = {
+        key: HeldOutScore(fold=0, plain=(0.0, -10.0), hinted=(0.0, -20.0 if key in "pqrs" else -10.0)) for key in golds
+    }
+    entry = task_entry("it", ("a", "b"), scores, golds)
+    assert entry.temperature == pytest.approx(10 / np.log(3), rel=1e-3)
+    assert entry.hinted_temperature == pytest.approx(20 / np.log(3), rel=1e-3)
+
+
+def test_without_hints_or_held_out_dialogues_there_is_nothing_to_fit():
+    untold = {"p": HeldOutScore(fold=0, plain=(0.0, -1.0), hinted=(0.0, -1.0))}
+    assert task_entry("it", ("a", "b"), untold, {"p": "a"}).hinted_temperature is None
+    entry = task_entry("it", ("a", "b"), {}, {})
+    assert (entry.temperature, entry.hinted_temperature) == (1.0, None)
 
 
 # ---------------------------------------------------------------- training
