@@ -8,7 +8,7 @@ TensorBoard events. Each model and held-out fold is a run of its own under Ray T
 Interrupted, the same command goes on: a killed worker is restarted from the run's last checkpoint, a killed driver
 finds it again, and runs that were finished are not repeated. Checkpoints lie beside the store's artefacts until the
 artefact is written. The losses are those of mmd.intent.finetune.finetune_plain, whatever the number of workers and
-the ZeRO stage.
+the ZeRO stage. With --force everything is trained anew, also what an interrupted forced run had done.
 
     mmd finetune_mllm --set models.mllm=tiny-smolvlm                       the built-in shop corpus
     mmd finetune_mllm --corpus taobao=../shared/data/taobao --set models.mllm=gemma3-270m
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,10 @@ from jobs.glue.train import (
     start_monitor,
     watch,
 )
-from jobs.glue.tune import only_run
+from jobs.glue.tune import BatchError, only_run
 from mmd.artifacts import Artifact, ArtifactWriter, version_for
 from mmd.corpora.store import Corpus
+from mmd.errors import ConfigError
 from mmd.intent.finetune import (
     BEST,
     LAST,
@@ -131,15 +133,19 @@ def run(context: JobContext) -> Artifact:
     base = require_base(context.config.models)
     require_mlflow(context.config.intent.finetune.mlflow_uri)
     inputs = context.lineage("samples")
+    require_hints(context, inputs["samples"])
     settings, seeds = finetune_settings(context), {"finetune": context.config.seed}
+    version = version_for("adapter", settings, inputs, seeds)
+    place = RunPlace(run_storage(context), f"finetune_mllm-{context.name}-{version}")
     if found := context.existing("adapter", settings, inputs, seeds):
+        remove_left_over(place)
         return found
     resolve(base, context.config.models)  # missing weights are told here, not by a worker
     if context.config.intent.finetune.method == "frozen":
         return make_frozen(context, base, inputs, settings, seeds)
-    version = version_for("adapter", settings, inputs, seeds)
-    place = RunPlace(run_storage(context), f"finetune_mllm-{context.name}-{version}")
     with tempfile.TemporaryDirectory() as scratch, only_run(place.path):
+        if context.force:
+            place.remove()
         started = time.perf_counter()
         results = train_runs(context, Samples(inputs["samples"]), Corpus(inputs["corpus"]).tasks, place, Path(scratch))
         with context.store.write(
@@ -150,6 +156,31 @@ def run(context: JobContext) -> Artifact:
         place.remove()
     print_results(results)
     return context.store.open(f"adapter/{context.name}@{version}")
+
+
+def require_hints(context: JobContext, samples: Artifact) -> None:
+    """Check that prompts will tell as many rules as the samples' hints do.
+
+    Raises:
+        ConfigError: they would not; a model would be asked otherwise than it was taught.
+    """
+    asked = context.config.intent.prompt.hints
+    made = samples.manifest.settings.get("hints", asked)
+    if made != asked:
+        raise ConfigError(
+            f"intent.prompt.hints={asked}: {samples.ref} was made with {made}; set it to {made}, or run `mmd augment` "
+            f"with {asked} first."
+        )
+
+
+def remove_left_over(place: RunPlace) -> None:
+    """Remove what a run left that was killed between writing its artefact and tidying up.
+
+    A run that another process is at stays; so do those of a remote store, where no lock tells.
+    """
+    if "://" not in place.path and place.exists():
+        with suppress(BatchError), only_run(place.path):
+            place.remove()
 
 
 def finetune_settings(context: JobContext) -> dict[str, Any]:
@@ -223,6 +254,8 @@ def train_run(
             threads=finetune.threads or max(1, worker_count() // finetune.workers - 1),
         )
         datasets = make_datasets(samples.shards(), passes, has_held_out=bool(judged))
+        told = f"{len(division.train)} samples, {len(division.held_out)} held out, {plan.total_steps} steps"
+        console.print(f"{each.name}: {told}", markup=False)
         monitor = start_monitor()
         parameters = {"base": base, "samples": len(division.train), **asdict(plan.recipe)}
         with mlflow_log(finetune.mlflow_uri, f"{context.name} {each.name}", parameters) as log:

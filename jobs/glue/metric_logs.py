@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+import structlog
+
 from mmd.errors import ConfigError
 
+log = structlog.get_logger(__name__)
 EVENTS_FILE = "events.tfevents"  # TensorBoard reads every file with "tfevents" in its name
 
 
@@ -19,6 +22,34 @@ class MetricLog(Protocol):
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
         """Log scalars by name."""
         ...
+
+
+class FragileLog:
+    """Sends scalars until that fails for the first time; this is told, and training goes on without.
+
+    MLflow's client repeats what a hiccup of its server swallowed, for minutes; what it gives up on stays so. All
+    scalars are in the artefact's TensorBoard file anyway.
+
+    Args:
+        send: takes scalars and step.
+    """
+
+    def __init__(self, send: Callable[[dict[str, float], int], object]) -> None:
+        self._send: Callable[[dict[str, float], int], object] | None = send
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Log scalars by name."""
+        if self._send is None:
+            return
+        try:
+            self._send(dict(scalars), step)
+        except Exception as err:  # noqa: BLE001 (whatever it is, it must not stop the training)
+            self._send = None
+            _warn("metrics_no_longer_sent", err, step=step)
+
+
+def _warn(event: str, err: Exception, **context: object) -> None:
+    log.warning(event, to="mlflow", error=f"{type(err).__name__}: {err}"[:300], **context)
 
 
 def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
@@ -60,18 +91,32 @@ def require_mlflow(uri: str | None) -> None:
 
 @contextmanager
 def mlflow_log(uri: str | None, run_name: str, parameters: Mapping[str, Any]) -> Iterator[MetricLog | None]:
-    """Yield a log into an MLflow run of this name, which ends with the ``with``; None without a URI."""
+    """Yield a log into an MLflow run of this name, which ends with the ``with``; None without a URI.
+
+    Raises:
+        ConfigError: there is no MLflow at the URI when training begins; what fails later is only told.
+    """
     if uri is None:
         yield None
         return
     import mlflow
 
-    class Log:
-        def add(self, step: int, scalars: Mapping[str, float]) -> None:
-            mlflow.log_metrics(dict(scalars), step=step)
-
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_experiment("mmd finetune_mllm")
-    with mlflow.start_run(run_name=run_name):
+    try:
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_experiment("mmd finetune_mllm")
+        mlflow.start_run(run_name=run_name)
         mlflow.log_params(dict(parameters))
-        yield Log()
+    except Exception as err:
+        raise ConfigError(
+            f"intent.finetune.mlflow_uri={uri}: no run can be started there ({str(err)[:200]}); set it to a server or "
+            "folder that can be written, or to null."
+        ) from err
+    status = "FAILED"
+    try:
+        yield FragileLog(lambda scalars, step: mlflow.log_metrics(scalars, step=step))
+        status = "FINISHED"
+    finally:
+        try:
+            mlflow.end_run(status)
+        except Exception as err:  # noqa: BLE001 (it would hide what ended the training)
+            _warn("run_not_ended", err)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any, TypeVar, cast
 
 import fsspec
 import pyarrow as pa
+import structlog
 
 from jobs.glue.progress import progress
 from mmd.errors import MmdError
@@ -30,6 +32,8 @@ POSITIONS = "positions"
 HELD_OUT = "held_out"
 FINISHED_FILE = "finished.json"
 _PASS_BYTES = 1 << 30
+_REPORT_WAIT_S = 30.0
+log = structlog.get_logger(__name__)
 
 
 class TrainError(MmdError):
@@ -243,18 +247,27 @@ def start_monitor() -> Any:  # noqa: ANN401 (an actor handle)
 
 @contextmanager
 def watch(monitor: Any, title: str, total: int, on_row: Callable[[dict[str, Any]], None]) -> Iterator[None]:  # noqa: ANN401
-    """Show a progress bar of a run's steps and hand each report to ``on_row``, while the ``with`` trains."""
+    """Show a progress bar of a run's steps and hand each report to ``on_row``, while the ``with`` trains.
+
+    What goes wrong with a report neither ends the training nor hides its error: it is logged once.
+    """
     import ray
 
     done = threading.Event()
     shown = 0
+    told = False
 
     def drain() -> None:
-        nonlocal shown
-        for row in ray.get(monitor.take.remote()):
-            advance(row["step"] - shown, samples=row.get("samples", 0))
-            shown = row["step"]
-            on_row(row)
+        nonlocal shown, told
+        try:
+            for row in ray.get(monitor.take.remote(), timeout=_REPORT_WAIT_S):
+                advance(row["step"] - shown, samples=row.get("samples", 0))
+                shown = row["step"]
+                on_row(row)
+        except Exception as err:  # noqa: BLE001 (reports are for the eye; whatever stops them must not stop training)
+            if not told:
+                log.warning("progress_not_shown", run=title, error=f"{type(err).__name__}: {err}"[:300])
+            told = True
 
     def poll() -> None:
         while not done.wait(0.5):
@@ -267,9 +280,11 @@ def watch(monitor: Any, title: str, total: int, on_row: Callable[[dict[str, Any]
             yield
         finally:
             done.set()
-            thread.join()
-            drain()
-            ray.kill(monitor)
+            try:
+                thread.join()
+                drain()
+            finally:
+                ray.kill(monitor)
 
 
 # ---------------------------------------------------------------- one run
@@ -301,6 +316,11 @@ class RunPlace:
         with fs.open(f"{root}/{FINISHED_FILE}", "wb") as handle:
             handle.write(json.dumps({"checkpoint": checkpoint}).encode())
 
+    def exists(self) -> bool:
+        """Say whether anything is kept of the run."""
+        fs, root = fsspec.core.url_to_fs(self.path)
+        return bool(fs.exists(root))
+
     def remove(self) -> None:
         """Remove the run."""
         fs, root = fsspec.core.url_to_fs(self.path)
@@ -311,6 +331,27 @@ class RunPlace:
         """Copy a checkpoint into a local folder."""
         fs, root = fsspec.core.url_to_fs(self.path)
         fs.get(f"{root}/{checkpoint}", folder, recursive=True)
+
+
+@contextmanager
+def own_interrupts() -> Iterator[None]:
+    """Let Ctrl-C end a training as it ends everything else, and later steps as if there had been no training.
+
+    Ray Train puts in a handler of its own that aborts the run and exits, and never takes it out again.
+
+    Raises:
+        KeyboardInterrupt: the run was aborted by Ctrl-C.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set, and Ray sets none
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def fit(
@@ -349,7 +390,8 @@ def fit(
         ),
     )
     try:
-        result = trainer.fit()
+        with own_interrupts():
+            result = trainer.fit()
     except ray.train.TrainingFailedError as err:
         raise _cause(err, place) from err
     if result.checkpoint is None:

@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from jobs.bench.zero import compare
-from jobs.finetune_mllm import run, task_entry
+from jobs.finetune_mllm import remove_left_over, require_hints, run, task_entry
 from jobs.glue.cluster import quiet_data
 from jobs.glue.entry import JobContext
-from jobs.glue.metric_logs import require_mlflow, scalars_of, write_events
+from jobs.glue.metric_logs import FragileLog, require_mlflow, scalars_of, write_events
 from jobs.glue.train import (
     HELD_OUT,
     POSITIONS,
@@ -33,7 +33,10 @@ from jobs.glue.train import (
     placed_samples,
     plan_passes,
     read_rows,
+    start_monitor,
+    watch,
 )
+from jobs.glue.tune import only_run
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config
 from mmd.errors import ConfigError
@@ -206,6 +209,60 @@ def test_without_hints_or_held_out_dialogues_there_is_nothing_to_fit():
     assert task_entry("it", ("a", "b"), untold, {"p": "a"}).hinted_temperature is None
     entry = task_entry("it", ("a", "b"), {}, {})
     assert (entry.temperature, entry.hinted_temperature) == (1.0, None)
+
+
+def test_a_log_that_fails_is_told_once_and_then_left_alone(capsys: pytest.CaptureFixture[str]):
+    sent = []
+
+    def send(scalars: dict[str, float], step: int) -> None:
+        sent.append(step)
+        if step == 2:
+            raise ConnectionError("server gone")
+
+    fragile = FragileLog(send)
+    for step in (1, 2, 3, 4):
+        fragile.add(step, {"loss": 1.0})
+    assert sent == [1, 2]
+    assert capsys.readouterr().out.count("server gone") == 1
+
+
+@pytest.mark.ray
+def test_reports_that_fail_neither_stop_nor_hide_the_training(ray_local: None, capsys: pytest.CaptureFixture[str]):
+    import ray
+
+    def on_row(row: dict[str, object]) -> None:
+        raise ConnectionError("server gone")
+
+    monitor = start_monitor()
+    with pytest.raises(TrainError, match="the training's own"), watch(monitor, "run", 2, on_row):
+        ray.get(monitor.put.remote({"step": 1}))
+        time.sleep(0.8)
+        ray.get(monitor.put.remote({"step": 2}))
+        raise TrainError("the training's own")
+    assert capsys.readouterr().out.count("server gone") == 1
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(monitor.take.remote())
+
+
+def test_samples_with_hints_of_another_number_are_refused(tmp_path: Path):
+    store = ArtifactStore(str(tmp_path))
+    with store.write("samples", NAME, settings={"hints": 2}):
+        pass
+    context = JobContext(build_config({"store": str(tmp_path), "intent": {"prompt": {"hints": 1}}}))
+    with pytest.raises(ConfigError, match=r"hints=1: samples/words@\w+ was made with 2; set it to 2, or run `mmd aug"):
+        require_hints(context, store.open(f"samples/{NAME}"))
+
+
+def test_a_left_over_run_goes_unless_somebody_is_at_it(tmp_path: Path):
+    place = RunPlace(str(tmp_path / ".train"), "run")
+    remove_left_over(place)
+    assert not (tmp_path / ".train").exists()
+    Path(place.path).mkdir(parents=True)
+    with only_run(place.path):
+        remove_left_over(place)
+        assert place.exists()
+    remove_left_over(place)
+    assert not place.exists()
 
 
 # ---------------------------------------------------------------- training
