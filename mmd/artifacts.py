@@ -54,6 +54,9 @@ SAFE_SUFFIXES = frozenset(
 MANIFEST = "manifest.json"
 _ALIVE = ".writing"  # gone when gc took the writer for dead: what it then writes must not be committed
 _CHUNK = 1 << 20
+_RUNS = (".train", ".tune")  # checkpoints of unfinished work, which lie in the store until its artefact is written
+_RUN_MIN_AGE_S = 86_400.0
+"""A run younger than this is spared whatever the caller says: it may write hours apart, and be resumed."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
@@ -482,7 +485,7 @@ class ArtifactStore:
         return sorted(str(e["name"]) for e in entries if e["type"] == "directory")
 
     def leftovers(self, *, min_age_s: float, broken: bool = False) -> Iterator[Leftover]:
-        """Yield what interrupted or beaten writers left, untouched for ``min_age_s`` seconds.
+        """Yield what interrupted or beaten writers left, untouched for ``min_age_s`` seconds (runs: a day at least).
 
         Args:
             min_age_s: spare younger files, which a live writer may still be filling.
@@ -498,6 +501,7 @@ class ArtifactStore:
                     size, newest = self._size_and_mtime(writer_dir)
                     if now - newest >= min_age_s:
                         yield Leftover(writer_dir, "no manifest names it", size)
+        yield from self._abandoned_runs(now - max(min_age_s, _RUN_MIN_AGE_S))
         if broken:
             for artifact in self.find():
                 try:
@@ -505,6 +509,13 @@ class ArtifactStore:
                 except ArtifactError as err:
                     folder = artifact.root.rsplit("/", 1)[0]
                     yield Leftover(folder, str(err).split(". ")[0], self._size_and_mtime(folder)[0])
+
+    def _abandoned_runs(self, before: float) -> Iterator[Leftover]:
+        """Yield the runs of which nothing was written since ``before``, in seconds since 1970."""
+        for path in (path for folder in _RUNS for path in self._subdirs(f"{self.root}/{folder}")):
+            size, newest = self._size_and_mtime(path)
+            if newest <= before:
+                yield Leftover(path, "a run that nobody went on with", size)
 
     def _live_root(self, version_dir: str) -> str | None:
         where = f"{version_dir}/{MANIFEST}"

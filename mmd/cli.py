@@ -158,7 +158,12 @@ def _add_artifacts(parser: argparse.ArgumentParser) -> None:
     diff.add_argument("a")
     diff.add_argument("b")
     gc = action("gc", "remove what interrupted writers left", _artifacts_gc)
-    gc.add_argument("--older-than-s", type=float, default=3600.0, help="spare files younger than this (default 1 h)")
+    gc.add_argument(
+        "--older-than-s",
+        type=float,
+        default=3600.0,
+        help="spare files younger than this (default 1 h; resumable runs in .train and .tune: a day at least)",
+    )
     gc.add_argument("--broken", action="store_true", help="also remove artefacts whose files fail their hashes")
     gc.add_argument("--dry-run", action="store_true", help="only list")
 

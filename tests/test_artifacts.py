@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -76,6 +78,18 @@ def test_a_forced_write_replaces_what_was_there_and_gc_removes_the_rest(store: A
     assert len(store.find()) == 1
     assert len(store.gc(min_age_s=0)) == 1
     assert store.open("report/demo").read_json("metrics.json") == {"run": 2}
+
+
+@pytest.mark.parametrize("folder", [".train", ".tune"])
+def test_gc_removes_a_run_only_when_nobody_touched_it_for_a_day(store: ArtifactStore, folder: str):
+    for name, age_s in (("old", 100_000), ("young", 50_000)):
+        path = Path(store.root) / folder / name / "checkpoint_1" / "state.json"
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+        os.utime(path, (time.time() - age_s,) * 2)
+    assert [Path(found.path).name for found in store.gc(min_age_s=0)] == ["old"]
+    assert [path.name for path in (Path(store.root) / folder).iterdir()] == ["young"]
+    assert store.gc(min_age_s=0) == []
 
 
 def test_half_a_manifest_stops_no_gc(store: ArtifactStore, tmp_path: Path):
