@@ -33,6 +33,8 @@ STEPS = ("ingest", "featurize", "mine_rules", "fit_intent", *MLLM_STEPS, "evalua
 def run(context: JobContext) -> Artifact:
     """Run the steps in order up to ``--until`` and return the last artefact."""
     steps = steps_of(context)
+    if "finetune_mllm" in steps:
+        require_model(context)
     rows: list[tuple[str, Artifact, float, bool]] = []
     with hold_cluster():
         for number, name in enumerate(steps, start=1):
@@ -66,6 +68,24 @@ def steps_of(context: JobContext) -> tuple[str, ...]:
             "add --set models.mllm=NAME (`mmd models` lists names)."
         )
     return tuple(step for step in STEPS[: STEPS.index(until) + 1] if step not in MLLM_STEPS)
+
+
+def require_model(context: JobContext) -> None:
+    """Refuse a large model that is not here before hours go into what comes ahead of it.
+
+    Raises:
+        ModelError: its weights are missing, or it is of another kind.
+        ConfigError: more folds shall be held out than there are.
+    """
+    from mmd.models.resolve import require_kind
+
+    intent, models = context.config.intent, context.config.models
+    require_kind(str(models.mllm), models)
+    if intent.finetune.held_out_folds > intent.folds:
+        raise ConfigError(
+            f"intent.finetune.held_out_folds={intent.finetune.held_out_folds}: there are only "
+            f"intent.folds={intent.folds} folds."
+        )
 
 
 def _step(name: str) -> Callable[[JobContext], Artifact]:

@@ -51,9 +51,10 @@ def run(context: JobContext) -> Artifact:
     settings, seeds = sweep_settings(context), {"parts": context.config.seed}
     if found := context.existing("gate", settings, inputs, seeds):
         return found
-    held_out, about = hold_out_tasks(context, inputs)
+    held_out, alone, about = hold_out_tasks(context, inputs)
     version = version_for("gate", settings, inputs, seeds)
     choices = sweep(context, held_out, run_name=f"sweep_gates-{context.name}-{version}")
+    choices = settle(choices, alone, context.config.intent.gate)
     with context.store.write(
         "gate", context.name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
     ) as writer:
@@ -113,10 +114,11 @@ def ancestors(context: JobContext, artifact: Artifact) -> dict[str, Artifact]:
 
 def hold_out_tasks(
     context: JobContext, inputs: Mapping[str, Artifact]
-) -> tuple[dict[str, HeldOutTask], dict[str, dict[str, Any]]]:
-    """Return, by task, what was said of its held-out examples, and what the report says about the validation.
+) -> tuple[dict[str, HeldOutTask], dict[str, HeldOutTask], dict[str, dict[str, Any]]]:
+    """Return, by task, what was said of the examples that the MLLM had held out, and of all without the MLLM.
 
-    Tasks that the adapter has no held-out predictions of go without MLLM.
+    Third is what the report says about the validation. Tasks that the adapter has no held-out predictions of go without
+    MLLM.
     """
     corpus, features = Corpus(inputs["corpus"]), Features(inputs["features"])
     classifier, rulebase = inputs["classifier"], inputs["rulebase"]
@@ -124,6 +126,7 @@ def hold_out_tasks(
     folds, seed = int(classifier.manifest.settings["folds"]), classifier.manifest.seeds["folds"]
     base = RuleBase.load(rulebase)
     held_out: dict[str, HeldOutTask] = {}
+    alone: dict[str, HeldOutTask] = {}
     about: dict[str, dict[str, Any]] = {}
     for task in corpus.tasks:
         examples = load_examples(corpus, features, task, "train")
@@ -137,8 +140,9 @@ def hold_out_tasks(
             "held_out_rules": load_firings(rulebase, task) is not None,
             "temperature": probe.classifier.temperature,
         }
+        alone[task] = found
         held_out[task] = join_mllm(found, load_held_out(inputs["adapter"], task), folds, seed)
-    return held_out, about
+    return held_out, alone, about
 
 
 def join_mllm(found: HeldOutTask, mllm: HeldOut | None, folds: int, seed: int) -> HeldOutTask:
@@ -199,6 +203,20 @@ def sweep(context: JobContext, held_out: Mapping[str, HeldOutTask], *, run_name:
     for (task, _), value in zip(units, outcome, strict=True):
         answers[str(task)].append(unpack(value["answers"], len(held_out[str(task)].golds)))
     return {task: choose_gate(found, settings, answers[task]) for task, found in held_out.items()}
+
+
+def settle(
+    choices: Mapping[str, Choice], alone: Mapping[str, HeldOutTask], settings: GateSettings
+) -> dict[str, Choice]:
+    """Choose anew, on all examples, where the choice leaves the MLLM out.
+
+    The MLLM may have held out a fifth of the examples only; rules and probe have been validated on every one, and what
+    is theirs alone to decide is not left to the fifth.
+    """
+    return {
+        task: choice if choice.chosen.gate.asks_mllm else choose_gate(alone[task], settings)
+        for task, choice in choices.items()
+    }
 
 
 def pack(answers: Codes) -> str:

@@ -181,13 +181,18 @@ def _start_ray(config: AppConfig) -> None:
         ray.init(address=config.cluster.address, log_to_driver=False)
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster on the loopback interface
-    ray.init(
-        address="local",  # beside, not inside, a cluster that somebody started on this machine
-        num_cpus=config.cluster.logical_cpus,
-        object_store_memory=config.cluster.object_store_mb * 2**20,
-        include_dashboard=config.cluster.dashboard,
-        log_to_driver=False,
-    )
+    try:
+        ray.init(
+            address="local",  # beside, not inside, a cluster that somebody started on this machine
+            num_cpus=config.cluster.logical_cpus,
+            object_store_memory=config.cluster.object_store_mb * 2**20,
+            include_dashboard=config.cluster.dashboard,
+            log_to_driver=False,
+        )
+    except Exception as err:
+        if "timed out during startup" not in str(err):
+            raise
+        raise MmdError("Ray did not start within its 30 s: this machine is very busy; try again later.") from err
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:

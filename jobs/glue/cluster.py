@@ -61,6 +61,31 @@ def _connect(settings: ClusterSettings) -> None:
         ray.init(address=settings.address, log_to_driver=False)
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster on the loopback interface
+    with busy_machine():
+        _start(settings)
+
+
+@contextmanager
+def busy_machine() -> Iterator[None]:
+    """Say in words that Ray gave up starting: it waits 30 s for its own processes, which a loaded machine exceeds.
+
+    Raises:
+        MmdError: Ray did not start in its time.
+    """
+    try:
+        yield
+    except Exception as err:
+        if "timed out during startup" not in str(err):
+            raise
+        raise MmdError(
+            "Ray did not start within its 30 s, so this machine is very busy; try again when less runs on it, or "
+            "join a cluster with cluster.address."
+        ) from err
+
+
+def _start(settings: ClusterSettings) -> None:
+    import ray
+
     ray.init(
         address="local",  # else a cluster that somebody started on this machine would be taken, and refuse the sizes
         num_cpus=settings.logical_cpus,

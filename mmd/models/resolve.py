@@ -13,6 +13,7 @@ import importlib.util
 import re
 import shutil
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -179,9 +180,25 @@ def resolve(name: str, settings: ModelSettings | None = None) -> Weights:
     return Weights(name, "hub", None, hub_id["repository"], hub_id["revision"])
 
 
+def require_kind(name: str, settings: ModelSettings, kinds: Sequence[ModelKind] = ("language", "multimodal")) -> None:
+    """Resolve a name and refuse a packaged model of another kind, such as a sentence encoder for a language model.
+
+    Raises:
+        ModelError: of another kind, or see :func:`resolve`.
+    """
+    of_kind = [m.name for m in known_models() if m.kind in kinds]
+    for model in known_models():
+        if model.name == name and model.kind not in kinds:
+            raise ModelError(
+                f"model {name!r}: is a {model.kind} model; take one of {', '.join(of_kind)}, a folder or a .gguf file."
+            )
+    resolve(name, settings)
+
+
 def _ways(name: str) -> str:
     """Return the three ways to get weights, with the install line of the packaged model whose name comes nearest."""
-    close = difflib.get_close_matches(name.rpartition("/")[2].lower(), [m.name for m in PACKAGED], n=1, cutoff=0.0)
+    language = [m.name for m in PACKAGED if m.kind == "language"]
+    close = difflib.get_close_matches(name.rpartition("/")[2].lower(), language, n=1, cutoff=0.0)
     example = next(m for m in PACKAGED if m.name == close[0])
     return (
         f"Three ways to get weights: (1) install a packaged model ({', '.join(m.name for m in PACKAGED)}), such as "

@@ -16,7 +16,7 @@ from jobs import evaluate, pipeline
 from jobs.glue.entry import JobContext, with_options
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config, load_config
-from mmd.errors import ConfigError
+from mmd.errors import ConfigError, MmdError
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"data.shop.dialogues": 60, "data.shop.items": 12, "intent.search.rollouts": 20, "intent.folds": 2}
@@ -163,6 +163,23 @@ def test_a_step_of_the_large_model_without_one_says_how_to_name_it(tmp_path: Pat
     context = with_options(JobContext(small_config(tmp_path)), until="finetune_mllm")
     with pytest.raises(ConfigError, match=r"models\.mllm"):
         pipeline.steps_of(context)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"models.mllm": "minilm-l6-v2"}, "sentence model"),
+        ({"models.mllm": "/no/such/folder"}, "models.allow_hub|no such file"),
+        ({"models.mllm": "tiny-llama", "intent.finetune.held_out_folds": 3}, "only intent.folds=2"),
+    ],
+)
+def test_a_large_model_that_cannot_be_trained_is_refused_before_anything_is_done(
+    tmp_path: Path, change: dict[str, object], message: str
+):
+    context = JobContext(small_config(tmp_path / "store", **change))
+    with pytest.raises(MmdError, match=message):
+        pipeline.run(context)
+    assert not made(tmp_path / "store")
 
 
 def test_the_shipped_laptop_profile_is_what_make_demo_runs():

@@ -85,10 +85,11 @@ def write_adapter(job: JobContext, scores: MllmScores, *, weights: bool = False)
 def test_the_sweep_through_tune_chooses_what_the_plain_call_chooses(job: JobContext, ray_local: None):
     write_adapter(job, scores_of(job, 3))
     gate = sweep_gates.run(job)
-    held_out, _ = sweep_gates.hold_out_tasks(job, sweep_gates.lineage_of_adapter(job))
+    held_out, alone, _ = sweep_gates.hold_out_tasks(job, sweep_gates.lineage_of_adapter(job))
     told = gate.read_json(GATE_FILE)["validation"]
     for task, found in held_out.items():
-        choice = choose_gate(found, job.config.intent.gate)
+        choices = {task: choose_gate(found, job.config.intent.gate)}
+        choice = sweep_gates.settle(choices, alone, job.config.intent.gate)[task]
         assert load_gates(gate)[task] == choice.chosen.gate
         plain = json.loads(json.dumps(choice.to_json()))
         assert {key: told[task][key] for key in plain} == plain
@@ -99,17 +100,30 @@ def test_the_sweep_through_tune_chooses_what_the_plain_call_chooses(job: JobCont
 def test_only_examples_that_the_mllm_had_held_out_count(job: JobContext):
     scores = scores_of(job, 1)
     write_adapter(job, scores)
-    held_out, _ = sweep_gates.hold_out_tasks(job, sweep_gates.lineage_of_adapter(job))
+    held_out, *_ = sweep_gates.hold_out_tasks(job, sweep_gates.lineage_of_adapter(job))
     for task, found in held_out.items():
         assert set(found.ids) == set(scores[task])
         assert len(np.unique(found.parts)) == 3  # one fold is parted anew
+
+
+def test_what_leaves_the_mllm_out_is_chosen_on_all_examples(job: JobContext):
+    write_adapter(job, scores_of(job, 1))
+    held_out, alone, _ = sweep_gates.hold_out_tasks(job, sweep_gates.lineage_of_adapter(job))
+    settings = job.config.intent.gate
+    for shares, asked in (((0.0,), False), ((0.5,), True)):
+        grid = settings.model_copy(update={"mllm_shares": shares, "arm": "vote"})
+        choices = {task: choose_gate(found, grid) for task, found in held_out.items()}
+        for task, choice in sweep_gates.settle(choices, alone, grid).items():
+            assert choice.chosen.gate.asks_mllm is asked
+            expected = choices[task] if asked else choose_gate(alone[task], grid)
+            assert choice.chosen == expected.chosen
 
 
 def test_a_task_that_the_adapter_lacks_goes_without_mllm(job: JobContext):
     scores = scores_of(job, 3)
     [first, *others] = scores
     write_adapter(job, {task: scores[task] for task in others})
-    held_out, _ = sweep_gates.hold_out_tasks(job, sweep_gates.lineage_of_adapter(job))
+    held_out, *_ = sweep_gates.hold_out_tasks(job, sweep_gates.lineage_of_adapter(job))
     assert held_out[first].mllm is None
     assert all(held_out[task].mllm is not None for task in others)
 
@@ -117,7 +131,7 @@ def test_a_task_that_the_adapter_lacks_goes_without_mllm(job: JobContext):
 def test_the_probe_is_held_out_as_fit_intent_held_it_out(job: JobContext):
     """Equal settings and folds: the same held-out score as the classifier's manifest tells."""
     write_adapter(job, {})
-    held_out, _ = sweep_gates.hold_out_tasks(job, sweep_gates.lineage_of_adapter(job))
+    held_out, *_ = sweep_gates.hold_out_tasks(job, sweep_gates.lineage_of_adapter(job))
     told = job.open("classifier").manifest.metrics
     for task, found in held_out.items():
         assert choose_gate(found, job.config.intent.gate).alone["probe"] == pytest.approx(
