@@ -161,8 +161,15 @@ def _cut(pixels: PillowImage.Image, window: Window) -> PillowImage.Image:
 def _border(pixels: PillowImage.Image) -> tuple[int, int, int]:
     """Return the commonest colour of the corners; of four different ones the first."""
     right, bottom = pixels.width - 1, pixels.height - 1
-    corners = [pixels.getpixel(at) for at in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
-    red, green, blue = max(corners, key=corners.count)
+    corners = [_colour_at(pixels, at) for at in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
+    return max(corners, key=corners.count)
+
+
+def _colour_at(pixels: PillowImage.Image, at: tuple[int, int]) -> tuple[int, int, int]:
+    colour = pixels.getpixel(at)
+    if not isinstance(colour, tuple):  # one number or nothing: a picture that is not RGB
+        raise TypeError(f"a picture of mode {pixels.mode} reached the augmenter; convert it to RGB first")
+    red, green, blue = colour[:3]
     return int(red), int(green), int(blue)
 
 
