@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from jobs.glue.cluster import quiet_data, ray_cluster, worker_count
+from jobs.glue.cluster import quiet_data, quiet_logger, ray_cluster, worker_count
 from jobs.glue.entry import JobContext, console, main
 from jobs.glue.frozen import TRAINING_FILE, make_frozen
 from jobs.glue.metric_logs import EVENTS_FILE, mlflow_log, require_mlflow, scalars_of, write_events
@@ -45,7 +45,6 @@ from jobs.glue.train import (
     ordered_shards,
     placed_samples,
     plan_passes,
-    quiet_train,
     read_rows,
     start_monitor,
     watch,
@@ -136,7 +135,7 @@ def run(context: JobContext) -> Artifact:
     require_hints(context, inputs["samples"])
     settings, seeds = finetune_settings(context), {"finetune": context.config.seed}
     version = version_for("adapter", settings, inputs, seeds)
-    place = RunPlace(run_storage(context), f"finetune_mllm-{context.name}-{version}")
+    place = RunPlace(context.scratch(".train"), f"finetune_mllm-{context.name}-{version}")
     if found := context.existing("adapter", settings, inputs, seeds):
         remove_left_over(place)
         return found
@@ -198,13 +197,6 @@ def finetune_settings(context: JobContext) -> dict[str, Any]:
     }
 
 
-def run_storage(context: JobContext) -> str:
-    """Return where runs keep their checkpoints until the artefact is written: beside the store's artefacts."""
-    if context.store.protocol == "file":
-        return str(Path(context.store.root).absolute() / ".train")
-    return f"{context.store.uri.rstrip('/')}/.train"
-
-
 def sample_keys(samples: Samples) -> list[SampleKey]:
     """Return what the planner needs of every sample."""
     return [SampleKey(**row) for row in samples.index().to_pylist()]
@@ -218,7 +210,7 @@ def train_runs(
     keys = sample_keys(samples)
     folds = max((key.fold for key in keys), default=-1) + 1
     runs = plan_runs(intent.finetune, sorted({key.task for key in keys}), folds)
-    with ray_cluster(context.config.cluster), quiet_data(), quiet_train():
+    with ray_cluster(context.config.cluster), quiet_data(), quiet_logger("ray.train"):
         return [train_run(context, each, samples, keys, tasks, place, scratch) for each in runs]
 
 

@@ -171,7 +171,7 @@ def mine(
             BatchSearcher,
             (dict(examples), dict(names), config.intent, config.models, config.seed),
             batches,
-            storage=run_storage(context),
+            storage=context.scratch(".tune"),
             name=run_name,
             max_concurrent=config.tune.max_concurrent,
             title="searches",
@@ -188,12 +188,6 @@ def mine(
     metrics |= {"search_s": seconds, "evaluations_per_s": evaluations / seconds if seconds else 0.0}
     metrics["kinds"] = dict(Counter(p.kind for m in mined for rule in m.rules for p in rule.predicates))
     return mined, metrics
-
-
-def run_storage(context: JobContext) -> str:
-    """Return where Tune keeps a run until its artefact is written: beside the store's artefacts."""
-    root = context.store.root
-    return f"{root}/.tune" if context.store.protocol == "file" else f"{context.store.uri.rstrip('/')}/.tune"
 
 
 if __name__ == "__main__":

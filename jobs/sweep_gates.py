@@ -28,7 +28,6 @@ from jobs.fit_intent import choice_metrics, hold_out, print_choices
 from jobs.glue.cluster import ray_cluster
 from jobs.glue.entry import JobContext, main
 from jobs.glue.tune import tune_batches
-from jobs.mine_rules import run_storage
 from mmd.artifacts import Artifact, version_for
 from mmd.corpora.store import Corpus
 from mmd.errors import ArtifactError
@@ -194,7 +193,7 @@ def sweep(context: JobContext, held_out: Mapping[str, HeldOutTask], *, run_name:
             SliceScorer,
             (dict(held_out), settings),
             batches,
-            storage=run_storage(context),
+            storage=context.scratch(".tune"),
             name=run_name,
             max_concurrent=config.tune.max_concurrent,
             title="gates",

@@ -159,6 +159,20 @@ class Artifact:
         """``kind/name@version``."""
         return f"{self.manifest.kind}/{self.manifest.name}@{self.manifest.version}"
 
+    def of_kind(self, kind: Kind, way_out: str) -> Artifact:
+        """Return the artefact itself if it is of a kind.
+
+        Args:
+            kind: that the caller can read.
+            way_out: what to open instead, for the message.
+
+        Raises:
+            ArtifactError: it is of another kind.
+        """
+        if self.manifest.kind != kind:
+            raise ArtifactError(f"{self.ref}: is no artefact of kind {kind}; {way_out}")
+        return self
+
     def has(self, relative: str) -> bool:
         """Say whether a file, or a folder of files, is part of the artefact."""
         return any(f == relative or f.startswith(relative.rstrip("/") + "/") for f in self.manifest.files)

@@ -1,4 +1,4 @@
-"""Pictures of experiments: PNG on white, readable at the width of a README."""
+"""Pictures of experiments: PNG on white, so in darker ink than the report's, and readable at the width of a README."""
 
 from __future__ import annotations
 
@@ -7,27 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmd.evaluation.plots import plot_style
+
 INK = "#3c434b"
 COLOURS = ("#4c8dff", "#d29922", "#2ea043", "#a371f7", "#db6d6d", "#39a0a0", "#8b949e")
 """Blue is the classifier's or in domain, amber the rules' or out of domain, green the two together."""
 _DIGITS = 4
-_STYLE: Any = {
-    "font.size": 9.5,
-    "axes.titlesize": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "figure.titlesize": 11,
-}
+_STYLE: Any = plot_style(INK) | {"font.size": 9.5, "axes.titlesize": 10, "figure.titlesize": 11}
 
 
 @contextmanager

@@ -18,7 +18,6 @@ import numpy as np
 from jobs.experiments.domains import Domain
 from jobs.glue.cluster import ray_cluster
 from jobs.glue.tune import tune_batches
-from jobs.mine_rules import run_storage
 from mmd.artifacts import fingerprint
 from mmd.intent.folds import assign_folds
 from mmd.intent.matcher import CompiledRules
@@ -141,7 +140,7 @@ def mine_bases(domains: Mapping[str, Domain], units: Sequence[BaseUnit], outer: 
             BaseMiner,
             (inputs,),
             [[asdict(unit)] for unit in units],
-            storage=run_storage(context),
+            storage=context.scratch(".tune"),
             name=f"fold_bases-{fingerprint([told, outer, context.config.seed])[:12]}",
             max_concurrent=context.config.tune.max_concurrent,
             title="rule bases",

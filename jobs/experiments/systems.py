@@ -21,7 +21,6 @@ from jobs.experiments import domains, figures
 from jobs.experiments.domains import Domain
 from jobs.glue.cluster import ray_cluster
 from jobs.glue.tune import tune_batches
-from jobs.mine_rules import run_storage
 from mmd.artifacts import fingerprint
 from mmd.evaluation.metrics import Confusion
 from mmd.intent.augment import augment
@@ -326,7 +325,7 @@ def run_units(domain: Domain, material: Material, units: Sequence[Unit], title: 
             SystemTrainer,
             (material,),
             [[asdict(units[i])] for i in order],
-            storage=run_storage(domain.context),
+            storage=domain.context.scratch(".tune"),
             name=f"systems-{fingerprint(told)[:12]}",
             max_concurrent=config.tune.max_concurrent,
             title=title,

@@ -110,22 +110,28 @@ def worker_count() -> int:
 
 
 @contextmanager
+def quiet_logger(name: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Hush one of Ray's loggers below a level; failures are raised, logging them too would double them."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
 def quiet_data() -> Iterator[None]:
     """Run Ray Data without its own bars and banners; jobs show progress in their own units."""
     from ray.data import DataContext
 
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # failures are raised; logging them too would double them
     data_context = DataContext.get_current().copy()
     data_context.enable_progress_bars = False
     data_context.print_on_execution_start = False
     data_context.raise_original_map_exception = True
-    try:
-        with DataContext.current(data_context):
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet_logger("ray.data", logging.CRITICAL), DataContext.current(data_context):
+        yield
 
 
 @contextmanager
@@ -136,9 +142,14 @@ def worker_errors() -> Iterator[None]:
     try:
         yield
     except RayError as err:
-        cause: BaseException | None = err
-        while cause is not None and not isinstance(cause, MmdError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
+        cause = own_error(err)
         if cause is None:
             raise
         raise cause from None
+
+
+def own_error(err: BaseException | None) -> MmdError | None:
+    """Return the :class:`MmdError` that one of Ray's errors wraps, at whatever depth; none for other causes."""
+    while err is not None and not isinstance(err, MmdError):
+        err = getattr(err, "cause", None) or err.__cause__
+    return err

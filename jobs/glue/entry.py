@@ -48,6 +48,15 @@ class JobContext:
         """Name of the corpus, which names every artefact made from it."""
         return self.config.data.corpus.name
 
+    def scratch(self, folder: str) -> str:
+        """Return where runs keep what they need until an artefact is written: a folder or URI beside the artefacts."""
+        store = self.store
+        return (
+            str(Path(store.root).absolute() / folder)
+            if store.protocol == "file"
+            else f"{store.uri.rstrip('/')}/{folder}"
+        )
+
     def open(self, kind: Kind) -> Artifact:
         """Open the pinned artefact of this kind, or the corpus's newest."""
         return self.pins.get(kind) or self.store.open(f"{kind}/{self.name}")

@@ -8,7 +8,6 @@ an interrupted run and an uninterrupted one, learn from the same samples in the 
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import threading
 from collections import defaultdict, deque
@@ -22,6 +21,7 @@ import fsspec
 import pyarrow as pa
 import structlog
 
+from jobs.glue.cluster import own_error
 from jobs.glue.progress import progress
 from mmd.errors import MmdError
 from mmd.intent.samples import SAMPLES, Sample, sample_from_row
@@ -404,23 +404,8 @@ def fit(
 def _cause(err: Exception, place: RunPlace) -> MmdError:
     failures = getattr(err, "worker_failures", {})
     for failure in failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, MmdError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
+        if (own := own_error(failure)) is not None:
+            return own
     first = next(iter(failures.values()), err)
     lines = str(first).strip().splitlines() or [type(first).__name__]
     return TrainError(f"run {place.name} failed: {lines[-1]} (its checkpoints are kept under {place.path})")
-
-
-@contextmanager
-def quiet_train() -> Iterator[None]:
-    """Silence Ray Train's log lines of each controller and worker; its errors are raised."""
-    logger = logging.getLogger("ray.train")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

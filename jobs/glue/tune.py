@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import fsspec
 
+from jobs.glue.cluster import quiet_logger
 from jobs.glue.progress import Advance, progress
 from mmd.errors import MmdError
 
@@ -67,7 +67,7 @@ def tune_batches(
     path = f"{storage}/{name}"
     parameters = {"make_worker": make_worker, "arguments": arguments, "batches": list(batches)}
     trainable = tune.with_resources(tune.with_parameters(_trainable(), **parameters), {"cpu": 1})
-    with only_run(path), _quiet(), _progress_line(title, len(batches)):
+    with only_run(path), quiet_logger("ray.tune"), _progress_line(title, len(batches)):
         if tune.Tuner.can_restore(path) and _has_snapshot(path):
             tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, restart_errored=True)
             # Finished trials are not reported again.
@@ -200,15 +200,3 @@ def _progress_line(title: str, total: int) -> Iterator[None]:
             yield
         finally:
             _advance = None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Tune's chatter about restored and reused trials; its errors still come through."""
-    logger = logging.getLogger("ray.tune")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

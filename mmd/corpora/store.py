@@ -32,9 +32,7 @@ class Corpus:
     """
 
     def __init__(self, artifact: Artifact) -> None:
-        if artifact.manifest.kind != "corpus":
-            raise ArtifactError(f"{artifact.ref}: is no corpus; open corpus/NAME, which `mmd ingest` writes.")
-        self.artifact = artifact
+        self.artifact = artifact.of_kind("corpus", "open corpus/NAME, which `mmd ingest` writes.")
 
     @cached_property
     def tasks(self) -> dict[str, tuple[str, ...]]:

@@ -27,24 +27,30 @@ COLOURS = {
 }
 """By the names that the report gives systems."""
 ARM_COLOURS = {"override": AMBER, "verdict": PINK, "vote": GREEN, "prompt": PURPLE}
-_STYLE: Any = {
+_SVG: Any = {
     "svg.hashsalt": "mmd",  # equal plots, equal bytes
     "svg.fonttype": "path",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": INK,
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
     "savefig.transparent": True,
 }
+
+
+def plot_style(ink: str = INK) -> Any:  # noqa: ANN401 (Matplotlib types keys by a list of all of them)
+    """Return Matplotlib's settings for every plot of the project, on a page or in a file.
+
+    Args:
+        ink: colour of text, axes and grid, fit for the plot's background.
+    """
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+    return dict.fromkeys(inked, ink) | {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.alpha": 0.25,
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+    }
 
 
 @contextmanager
@@ -54,7 +60,7 @@ def _figure(width: float, height: float) -> Iterator[tuple[Any, Any, list[str]]]
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     out: list[str] = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(plot_style() | _SVG):
         figure = Figure(figsize=(width, height), layout="constrained")  # no pyplot: no global state, no display
         yield figure, figure.add_subplot(), out
         buffer = io.StringIO()

@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mmd.artifacts import Artifact
-from mmd.errors import ArtifactError
 from mmd.features.base import OCR_TABLE, VECTOR_TABLE
 from mmd.features.extract import ROLES, TABLES, ExtractorInfo, Role
 from mmd.schema import OcrLine, ocr_from_row
@@ -65,9 +64,7 @@ class Features:
     """
 
     def __init__(self, artifact: Artifact) -> None:
-        if artifact.manifest.kind != "features":
-            raise ArtifactError(f"{artifact.ref}: holds no features; open features/NAME, which `mmd featurize` writes.")
-        self.artifact = artifact
+        self.artifact = artifact.of_kind("features", "open features/NAME, which `mmd featurize` writes.")
 
     @cached_property
     def extractors(self) -> dict[str, ExtractorInfo | None]:

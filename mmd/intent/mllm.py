@@ -228,11 +228,7 @@ def load_mllm_index(artifact: Artifact) -> MllmIndex:
     Raises:
         ArtifactError: not an adapter artefact, one of another format, or without the weights that it names.
     """
-    if artifact.manifest.kind != "adapter":
-        raise ArtifactError(
-            f"{artifact.ref}: holds no fine-tuned model; open adapter/NAME, made by `mmd finetune_mllm`."
-        )
-    content = artifact.read_json(INDEX_FILE)
+    content = artifact.of_kind("adapter", "open adapter/NAME, made by `mmd finetune_mllm`.").read_json(INDEX_FILE)
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise ArtifactError(

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 
 from mmd import schema
 from mmd.artifacts import Artifact
-from mmd.errors import ArtifactError
 from mmd.intent.types import ImageFacts, IntentExample
 
 FOLDER = "samples"
@@ -129,9 +128,7 @@ class Samples:
     """
 
     def __init__(self, artifact: Artifact) -> None:
-        if artifact.manifest.kind != "samples":
-            raise ArtifactError(f"{artifact.ref}: holds no training samples; open samples/NAME, made by `mmd augment`.")
-        self.artifact = artifact
+        self.artifact = artifact.of_kind("samples", "open samples/NAME, made by `mmd augment`.")
 
     def shards(self) -> list[str]:
         """Return the URIs of the Parquet shards, in order."""

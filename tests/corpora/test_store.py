@@ -89,5 +89,5 @@ def test_another_kind_of_artefact_is_refused(tmp_path: Path):
     with store.write("report", "test", settings={}) as writer:
         writer.write_json("report.json", {})
     report: Artifact = store.open("report/test")
-    with pytest.raises(ArtifactError, match="is no corpus"):
+    with pytest.raises(ArtifactError, match="is no artefact of kind corpus; open corpus/NAME"):
         Corpus(report)

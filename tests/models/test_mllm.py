@@ -186,7 +186,13 @@ def test_a_broken_picture_is_named(tiny: Load):
 def test_plain_transformers_reads_a_tiny_folder(models: ModelSettings):
     for name, model in TINY.items():
         door = AutoModelForImageTextToText if model.sees_pictures else AutoModelForCausalLM
-        door.from_pretrained(resolve(name, models).path, local_files_only=True)
+        ours, theirs = (
+            load_mllm(name, models).model,
+            door.from_pretrained(resolve(name, models).path, local_files_only=True),
+        )
+        expected = ours.state_dict()
+        assert theirs.state_dict().keys() == expected.keys()
+        assert all(torch.equal(value, expected[key].to(value.dtype)) for key, value in theirs.state_dict().items())
 
 
 @pytest.fixture
