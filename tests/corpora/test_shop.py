@@ -22,8 +22,9 @@ from PIL import Image
 from mmd.corpora.base import CorpusReader, ParsedRecord, Part, RawRecord
 from mmd.corpora.settings import ShopSettings
 from mmd.corpora.shop import ShopReader
-from mmd.corpora.shop.dialogues import INTENT_KINDS, write_record
+from mmd.corpora.shop.intents import INTENT_KINDS
 from mmd.corpora.shop.recommending import suggestion
+from mmd.corpora.shop.records import write_record
 from mmd.corpora.shop.specs import INTENTS, SCENES
 from mmd.corpora.shop.wording import phrases
 from mmd.errors import BadRecordError

@@ -16,10 +16,12 @@ from mmd.corpora.base import CatalogueItem, Graph, ImageSource, ParsedRecord, Pa
 from mmd.corpora.settings import ShopSettings
 from mmd.corpora.shop.catalogue import Catalogue, Product, build_catalogue
 from mmd.corpora.shop.chance import fraction
-from mmd.corpora.shop.dialogues import possible_intents, possible_scenes, write_record
 from mmd.corpora.shop.drawing import STUDIO, photograph, scenery
 from mmd.corpora.shop.graph import build_graph
+from mmd.corpora.shop.intents import possible_intents
 from mmd.corpora.shop.pages import draw_page
+from mmd.corpora.shop.pictures import possible_scenes
+from mmd.corpora.shop.records import write_record
 from mmd.corpora.shop.specs import PictureSpec
 from mmd.errors import BadRecordError
 from mmd.schema import Dialogue, Item, Split, Turn
