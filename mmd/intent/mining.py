@@ -28,6 +28,7 @@ from mmd.intent.rules import Predicate
 from mmd.intent.settings import PredicateSettings
 from mmd.intent.textnorm import normalise
 from mmd.intent.types import IntentExample
+from mmd.intent.wording import CENTRE, CONTRAST, PICTURE
 
 Truth = NDArray[np.bool_]
 Floats = NDArray[np.float32]
@@ -95,14 +96,12 @@ def label_points(vectors: Floats, labels: NDArray[np.str_], scope: str, kinds: I
     centres = {name: vectors[labels == name].mean(axis=0) for name in names}
     points = []
     if "centre" in kinds:
-        points += [
-            Point(f"{n} ({noun} centre)", scope, n, _unit(c), f"the examples of {n}") for n, c in centres.items()
-        ]
+        points += [Point(f"{n} ({noun} centre)", scope, n, _unit(c), CENTRE.format(n)) for n, c in centres.items()]
     if "contrast" in kinds and len(names) > 1:
         residuals = vectors - np.stack([centres[label] for label in labels.tolist()])
         directions = whiten(residuals, np.stack([centres[n] - mean for n in names]))
         points += [
-            Point(f"{n} ({noun} contrast)", scope, n, _unit(d), f"the examples of {n} against the rest")
+            Point(f"{n} ({noun} contrast)", scope, n, _unit(d), CONTRAST.format(n))
             for n, d in zip(names, directions, strict=True)
         ]
     return points
@@ -391,9 +390,7 @@ def _similarities(
 
 def _exemplar(example: IntentExample, vector: Floats, scope: str) -> Point:
     """Return the point of one example, named by what it says (by its dialogue when that is long or a picture)."""
-    text = (
-        " ".join(example.text("last_user").split()) if scope == "last_user" else f"a picture of {example.dialogue_id}"
-    )
+    text = " ".join(example.text("last_user").split()) if scope == "last_user" else PICTURE.format(example.dialogue_id)
     name = text if len(text) <= _NAME_CHARS or scope == "image" else f"{text[:_NAME_CHARS]}… {example.dialogue_id}"
     return Point(name, scope, str(example.label), vector, text)
 

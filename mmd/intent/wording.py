@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -9,6 +10,9 @@ from mmd.intent.rules import UNMEASURED, Predicate, Prototypes, Rule
 
 Lang = Literal["en", "zh"]
 NO_PROTOTYPES: Prototypes = {}
+
+# What mining writes as the words of a prototype that is no quotation; they are recognised and told in each language.
+CENTRE, CONTRAST, PICTURE = "the examples of {}", "the examples of {} against the rest", "a picture of {}"
 
 # (kind, scope) → the phrase when it holds, the phrase when it does not; {v} is the value.
 _PHRASES: Mapping[str, Mapping[tuple[str, str], tuple[str, str]]] = {
@@ -60,6 +64,43 @@ _PHRASES: Mapping[str, Mapping[tuple[str, str], tuple[str, str]]] = {
         ("image", "cluster"): ("图片属于{v}一类", "图片不属于{v}一类"),
     },
 }
+# (written words, scope) → the phrase when the example is near, the phrase when it is not; {v} fills the written words.
+_MINED: Mapping[str, Mapping[tuple[str, str], tuple[str, str]]] = {
+    "en": {
+        (CENTRE, "last_user"): (
+            "the customer's last message is like known ones labelled “{v}”",
+            "the customer's last message is unlike known ones labelled “{v}”",
+        ),
+        (CONTRAST, "last_user"): (
+            "the customer's last message has what sets “{v}” apart from the other labels",
+            "the customer's last message lacks what sets “{v}” apart from the other labels",
+        ),
+        (CENTRE, "image"): (
+            "the picture is like known ones labelled “{v}”",
+            "the picture is unlike known ones labelled “{v}”",
+        ),
+        (CONTRAST, "image"): (
+            "the picture has what sets “{v}” apart from the other labels",
+            "the picture lacks what sets “{v}” apart from the other labels",
+        ),
+        (PICTURE, "image"): (
+            "the picture looks like that of dialogue {v}",
+            "the picture does not look like that of dialogue {v}",
+        ),
+    },
+    "zh": {
+        (CENTRE, "last_user"): ("顾客最后一句话与“{v}”类的已知例句相似", "顾客最后一句话与“{v}”类的已知例句不相似"),
+        (CONTRAST, "last_user"): (
+            "顾客最后一句话有“{v}”类区别于其他类的特征",
+            "顾客最后一句话没有“{v}”类区别于其他类的特征",
+        ),
+        (CENTRE, "image"): ("图片与“{v}”类的已知图片相似", "图片与“{v}”类的已知图片不相似"),
+        (CONTRAST, "image"): ("图片有“{v}”类区别于其他类的特征", "图片没有“{v}”类区别于其他类的特征"),
+        (PICTURE, "image"): ("图片与对话 {v} 中的图片相似", "图片与对话 {v} 中的图片不相似"),
+    },
+}
+# The longer form first: the shorter would take its end for a part of the label.
+_WRITTEN = {form: re.compile(re.escape(form).replace(r"\{\}", "(.+)")) for form in (CONTRAST, CENTRE, PICTURE)}
 # Image attribute → its name in words.
 _ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
     "en": {"count": "number of pictures", "size": "picture's size", "text_amount": "amount of text in the picture"},
@@ -97,7 +138,17 @@ def describe_predicate(predicate: Predicate, lang: str = "en", prototypes: Proto
     value = predicate.value
     if predicate.kind in ("near", "image") and value in prototypes:
         value = prototypes[value].words or value
+        phrases, value = _mined(predicate.scope, value, lang) or (phrases, value)
     return phrases[predicate.negated].format(v=value)
+
+
+def _mined(scope: str, words: str, lang: str) -> tuple[tuple[str, str], str] | None:
+    """Return phrases and value for words that mining wrote; None for a quotation or somebody's own words."""
+    for form, pattern in _WRITTEN.items():
+        phrases, found = _MINED[lang].get((form, scope)), pattern.fullmatch(words)
+        if phrases and found:
+            return phrases, found[1]
+    return None
 
 
 def _describe_attribute(predicate: Predicate, lang: str) -> str:

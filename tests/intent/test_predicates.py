@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -25,7 +27,7 @@ from mmd.intent.predicates import (
 from mmd.intent.rules import PREDICATE_KINDS, UNMEASURED, Predicate, Rule, measure, wilson_lower
 from mmd.intent.textnorm import normalise
 from mmd.intent.types import ImageFacts, IntentExample
-from mmd.intent.wording import describe_predicate
+from mmd.intent.wording import CENTRE, CONTRAST, PICTURE, describe_predicate
 from mmd.schema import Item, OcrLine, Turn
 
 
@@ -338,6 +340,35 @@ def test_a_rule_in_words_with_its_record() -> None:
     assert describe_rule(unmeasured, "en", PROTOTYPES) == (
         "the customer's last message means something like “does it fade” → a (not measured yet)"
     )
+
+
+@pytest.mark.parametrize(
+    ("scope", "words", "en", "zh"),
+    [
+        ("last_user", CENTRE.format("refund"), "is like known ones labelled “refund”", "与“refund”类的已知例句相似"),
+        ("last_user", CONTRAST.format("退款"), "has what sets “退款” apart", "有“退款”类区别于其他类的特征"),
+        ("image", CENTRE.format("a of b"), "the picture is like known ones labelled “a of b”", "“a of b”类的已知图片"),
+        ("image", CONTRAST.format("size"), "the picture has what sets “size” apart", "图片有“size”类区别于其他类"),
+        ("image", PICTURE.format("d7"), "looks like that of dialogue d7", "图片与对话 d7 中的图片相似"),
+    ],
+)
+def test_what_mining_found_is_told_in_the_readers_language(scope: str, words: str, en: str, zh: str) -> None:
+    """No English stays in the Chinese words, and an absence is told as one."""
+    near = Predicate("near", scope, "p")  # type: ignore[arg-type]
+    prototypes = {"p": Prototype("p", scope, np.array([1.0, 0.0], np.float32), 0.5, words)}
+    assert en in describe_predicate(near, "en", prototypes)
+    told = describe_predicate(near, "zh", prototypes)
+    assert zh in told
+    assert "examples" not in told
+    for lang in ("en", "zh"):
+        absent = describe_predicate(replace(near, negated=True), lang, prototypes)
+        assert absent != describe_predicate(near, lang, prototypes)
+
+
+def test_a_customers_words_are_quoted_as_they_are() -> None:
+    prototypes = {"p": Prototype("p", "last_user", np.array([1.0, 0.0], np.float32), 0.5, "a picture of a shoe")}
+    told = describe_predicate(Predicate("near", "last_user", "p"), "en", prototypes)
+    assert told == "the customer's last message means something like “a picture of a shoe”"
 
 
 def test_wilson_bound_of_eleven_of_twelve() -> None:
