@@ -76,8 +76,13 @@ class PromptEncoder:
         return [*map(int, tokens), self._end_id]
 
     def text_ids(self, text: str) -> list[int]:
-        """Return the tokens of plain text that people wrote, on its own; none of them is a control token."""
-        tokens = self.tokenizer(self._defuse(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        """Return the tokens of plain text that people wrote, on its own; none of them is a control token.
+
+        Of any length, without a warning: who asks cuts them.
+        """
+        tokens = self.tokenizer(self._defuse(text), add_special_tokens=False, split_special_tokens=True, verbose=False)[
+            "input_ids"
+        ]
         return list(map(int, tokens))
 
     def start_ids(self) -> list[int]:

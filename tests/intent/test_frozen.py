@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +113,16 @@ def test_a_piece_keeps_its_first_tokens_and_empty_spans_are_left_out(states: Spa
     cut, whole = states.means([[Piece("money back", "a", 2)], [Piece("money back", "a"), Piece("", "b")]])
     assert whole.keys() == {"a"}
     assert not np.allclose(cut["a"], whole["a"])
+
+
+def test_text_that_is_cut_here_is_not_warned_of(states: SpanStates, caplog: pytest.LogCaptureFixture):
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        states.means([[Piece("word " * states.mllm.encoder.tokenizer.model_max_length, "said", 8)]])
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "longer than the specified" not in caplog.text
 
 
 def test_text_that_people_wrote_holds_no_control_token(states: SpanStates):
