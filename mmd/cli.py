@@ -205,9 +205,17 @@ def _artifacts_gc(args: argparse.Namespace) -> int:
 
 
 def _models(_: argparse.Namespace) -> int:
-    rows = [(m.name, m.kind, "yes" if m.installed else "no", m.install) for m in known_models()]
-    _print_table(("model", "kind", "installed", "install with"), rows)
+    known = known_models()
+    rows = [(m.name, m.kind, "yes" if m.installed else "no", _AS_MLLM.get(m.kind, "no")) for m in known]
+    _print_table(("model", "kind", "installed", "as models.mllm"), rows)
+    for model in known:
+        if not model.installed:  # not in the table, which would break the command
+            _console.print(f"{model.name}: {model.install}", markup=False, soft_wrap=True)
+    print("Beside these: a Hugging Face folder, a .gguf file, or (with models.allow_hub=true) a hub id.")
     return 0
+
+
+_AS_MLLM = {"multimodal": "yes, sees pictures", "language": "yes, text alone"}
 
 
 def _when(artifact: Artifact) -> str:

