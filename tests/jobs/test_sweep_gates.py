@@ -178,7 +178,7 @@ def test_pictures_are_joined_to_examples_by_id(job: JobContext):
 def test_the_report_tells_the_mllm_from_the_rest(job: JobContext):
     write_adapter(job, scores_of(job, 3), weights=True)
     inputs = sweep_gates.lineage_of_adapter(job)
-    held_out, about = sweep_gates.hold_out_tasks(job, inputs)
+    held_out, _, about = sweep_gates.hold_out_tasks(job, inputs)
     choices = {task: choose_gate(found, job.config.intent.gate) for task, found in held_out.items()}
     with job.store.write("gate", "tiny", settings={}, inputs=inputs) as writer:
         gates = {task: choice.chosen.gate for task, choice in choices.items()}
