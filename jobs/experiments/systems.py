@@ -341,7 +341,8 @@ def score(material: Material, outcomes: Sequence[Outcome], task: str, system: st
 
 
 def costs(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Return samples, last losses and seconds by part, over outcomes."""
+    """Return samples, last losses and seconds by part, over outcomes: those that trained a model, where some did."""
+    outcomes = [outcome for outcome in outcomes if outcome.unit.steps] or outcomes
     parts = list(outcomes[0].seconds) if outcomes else []
     return {
         "samples": figures.spread_of([outcome.samples for outcome in outcomes]),

@@ -232,6 +232,17 @@ def test_a_unit_without_steps_answers_by_rules_and_probe_alone():
     assert systems.score(material, [outcome], "intent", "probe")["mean"] == 1.0  # each label has words of its own
 
 
+def test_costs_of_a_training_are_not_diluted_by_units_that_trained_nothing():
+    def outcome(steps: int, loss: float, seconds: float) -> systems.Outcome:
+        unit = systems.Unit("4 shots", ("intent",), seed=steps, steps=steps)
+        return systems.Outcome(unit, {}, loss, 12, {"finetune": seconds})
+
+    found = systems.costs([outcome(5, 0.5, 8.0), outcome(0, 0.0, 0.0)])
+    assert found["last_loss"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
+    assert found["seconds"]["finetune"]["mean"] == 8.0
+    assert systems.costs([outcome(0, 0.0, 0.1)])["seconds"]["finetune"]["mean"] == 0.1
+
+
 @pytest.mark.slow
 def test_units_through_tune_answer_as_in_one_process(tiny_store: Path, ray_local: None):
     options = {"overrides": [f"store={tiny_store}"], "corpus": None, "mllm": "tiny-qwen2-vl"}
