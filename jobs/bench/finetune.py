@@ -201,6 +201,7 @@ def operations(mllm: Any, options: Mapping[str, Any]) -> dict[str, float]:  # no
     text, vision = core.config.get_text_config(), core.config.vision_config
     full = options["method"] == "full"
     visual = sum(p.numel() for p in core.model.visual.parameters())
+    merger = sum(p.numel() for p in core.model.visual.merger.parameters())
     layers = sum(p.numel() for n, p in core.model.language_model.layers.named_parameters() if "lora_" not in n)
     head = text.vocab_size * text.hidden_size
     patches = (options["picture_px"] // _PATCH) ** 2
@@ -209,7 +210,8 @@ def operations(mllm: Any, options: Mapping[str, Any]) -> dict[str, float]:  # no
     attention = 2 * tokens * tokens * text.hidden_size * text.num_hidden_layers
     passes = 3 if full else 2
     language = passes * (2 * layers * tokens + attention) + passes * 2 * head * options["answer"]
-    tower = (3 if full else 1) * 2 * visual * patches
+    # The merger works on 2 x 2 patches at a time.
+    tower = (3 if full else 1) * 2 * ((visual - merger) * patches + merger * patches / _MERGE**2)
     return {
         "parameters": float(visual + layers + head * (1 if core.config.tie_word_embeddings else 2)),
         "trained_parameters": float(sum(p.numel() for p in trained_parameters(mllm).values())),
