@@ -64,10 +64,12 @@ def load_engine_parts(
         missing.append(f"adapter: {problem} Until then: {_OPTIONAL['adapter']}.")
     if not mllms:
         found.pop("adapter", None)  # it does not answer
+    gate = replace(gate, mllms=mllms) if mllms else without_mllms(gate)
+    tasks = answerable(gate, corpus.tasks)
     model = IntentModel(
-        gate=replace(gate, mllms=mllms) if mllms else without_mllms(gate),
-        tasks=corpus.tasks,
-        shapes=training_shapes(corpus.dialogues("train"), corpus.tasks),
+        gate=gate,
+        tasks=tasks,
+        shapes=training_shapes(corpus.dialogues("train"), tasks),
         items=corpus.items(),
         artifacts={part: found[part].ref for part in PARTS if part in found},
         degraded=tuple(missing),
@@ -114,6 +116,12 @@ def load_gate(found: Mapping[str, Artifact], tasks: Mapping[str, tuple[str, ...]
     if not gates:
         rules_alone |= {task: TaskGate(task, "override", tau=0.0) for task in tasks}
     return Gate(rulebase, classifiers, {**gates, **rules_alone})
+
+
+def answerable(gate: Gate, tasks: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Return those tasks on which something has an answer: one that no training example was labelled for has none."""
+    known = {*gate.classifiers, *gate.mllms, *gate.rulebase.defaults}
+    return {task: labels for task, labels in tasks.items() if task in known}
 
 
 def load_classifiers(artifact: Artifact, tasks: Mapping[str, tuple[str, ...]]) -> dict[str, IntentClassifier]:

@@ -100,6 +100,20 @@ def test_an_unknown_task_is_refused_with_the_known_ones(engine: IntentEngine):
         engine.predict([ask("hello", task="mood")])
 
 
+def test_a_task_that_nothing_was_trained_for_is_not_offered(store_copy: Path):
+    """Asking it would fail, and with it every other question of the batch."""
+    store = ArtifactStore(str(store_copy))
+    old = store.open("corpus/tiny")
+    with store.write("corpus", "tiny", settings={"moods": True}) as writer:
+        for name in old.manifest.files.keys() - {"tasks.json"}:
+            writer.write_bytes(name, old.read_bytes(name))
+        writer.write_json("tasks.json", {**old.read_json("tasks.json"), "mood": ["glad", "sad"]})
+    engine = IntentEngine.from_store(store, "tiny", refs={"corpus": store.open("corpus/tiny").ref})
+    assert set(engine.model.tasks) == {"dialogue_intent", "image_scene"}
+    with pytest.raises(RequestError, match="'mood' is unknown"):
+        engine.predict([ask("hello", task="mood")])
+
+
 def test_a_shape_without_a_task_asks_for_its_name(engine: IntentEngine):
     only_pictures = replace(engine.model, shapes={"image_scene": frozenset({"picture"})})
     with pytest.raises(RequestError, match="no task was trained on dialogues of text alone"):
