@@ -11,8 +11,12 @@ _TURNS_SHOWN = 4
 
 
 def choose_dialogues(dialogues: Sequence[Dialogue], count: int) -> Iterator[Dialogue]:
-    """Yield labelled dialogues, one of each task in turn, those of a readable length and with pictures first."""
+    """Yield labelled dialogues, one of each task in turn, those of a readable length and with pictures first.
+
+    One that has labels of several tasks comes once.
+    """
     by_task: dict[str, list[Dialogue]] = {}
+    chosen: set[str] = set()
     for dialogue in sorted(dialogues, key=_readability):
         for task in dialogue.labels:
             by_task.setdefault(task, []).append(dialogue)
@@ -20,6 +24,9 @@ def choose_dialogues(dialogues: Sequence[Dialogue], count: int) -> Iterator[Dial
     while queues and count > 0:
         queue = queues.pop(0)
         for dialogue in queue:
+            if dialogue.id in chosen:
+                continue
+            chosen.add(dialogue.id)
             yield dialogue
             count -= 1
             queues.append(queue)

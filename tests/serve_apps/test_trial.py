@@ -16,6 +16,8 @@ from mmd.artifacts import ArtifactStore
 from mmd.config import ServeSettings
 from mmd.errors import CorpusError, RequestError
 from mmd.intent.engine import IntentEngine
+from mmd.intent.showcase import choose_dialogues
+from mmd.schema import Dialogue, Turn
 from serve_apps.api import PredictionOut
 from serve_apps.run import build_parser
 from serve_apps.trial import ServiceClient, Trial, try_service, who_decided
@@ -81,6 +83,13 @@ def test_a_corpus_without_test_dialogues_cannot_be_tried(
 def test_a_service_that_is_not_there_is_told(free_port: Callable[[], int]):
     with pytest.raises(RequestError, match="/readyz: no answer"):
         ServiceClient(ServeSettings(port=free_port())).get("/readyz")
+
+
+def test_a_dialogue_with_labels_of_two_tasks_is_tried_once():
+    turns = (Turn("user", "hi"),)
+    both = Dialogue("a", "s", "test", turns, {"mood": "glad", "intent": "greet"})
+    one = Dialogue("b", "s", "test", turns, {"intent": "greet"})
+    assert [d.id for d in choose_dialogues([both, one], 4)] == ["a", "b"]
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many"])
