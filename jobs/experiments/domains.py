@@ -14,6 +14,7 @@ from jobs.glue.entry import JobContext, corpus_overrides
 from jobs.mine_rules import training_examples
 from mmd.config import DEFAULT_PATH, AppConfig, load_config
 from mmd.corpora.store import Corpus
+from mmd.errors import CorpusError
 from mmd.features.store import Features
 from mmd.intent.examples import label_vectors, load_examples
 from mmd.intent.mining import NameVectors
@@ -60,6 +61,20 @@ class Domain:
     def of_split(self, task: str, split: Split) -> list[IntentExample]:
         """Return a task's labelled examples of a split."""
         return load_examples(self.corpus, self.features, task, split)
+
+    def test_examples(self, task: str) -> list[IntentExample]:
+        """Return a task's labelled test examples.
+
+        Raises:
+            CorpusError: there are none.
+        """
+        found = self.of_split(task, "test")
+        if not found:
+            raise CorpusError(
+                f"corpus {self.name}: no test dialogue is labelled for {task}, so there is nothing to answer; give "
+                "some records the split `test` (docs/data.md), or name another --corpus."
+            )
+        return found
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from jobs.experiments.cross_domain import Answered, match_labels
 from jobs.experiments.fold_bases import BaseMiner, BaseUnit, FoldBase, MiningInputs, from_json, to_json
 from jobs.glue.records import Suite, main
 from mmd.artifacts import ArtifactStore
-from mmd.errors import ConfigError
+from mmd.errors import ConfigError, CorpusError
 from mmd.intent.augment.originals import make_originals
 from mmd.intent.miner import mine_task
 from mmd.intent.rulebase import RuleBase
@@ -128,6 +128,13 @@ def test_foreign_dialogues_end_with_the_users_turn_that_is_asked_about():
     dialogue = Dialogue("d", "s", "train", turns)
     assert false_firing.asked_turns(dialogue) == [0, 3]
     assert false_firing.cut(dialogue, 3).turns == turns[:4]
+
+
+def test_a_corpus_without_test_dialogues_is_refused_not_scored(monkeypatch: pytest.MonkeyPatch):
+    """Nothing to answer would read as a score of 0 and a latency of 0 ms."""
+    monkeypatch.setattr(domains.Domain, "of_split", lambda *_: [])
+    with pytest.raises(CorpusError, match="no test dialogue is labelled for intent"):
+        domains.Domain(domains.open_context({}, "mine:chat=chats")).test_examples("intent")
 
 
 def test_every_experiment_can_be_loaded_and_draws():
