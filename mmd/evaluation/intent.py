@@ -148,9 +148,10 @@ def gather(
         return said
     said = [replace(o, mllm=p) for o, p in zip(said, mllm.predict(examples), strict=True)]
     least = min((how.tau for how in settings if how.arm == "prompt"), default=NEVER)
-    told = [i for i, rules in enumerate(fired) if any(rule.stats.wilson_lower >= least for rule in rules)]
-    hints = [gate.hint(task, fired[i]) for i in told]
-    for i, found in zip(told, mllm.predict_hinted([examples[i] for i in told], hints) if told else (), strict=True):
+    reaching = [i for i, rules in enumerate(fired) if any(rule.stats.wilson_lower >= least for rule in rules)]
+    hints = {i: hint for i in reaching if (hint := gate.hint(task, fired[i]))}  # of some rules nothing is told
+    hinted = mllm.predict_hinted([examples[i] for i in hints], list(hints.values())) if hints else []
+    for i, found in zip(hints, hinted, strict=True):
         said[i] = replace(said[i], hinted=found)
     return said
 

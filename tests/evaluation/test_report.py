@@ -206,6 +206,16 @@ def test_evaluation_and_the_gates_own_predictions_agree():
     assert predicted == mllm_result().predictions
 
 
+def test_a_rule_that_is_not_worth_telling_leaves_the_answer_to_the_mllm_as_the_gate_does():
+    """Right 2 of 20 times: its bound reaches τ = 0, but a hint leaves it out."""
+    gate = replace(with_mllm(), tasks={"scene": replace(PROMPT, tau=0.0)})
+    [rule] = gate.rulebase.rules
+    gate = replace(gate, rulebase=RuleBase((replace(rule, stats=measure(20, 2, 100)),), {}, {}), _compiled={})
+    predicted = gate.predict(examples())
+    assert {p.arm for p in predicted} == {"classifier"}
+    assert evaluate_task(gate, "scene", LABELS, examples()).predictions == predicted
+
+
 def test_gains_are_told_over_each_of_the_gates_parts():
     """Weighted F1: gate (2/3·¼ refund, 0 colour, 2/3·¼ delivery) = 1/3; MLLM ¼ · 2/5; probe ½ · 2·2/(2+4) = 1/3."""
     found = mllm_result()
