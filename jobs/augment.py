@@ -39,6 +39,7 @@ from mmd.intent.firings import load_firings
 from mmd.intent.rulebase import RuleBase
 from mmd.intent.samples import FOLDER, ORIGINAL, SAMPLES, Sample, sample_to_row
 from mmd.intent.settings import AugmentSettings
+from mmd.models.resolve import require_kind
 from mmd.models.settings import ModelSettings
 
 ROWS_PER_SHARD = 256  # rows carry pictures
@@ -59,7 +60,7 @@ def run(context: JobContext) -> Artifact:
     seeds = {"folds": config.seed, "augment": config.seed}
     if found := context.existing("samples", settings, inputs, seeds):
         return found
-    check_methods(config.intent.augment)
+    check_methods(config.intent.augment, config.models)
     corpus, base = Corpus(inputs["corpus"]), RuleBase.load(inputs["rulebase"])
     originals = load_originals(config, corpus, Features(inputs["features"]), base, inputs["rulebase"])
     worker = ChunkAugmenter(corpus, base, config.intent.augment, config.models, config.seed, known_keys(originals))
@@ -78,17 +79,21 @@ def augment_settings(config: AppConfig) -> dict[str, Any]:
     return {"augment": intent.augment.model_dump(mode="json"), "folds": intent.folds, "hints": intent.prompt.hints}
 
 
-def check_methods(settings: AugmentSettings) -> None:
-    """Refuse the method `paraphrase` without a model.
+def check_methods(settings: AugmentSettings, models: ModelSettings) -> None:
+    """Refuse the method `paraphrase` without a model, or with one that is not here, before the work begins.
 
     Raises:
         ConfigError: saying which setting is missing.
+        ModelError: the model is not here, or of another kind.
     """
-    if settings.copies and "paraphrase" in settings.methods and settings.paraphraser is None:
+    if not settings.copies or "paraphrase" not in settings.methods:
+        return
+    if settings.paraphraser is None:
         raise ConfigError(
             "intent.augment.methods: paraphrase needs a language model; set intent.augment.paraphraser to one, e.g. "
             "smollm2-135m, or leave the method out."
         )
+    require_kind(settings.paraphraser, models, ("language",))
 
 
 def load_originals(

@@ -15,7 +15,7 @@ from jobs.glue.entry import JobContext
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config
 from mmd.corpora.store import Corpus
-from mmd.errors import ConfigError
+from mmd.errors import ConfigError, ModelError
 from mmd.features.store import Features
 from mmd.intent.augment import augment, content_key
 from mmd.intent.augment.originals import with_bytes
@@ -136,6 +136,14 @@ def test_shards_are_of_equal_length_however_the_rows_come(store: Path, monkeypat
 def test_paraphrase_without_a_model_names_the_setting(store: Path):
     with pytest.raises(ConfigError, match=r"intent\.augment\.paraphraser"):
         run(JobContext(config_of(store, methods=["paraphrase"])))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("no-such", "its weights are not here"), ("efficientnet-lite0", "vision model")]
+)
+def test_a_paraphraser_that_cannot_be_is_refused_before_the_work(store: Path, name: str, why: str):
+    with pytest.raises(ModelError, match=why):
+        run(JobContext(config_of(store, methods=["paraphrase"], paraphraser=name)))
 
 
 def test_only_large_work_is_spread(store: Path):
