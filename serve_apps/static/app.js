@@ -191,7 +191,12 @@ function clearAll() {
 function requestBody() {
   const turns = state.turns
     .filter((turn) => turn.text.trim() || turn.pictures.length)
-    .map((turn) => ({ speaker: turn.speaker, text: turn.text, images: turn.pictures.map((p) => p.url) }));
+    .map((turn) => ({
+      speaker: turn.speaker,
+      text: turn.text,
+      images: turn.pictures.map((p) => p.url),
+      item_ids: turn.items ?? [], // of an example
+    }));
   return { task: $("task").value || null, turns };
 }
 
@@ -382,6 +387,7 @@ function exampleNode(example) {
       speaker: turn.speaker,
       text: turn.text,
       pictures: turn.images.map((url, k) => ({ name: `${n + 1}.${k + 1}`, url })),
+      items: turn.item_ids,
     }));
     state.gold = example.labels;
     $("task").value = "";

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import PIL.Image
 import pytest
 
@@ -60,6 +61,15 @@ def test_an_example_is_answered_with_label_confidence_and_who_decided(page: Any)
     assert "Decided by" in page.locator(".badge").first.inner_text()
     assert "Corpus label" in page.locator(".who").first.inner_text()
     assert "%" in page.locator(".bar.whole .number").first.inner_text()
+
+
+def test_an_example_is_sent_as_the_corpus_has_it_products_included(page: Any, url: str):
+    examples = httpx.get(f"{url}v1/examples").json()["examples"]
+    for number, example in enumerate(examples):
+        with page.expect_request("**/v1/intent") as sent:
+            page.locator(".examples button").nth(number).click()
+        assert sent.value.post_data_json["turns"] == example["turns"]
+    assert any(turn["item_ids"] for example in examples for turn in example["turns"])
 
 
 def test_a_dialogue_is_written_and_sent_with_the_keyboard_alone(page: Any):
