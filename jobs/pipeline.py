@@ -8,7 +8,7 @@ interruption goes on where it stopped, and a changed setting redoes only what de
     mmd pipeline                                         the built-in shop corpus
     mmd pipeline --corpus taobao=../shared/data/taobao   your copy of a corpus
     mmd pipeline --profile mllm                          the shop with a small vision-language model
-    mmd pipeline --set models.mllm=gemma3-270m           with any model that `mmd models` lists
+    mmd pipeline --set models.mllm=gemma3-270m           any model that `mmd models` offers for it
     mmd pipeline --until mine_rules --set seed=1
 """
 
