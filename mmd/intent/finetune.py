@@ -9,6 +9,7 @@ the held-out fold's originals, and hands out checkpoints. ``finetune_plain`` run
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -234,10 +235,18 @@ class Finetuning:
             on_step: called with a row of the history after each step, with ``validation`` where there was one.
             checkpoint_every: steps between calls of ``on_checkpoint``; the end is not one.
             on_checkpoint: saves what is needed to go on from here.
+
+        Raises:
+            ModelError: the loss or the gradient is no number any more; nothing of that step is kept.
         """
         for step in range(self.state.step, self.plan.total_steps):
             rate = self.plan.rate(step)
             loss, norm = self.engine.step(self._micro_batches(step, batches), rate)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise ModelError(
+                    f"model {self.mllm.name!r}: training diverged in step {step + 1} of {self.plan.total_steps} (loss "
+                    f"{loss:g}, gradient {norm:g}); lower intent.finetune.learning_rate, or set models.dtype=float32."
+                )
             epoch = self.plan.epoch(step + 1)
             row = {"step": step + 1, "epoch": epoch, "loss": loss, "rate": rate, "norm": norm}
             self.state.step = step + 1

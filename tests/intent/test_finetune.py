@@ -256,6 +256,14 @@ def test_equal_seeds_train_equally_and_other_seeds_do_not(plain: Finetuned):
     assert losses(other) != losses(plain)
 
 
+@pytest.mark.parametrize("broken", [(math.nan, 1.0), (0.5, math.inf)])
+def test_a_training_that_diverges_ends_with_the_way_out(monkeypatch: pytest.MonkeyPatch, broken: tuple[float, float]):
+    answers = iter([(0.7, 1.0), broken])
+    monkeypatch.setattr("mmd.intent.engines.PlainEngine.step", lambda *_: next(answers))
+    with pytest.raises(ModelError, match=r"diverged in step 2 of 4 .*lower intent\.finetune\.learning_rate"):
+        finetune_plain(make_samples(), RUN, LABELS, make_settings(), TINY, 0)
+
+
 @pytest.mark.parametrize(
     "parts", [{"batch": 2, "accumulate": 2}, {"batch": 2, "workers": 2}, {"batch": 1, "workers": 4}]
 )
