@@ -241,7 +241,7 @@ class IntentEngine:
         self, entry: PreparedQuery, judged: Sequence[_Judged], text_problem: str | None, timings: Mapping[str, float]
     ) -> IntentAnswer:
         problems = [*self.model.degraded, *entry.problems]
-        if text_problem and vector_texts(entry.query.dialogue, entry.images):
+        if text_problem:
             problems.append(text_problem)
         problems += dict.fromkeys(found.problem for found in judged if found.problem)
         predictions = tuple(found.prediction for found in judged)
