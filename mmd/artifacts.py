@@ -18,7 +18,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, cast, get_args
@@ -52,6 +52,8 @@ SAFE_SUFFIXES = frozenset(
     | {".tfevents"}
 )  # .jinja: chat templates of language models, which transformers renders in Jinja's sandbox; .tfevents: TensorBoard
 MANIFEST = "manifest.json"
+_ASKED = "asked.json"
+"""In a name's folder: the version that a job asked for last and found there, and when (seconds since 1970)."""
 _ALIVE = ".writing"  # gone when gc took the writer for dead: what it then writes must not be committed
 _CHUNK = 1 << 20
 _RUNS = (".train", ".tune")  # checkpoints of unfinished work, which lie in the store until its artefact is written
@@ -437,7 +439,7 @@ class ArtifactStore:
         return files
 
     def open(self, ref: str, *, verify: bool = True) -> Artifact:
-        """Open ``kind/name`` (newest complete version) or ``kind/name@version``.
+        """Open ``kind/name`` (the complete version made or asked for last) or ``kind/name@version``.
 
         Args:
             ref: what to open.
@@ -457,7 +459,8 @@ class ArtifactStore:
                 f"{ref}: no complete artefact in store {self.uri}; of this kind there are {', '.join(have) or 'none'}. "
                 "Run the job that makes it, or `mmd pipeline`."
             )
-        artifact = max(found, key=lambda a: a.manifest.created_unix_s)
+        asked = self._asked(kind, name)
+        artifact = max(found, key=lambda a: max(a.manifest.created_unix_s, asked.get(a.manifest.version, 0.0)))
         if artifact.manifest.schema_version != SCHEMA_VERSION:
             raise ArtifactError(
                 f"{artifact.ref}: schema version {artifact.manifest.schema_version}, this mmd reads "
@@ -466,6 +469,27 @@ class ArtifactStore:
         if verify:
             artifact.verify()
         return artifact
+
+    def ask_for(self, artifact: Artifact) -> None:
+        """Note that a job found this artefact made already: until another is made or found, its name opens it.
+
+        Going back to earlier settings makes nothing new, yet what follows must work with what was asked for. A store
+        that cannot be written keeps its order.
+        """
+        manifest = artifact.manifest
+        where = f"{self.root}/{manifest.kind}/{manifest.name}/{_ASKED}"
+        content = json.dumps({"version": manifest.version, "unix_s": time.time()})
+        with suppress(OSError):
+            self.fs.pipe_file(where, content.encode())
+
+    def _asked(self, kind: str, name: str) -> dict[str, float]:
+        """Return version → when it was asked for; empty where nothing, or nothing legible, is noted."""
+        where = f"{self.root}/{kind}/{name}/{_ASKED}"
+        try:
+            noted = json.loads(self.fs.cat_file(where))
+            return {str(noted["version"]): float(noted["unix_s"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
 
     def find(self, kind: str | None = None) -> list[Artifact]:
         """Return every complete artefact, by kind, name and time."""

@@ -189,6 +189,23 @@ def test_the_newest_version_opens_by_default_and_diff_names_what_changed(store: 
     assert changed == {"version", "settings.k"}
 
 
+def test_a_name_opens_what_was_made_or_asked_for_last(store: ArtifactStore):
+    write(store, k=1)
+    first = store.open("report/demo")
+    write(store, k=2)
+    store.ask_for(first)
+    assert store.open("report/demo").ref == first.ref
+    write(store, k=3)
+    assert store.open("report/demo").manifest.settings == {"k": 3}
+
+
+def test_an_illegible_note_of_what_was_asked_for_changes_nothing(store: ArtifactStore):
+    write(store, k=1)
+    write(store, k=2)
+    store.fs.pipe_file(f"{store.root}/report/demo/asked.json", b"{")
+    assert store.open("report/demo").manifest.settings == {"k": 2}
+
+
 def test_tables_round_trip_in_shards_and_an_absent_table_is_empty(store: ArtifactStore):
     table = pa.table({"n": list(range(25))}, schema=TABLE_SCHEMA)
     with store.write("corpus", "demo", settings={}) as writer:

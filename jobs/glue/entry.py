@@ -85,7 +85,9 @@ class JobContext:
         version = version_for(kind, settings, inputs, seeds)
         if self.force or not self.store.exists(kind, self.name, version):
             return None
-        return self.store.open(f"{kind}/{self.name}@{version}")
+        found = self.store.open(f"{kind}/{self.name}@{version}")
+        self.store.ask_for(found)
+        return found
 
 
 def build_parser(verb: str, doc: str) -> argparse.ArgumentParser:

@@ -131,3 +131,11 @@ def test_a_store_that_goes_with_the_jobs_code_is_told(
     folder = Path("/ray/session/runtime_resources/working_dir_files/pkg" if in_job == "yes" else "/home/me/mmd")
     warn_of_passing_store(store, folder)
     assert ("store=" in capsys.readouterr().out) is (told == "yes")
+
+
+def test_going_back_to_earlier_settings_leaves_the_artefact_that_was_asked_for():
+    first = write_report(JobContext(AppConfig(store="s", seed=1)))
+    write_report(JobContext(AppConfig(store="s", seed=2)))
+    again = JobContext(AppConfig(store="s", seed=1))
+    write_report(again)
+    assert again.open("report").ref == first.ref
