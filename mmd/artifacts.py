@@ -370,7 +370,7 @@ class ArtifactStore:
                 files=files,
                 digest=fingerprint({f: e.sha256 for f, e in sorted(files.items())}),
                 code=code_revision(),
-                created_unix_s=round(time.time(), 3),
+                created_unix_s=round(time.time(), 6),
             )
             data = manifest.model_dump_json(indent=2).encode() + b"\n"
             committed = self._create(f"{folder}/{MANIFEST}", data, replace=replace)

@@ -18,7 +18,7 @@ import numpy as np
 from jobs.experiments.domains import Domain
 from jobs.glue.cluster import ray_cluster
 from jobs.glue.tune import tune_batches
-from mmd.artifacts import fingerprint
+from mmd.artifacts import code_revision, fingerprint
 from mmd.intent.folds import assign_folds
 from mmd.intent.matcher import CompiledRules
 from mmd.intent.miner import join, mine_task
@@ -141,7 +141,7 @@ def mine_bases(domains: Mapping[str, Domain], units: Sequence[BaseUnit], outer: 
             (inputs,),
             [[asdict(unit)] for unit in units],
             storage=context.scratch(".tune"),
-            name=f"fold_bases-{fingerprint([told, outer, context.config.seed])[:12]}",
+            name=f"fold_bases-{fingerprint([code_revision(), told, outer, context.config.seed])[:12]}",
             max_concurrent=context.config.tune.max_concurrent,
             title="rule bases",
         )

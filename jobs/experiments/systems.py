@@ -21,7 +21,7 @@ from jobs.experiments import domains, figures
 from jobs.experiments.domains import Domain
 from jobs.glue.cluster import ray_cluster
 from jobs.glue.tune import tune_batches
-from mmd.artifacts import fingerprint
+from mmd.artifacts import code_revision, fingerprint
 from mmd.evaluation.metrics import Confusion
 from mmd.intent.augment import augment
 from mmd.intent.augment.originals import held_out_hints, make_originals, with_bytes
@@ -319,7 +319,7 @@ def run_units(domain: Domain, material: Material, units: Sequence[Unit], title: 
     """
     config = domain.config
     order = sorted(range(len(units)), key=lambda i: -units[i].steps)
-    told = [domain.features.artifact.ref, config.intent.model_dump(mode="json"), config.models.model_dump(mode="json")]
+    told = [code_revision(), domain.features.artifact.ref, config.intent.model_dump(mode="json"), config.models.model_dump(mode="json")]
     with ray_cluster(config.cluster):
         values = tune_batches(
             SystemTrainer,
