@@ -319,7 +319,12 @@ def run_units(domain: Domain, material: Material, units: Sequence[Unit], title: 
     """
     config = domain.config
     order = sorted(range(len(units)), key=lambda i: -units[i].steps)
-    told = [code_revision(), domain.features.artifact.ref, config.intent.model_dump(mode="json"), config.models.model_dump(mode="json")]
+    told = [
+        code_revision(),
+        domain.features.artifact.ref,
+        config.intent.model_dump(mode="json"),
+        config.models.model_dump(mode="json"),
+    ]
     with ray_cluster(config.cluster):
         values = tune_batches(
             SystemTrainer,
