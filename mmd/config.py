@@ -23,6 +23,7 @@ from mmd.evaluation.settings import EvaluationSettings
 from mmd.features.settings import FeatureSettings
 from mmd.intent.settings import IntentSettings
 from mmd.models.settings import ModelSettings
+from mmd.retrieval.settings import RetrievalSettings
 
 DEFAULT_PATH = Path("ray_config.yaml")
 ProfileName = Literal["laptop", "mllm", "gpu"]
@@ -103,6 +104,7 @@ class AppConfig(Settings):
     features: FeatureSettings = Field(default_factory=FeatureSettings)
     models: ModelSettings = Field(default_factory=ModelSettings)
     intent: IntentSettings = Field(default_factory=IntentSettings)
+    retrieval: RetrievalSettings = Field(default_factory=RetrievalSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     tune: TuneSettings = Field(default_factory=TuneSettings)
     serve: ServeSettings = Field(default_factory=ServeSettings)
