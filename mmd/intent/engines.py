@@ -22,6 +22,7 @@ from mmd.errors import ModelError
 from mmd.intent.settings import DeepSpeedSettings
 from mmd.intent.training_plan import Recipe
 from mmd.models.mllm import Mllm, answer_loss
+from mmd.models.optimizer import adamw, optimized, restore_state, set_rate, state_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     Batch = Mapping[str, torch.Tensor]
 
 Floats = NDArray[np.float64]
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Engine(Protocol):
@@ -96,15 +96,8 @@ def load_trained_tensors(mllm: Mllm, tensors: Tensors) -> None:
 
 
 def make_optimizer(mllm: Mllm, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return AdamW over the trained weights; only matrices decay. Source: Loshchilov & Hutter 2019."""
-    import torch
-
-    own = list(trained_parameters(mllm).values())
-    groups = [
-        {"params": [p for p in own if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.learning_rate)
+    """Return AdamW over the trained weights."""
+    return adamw(trained_parameters(mllm).values(), recipe.learning_rate, recipe.weight_decay)
 
 
 def recompute_activations(mllm: Mllm) -> None:
@@ -138,7 +131,7 @@ class PlainEngine:
             total += float(loss.detach())
         weights = [p for group in self._optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(weights, self._clip)
-        _set_rate(self._optimizer, rate)
+        set_rate(self._optimizer, rate)
         self._optimizer.step()
         return total, float(norm)
 
@@ -160,11 +153,11 @@ class PlainEngine:
 
     def optimizer_state(self) -> Tensors:
         """Return the moments and step counts."""
-        return _state_tensors(self._optimizer, _parameters(self._optimizer), masters=False)
+        return state_tensors(self._optimizer, optimized(self._optimizer))
 
     def load_optimizer_state(self, tensors: Tensors) -> None:
         """Restore moments and step counts."""
-        _restore_state(self._optimizer, _parameters(self._optimizer), tensors, masters=False)
+        restore_state(self._optimizer, optimized(self._optimizer), tensors)
 
 
 class DeepSpeedEngine:
@@ -194,7 +187,7 @@ class DeepSpeedEngine:
         """Make one optimizer step; see :class:`Engine`."""
         engine = self._engine
         engine.train()
-        _set_rate(engine.optimizer, rate)
+        set_rate(engine.optimizer, rate)
         total, norm = 0.0, None
         for batch, share in micro_batches:
             placed = self._mllm.to_device(batch)
@@ -238,17 +231,17 @@ class DeepSpeedEngine:
 
     def optimizer_state(self) -> Tensors:
         """Return this worker's shard of moments and full-precision weights."""
-        return _state_tensors(self._engine.basic_optimizer, self._masters(), masters=self._sharded)
+        return state_tensors(self._engine.basic_optimizer, self._masters(), masters=self._sharded)
 
     def load_optimizer_state(self, tensors: Tensors) -> None:
         """Restore this worker's shard."""
-        _restore_state(self._engine.basic_optimizer, self._masters(), tensors, masters=self._sharded)
+        restore_state(self._engine.basic_optimizer, self._masters(), tensors, masters=self._sharded)
 
     def _own_norm(self) -> float:
         """Return the norm of gradients that lie on the weights themselves: DeepSpeed clips these without telling it."""
         import torch
 
-        grads = [p.grad for p in _parameters(self._engine.basic_optimizer) if p.grad is not None]
+        grads = [p.grad for p in optimized(self._engine.basic_optimizer) if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(grads))
 
     def _masters(self) -> list[Any]:
@@ -256,7 +249,7 @@ class DeepSpeedEngine:
         if self._stage == 3:
             # Stage 3 lends its groups to the optimizer during a step only.
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
-        return _parameters(self._engine.basic_optimizer)
+        return optimized(self._engine.basic_optimizer)
 
     def _gathered(self, parameter: Any) -> Any:  # noqa: ANN401 (a context manager of DeepSpeed, which has no types)
         if self._stage < 3:
@@ -314,41 +307,3 @@ def _root(mllm: Mllm) -> torch.nn.Module:
             return work()
 
     return Root()
-
-
-def _set_rate(optimizer: Any, rate: float) -> None:  # noqa: ANN401 (torch's, or DeepSpeed's wrapper)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def _parameters(optimizer: Any) -> list[Any]:  # noqa: ANN401 (as above)
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _state_tensors(optimizer: Any, masters_of: list[Any], *, masters: bool) -> Tensors:  # noqa: ANN401
-    """Return moments, step counts and, on demand, the updated tensors themselves, by their place in the optimizer."""
-    import torch
-
-    out: Tensors = {}
-    for index, parameter in enumerate(masters_of):
-        state = optimizer.state.get(parameter, {})
-        for name in (*_MOMENTS, "step"):
-            if name in state:
-                out[f"{index}.{name}"] = torch.as_tensor(state[name], dtype=torch.float32).detach().cpu().clone()
-        if masters:
-            out[f"{index}.master"] = parameter.detach().cpu().clone()
-    return out
-
-
-def _restore_state(optimizer: Any, masters_of: list[Any], tensors: Tensors, *, masters: bool) -> None:  # noqa: ANN401
-    import torch
-
-    for index, parameter in enumerate(masters_of):
-        if masters:
-            with torch.no_grad():
-                parameter.copy_(tensors[f"{index}.master"])
-        if f"{index}.step" in tensors:
-            optimizer.state[parameter] = {
-                "step": tensors[f"{index}.step"].clone(),  # AdamW counts on the CPU
-                **{name: tensors[f"{index}.{name}"].to(parameter.device) for name in _MOMENTS},
-            }

@@ -7,7 +7,6 @@ interrupted goes on at the very sample where it stopped, without any state of a 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +19,7 @@ from mmd.errors import ArtifactError, ConfigError
 from mmd.intent.mllm import task_folder
 from mmd.intent.samples import ORIGINAL
 from mmd.intent.settings import FinetuneSettings
+from mmd.models.schedule import cosine_rate, passes_multiple, permutation
 
 Method = Literal["lora", "full"]
 _ORDER, _HINTS = 1, 2  # streams of random numbers
@@ -216,7 +216,7 @@ class StepPlan:
     def sample(self, position: int) -> int:
         """Return the index into ``keys`` of the sample at a position."""
         epoch, place = divmod(position, len(self.keys))
-        return int(_permutation(len(self.keys), self.seed, epoch)[place])
+        return int(permutation(len(self.keys), self.seed, _ORDER, epoch)[place])
 
     def tells_hint(self, position: int) -> bool:
         """Say whether the prompt at a position tells the sample's hint (if it has one)."""
@@ -238,20 +238,12 @@ class StepPlan:
         return range(start, start + recipe.batch)
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step (0-based): a linear rise, then half a cosine down to 0.
-
-        Source: Loshchilov & Hutter 2017, §3, without restarts.
-        """
-        total = self.total_steps
-        rise = math.ceil(self.recipe.warmup * total)
-        if step < rise:
-            return self.recipe.learning_rate * (step + 1) / rise
-        return self.recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rise) / (total - rise)))
+        """Return the learning rate of a step (0-based)."""
+        return cosine_rate(step, self.total_steps, self.recipe.learning_rate, self.recipe.warmup)
 
     def is_due(self, step: int, every_epochs: float) -> bool:
         """Say whether, after ``step`` steps, another multiple of ``every_epochs`` is reached, or the end."""
-        before, now = (math.floor(self.epoch(s) / every_epochs + 1e-9) for s in (step - 1, step))
-        return step == self.total_steps or now > before
+        return step == self.total_steps or passes_multiple(self.epoch(step - 1), self.epoch(step), every_epochs)
 
 
 def step_tokens(plan: StepPlan, step: int, answer_tokens: Mapping[str, int]) -> int:
@@ -263,11 +255,6 @@ def step_tokens(plan: StepPlan, step: int, answer_tokens: Mapping[str, int]) -> 
         answer_tokens: label → tokens of the answer, its end included.
     """
     return sum(answer_tokens[plan.keys[plan.sample(position)].label] for position in plan.step_positions(step))
-
-
-@lru_cache(maxsize=4)
-def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, _ORDER, epoch]).permutation(n)
 
 
 @lru_cache(maxsize=4)
