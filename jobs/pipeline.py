@@ -1,9 +1,11 @@
 """From a corpus to a report in one resumable command.
 
-Steps: ingest, featurize, mine_rules, fit_intent, then, if the settings name a large model (models.mllm), augment,
-finetune_mllm and sweep_gates, and at the end evaluate. Each writes one artefact whose version follows from its settings
-and inputs; a step whose artefact is already complete is skipped, so running the same command again after an
-interruption goes on where it stopped, and a changed setting redoes only what depends on it.
+Steps: ingest and featurize; for intent mine_rules, fit_intent, then, if the settings name a large model (models.mllm),
+augment, finetune_mllm and sweep_gates, and evaluate; for retrieval train_retriever, build_index and
+evaluate_retrieval. A corpus without labels has no intent steps, one without answers to learn from no retrieval steps.
+Each step writes one artefact whose version follows from its settings and inputs; a step whose artefact is already
+complete is skipped, so running the same command again after an interruption goes on where it stopped, and a changed
+setting redoes only what depends on it.
 
     mmd pipeline                                         the built-in shop corpus
     mmd pipeline --corpus taobao=../shared/data/taobao   your copy of a corpus
@@ -17,17 +19,21 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
 from jobs.glue.cluster import hold_cluster
 from jobs.glue.entry import JobContext, console, main
 from mmd.artifacts import Artifact
-from mmd.errors import ConfigError
+from mmd.corpora.store import Corpus
+from mmd.errors import ConfigError, CorpusError
+from mmd.retrieval.samples import has_samples
 
 MLLM_STEPS = ("augment", "finetune_mllm", "sweep_gates")
-STEPS = ("ingest", "featurize", "mine_rules", "fit_intent", *MLLM_STEPS, "evaluate")
+INTENT_STEPS = ("mine_rules", "fit_intent", *MLLM_STEPS, "evaluate")
+RETRIEVAL_STEPS = ("train_retriever", "build_index", "evaluate_retrieval")
+STEPS = ("ingest", "featurize", *INTENT_STEPS, *RETRIEVAL_STEPS)
 
 
 def run(context: JobContext) -> Artifact:
@@ -37,16 +43,20 @@ def run(context: JobContext) -> Artifact:
         require_model(context)
     rows: list[tuple[str, Artifact, float, bool]] = []
     with hold_cluster():
-        for number, name in enumerate(steps, start=1):
-            console.rule(f"{number}/{len(steps)} {name}", align="left")
+        for name in STEPS:
+            if name not in steps:
+                continue
+            console.rule(f"{len(rows) + 1}/{len(steps)} {name}", align="left")
             started_unix_s, started = time.time(), time.perf_counter()
             artifact = _step(name)(context)
             context = context.pinned(artifact)
             skipped = artifact.manifest.created_unix_s < started_unix_s
             rows.append((name, artifact, time.perf_counter() - started, skipped))
             console.print(f"{artifact.ref} {'unchanged, skipped' if skipped else 'written'}", markup=False)
+            if name == "ingest":
+                steps = possible_steps(context, Corpus(artifact), steps)
     _print_steps(rows)
-    if context.options.get("show"):
+    if context.options.get("show") and "evaluate" in steps:
         from jobs.glue.showcase import show_conversations
 
         show_conversations(context, count=int(context.options["show"]))
@@ -60,14 +70,44 @@ def steps_of(context: JobContext) -> tuple[str, ...]:
         ConfigError: ``--until`` names a step of the large model, and the settings name no such model.
     """
     until = context.options.get("until") or STEPS[-1]
+    wanted = STEPS[: STEPS.index(until) + 1]
+    if not context.config.retrieval.enabled:
+        if until in RETRIEVAL_STEPS and context.options.get("until"):
+            raise ConfigError(f"--until {until}: retrieval.enabled is false; add --set retrieval.enabled=true.")
+        wanted = tuple(step for step in wanted if step not in RETRIEVAL_STEPS)
     if context.config.models.mllm is not None:
-        return STEPS[: STEPS.index(until) + 1]
+        return wanted
     if until in MLLM_STEPS:
         raise ConfigError(
             f"--until {until}: that step works on the large model, and models.mllm names none; "
             "add --set models.mllm=NAME (`mmd models` lists names)."
         )
-    return tuple(step for step in STEPS[: STEPS.index(until) + 1] if step not in MLLM_STEPS)
+    return tuple(step for step in wanted if step not in MLLM_STEPS)
+
+
+def possible_steps(context: JobContext, corpus: Corpus, steps: Sequence[str]) -> tuple[str, ...]:
+    """Return the steps for which a corpus has what they learn from, and say what is left out.
+
+    Raises:
+        CorpusError: none of the steps that make a model is possible.
+    """
+    lacking: dict[str, str] = {}
+    if not corpus.tasks:
+        lacking |= dict.fromkeys(INTENT_STEPS, "no dialogue has a label")
+    if not has_samples(corpus, context.config.retrieval.samples):
+        lacking |= dict.fromkeys(RETRIEVAL_STEPS, "no training dialogue has an answer to learn from")
+    for reason in dict.fromkeys(reason for step, reason in lacking.items() if step in steps):
+        left_out = ", ".join(step for step in steps if lacking.get(step) == reason)
+        console.print(f"left out, since {reason}: {left_out}", markup=False)
+    kept = tuple(step for step in steps if step not in lacking)
+    models = {*INTENT_STEPS, *RETRIEVAL_STEPS}
+    if models & set(steps) and not models & set(kept):
+        reasons = "; ".join(dict.fromkeys(lacking.values()))
+        raise CorpusError(
+            f"{corpus.artifact.ref}: there is nothing to learn from: {reasons}. Label dialogues, or give some in which "
+            "the agent answers (docs/data.md)."
+        )
+    return kept
 
 
 def require_model(context: JobContext) -> None:

@@ -19,7 +19,13 @@ from mmd.config import AppConfig, build_config, load_config
 from mmd.errors import ConfigError, MmdError
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = {"data.shop.dialogues": 60, "data.shop.items": 12, "intent.search.rollouts": 20, "intent.folds": 2}
+SMALL = {
+    "data.shop.dialogues": 60,
+    "data.shop.items": 12,
+    "intent.search.rollouts": 20,
+    "intent.folds": 2,
+    "retrieval.enabled": False,
+}
 
 
 def small_config(store: Path, **changes: object) -> AppConfig:

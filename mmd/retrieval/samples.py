@@ -1,0 +1,139 @@
+"""Samples of retrieval: which turns of dialogues are responses to be found, and from what."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from mmd.corpora.store import Corpus
+from mmd.features.store import Features
+from mmd.intent.types import has_words
+from mmd.retrieval.facts import Facts, context_text, turn_words
+from mmd.retrieval.modalities import modality, response_id
+from mmd.retrieval.settings import SampleSettings
+from mmd.retrieval.types import Query, Response, Sample, SampleSet
+from mmd.schema import Dialogue, Turn
+
+__all__ = [
+    "Facts",
+    "Part",
+    "context_text",
+    "find_samples",
+    "has_samples",
+    "load_samples",
+    "make_query",
+    "part_of",
+    "response_id",
+    "turn_words",
+]
+
+Part = Literal["train", "validation", "test"]
+STATED = "response_modality."
+"""Meta key by which a corpus says what a turn is, with the turn's 0-based index behind it."""
+
+
+def load_samples(corpus: Corpus, features: Features | None, settings: SampleSettings) -> SampleSet:
+    """Return the samples of a corpus and the responses they may be answered by.
+
+    Args:
+        corpus: dialogues, pictures and catalogue.
+        features: OCR of pictures that came without; None for none.
+        settings: what is a sample.
+
+    Raises:
+        ConfigError: a modality is unknown.
+    """
+    return find_samples(corpus.dialogues(), Facts.load(corpus, features, settings), settings)
+
+
+def has_samples(corpus: Corpus, settings: SampleSettings) -> bool:
+    """Say whether any training dialogue has a response to learn from.
+
+    Raises:
+        ConfigError: a modality is unknown.
+    """
+    facts = Facts.load(corpus, None, settings)
+    return any(find_samples([dialogue], facts, settings).samples for dialogue in corpus.dialogues("train"))
+
+
+def find_samples(dialogues: Iterable[Dialogue], facts: Facts, settings: SampleSettings) -> SampleSet:
+    """Return the samples of dialogues, in their order, and the responses.
+
+    Turns without anything before them are none. A turn with several right responses gives a sample for each.
+
+    Raises:
+        ConfigError: a modality is unknown.
+    """
+    samples: list[Sample] = []
+    responses: dict[str, Response] = {}
+    for dialogue in dialogues:
+        for index in range(1, len(dialogue.turns)):
+            query = make_query(dialogue.turns[:index], settings)
+            name, keys = right_responses(dialogue, index, facts, settings)
+            if not keys or is_empty(query):
+                continue
+            right = [modality(name).response(key, facts) for key in keys]
+            responses |= {response.id: response for response in right}
+            samples.extend(_samples(dialogue, index, query, right))
+    occurring = {sample.modality for sample in samples}
+    names = tuple(name for name in settings.modalities if name in occurring)
+    for name in names:
+        kind = modality(name)
+        further = (kind.response(key, facts) for key in kind.candidates(facts))
+        responses |= {response.id: response for response in further}
+    return SampleSet(tuple(samples), responses, names)
+
+
+def right_responses(
+    dialogue: Dialogue, index: int, facts: Facts, settings: SampleSettings
+) -> tuple[str, tuple[str, ...]]:
+    """Return the modality of a turn and the keys of its right responses, none where it is no response.
+
+    What the corpus states goes first; else, of the modalities asked for that the turn could be, the one with the
+    largest precedence: product before image before text.
+    """
+    kinds = sorted((modality(name) for name in settings.modalities), key=lambda kind: -kind.precedence)
+    stated = dialogue.meta.get(f"{STATED}{index}")
+    for kind in sorted(kinds, key=lambda kind: kind.name != stated):
+        if keys := kind.of_turn(dialogue.turns[index], dialogue, index, facts):
+            return kind.name, keys
+    return "", ()
+
+
+def make_query(turns: tuple[Turn, ...], settings: SampleSettings) -> Query:
+    """Return the last ``context_turns`` turns as a query."""
+    return Query(turns[-settings.context_turns :])
+
+
+def is_empty(query: Query) -> bool:
+    """Say whether a query has neither words nor pictures nor items."""
+    return not any(has_words(turn.text) or turn.image_ids or turn.item_ids for turn in query.turns)
+
+
+def _samples(dialogue: Dialogue, index: int, query: Query, right: list[Response]) -> Iterator[Sample]:
+    ids = [response.id for response in right]
+    for number, response in enumerate(right, start=1):
+        yield Sample(
+            id=f"{dialogue.id}#{index}" + (f".{number}" if number > 1 else ""),
+            dialogue_id=dialogue.id,
+            split=dialogue.split,
+            query=query,
+            modality=response.modality,
+            response_id=response.id,
+            also=tuple(other for other in ids if other != response.id),
+        )
+
+
+def part_of(sample: Sample, fraction: float, seed: int) -> Part:
+    """Return the part that a sample's dialogue is in: a share of the training split's is held out for validation.
+
+    Args:
+        sample: the sample.
+        fraction: share of the training dialogues held out, in [0, 1).
+        seed: of the choice, which is by hash: it depends on nothing but seed and dialogue.
+    """
+    if sample.split == "test":
+        return "test"
+    digest = hashlib.sha256(f"{seed}:{sample.dialogue_id}".encode()).digest()
+    return "validation" if int.from_bytes(digest[:8], "big") < fraction * 2**64 else "train"
