@@ -39,7 +39,6 @@ from jobs.glue.train import (
     HELD_OUT,
     Pass,
     RunPlace,
-    ahead,
     fit,
     make_datasets,
     ordered_shards,
@@ -81,6 +80,7 @@ from mmd.intent.training_plan import (
     recipe_for,
     serving_runs,
 )
+from mmd.models.ahead import ahead
 from mmd.models.resolve import resolve
 from mmd.models.settings import ModelSettings
 

@@ -1,4 +1,4 @@
-"""Ray Train for fine-tuning: rows in their places, prefetching, reports to the driver, and runs that are found again.
+"""Ray Train for training jobs: rows in their places, reports to the driver, and runs that are found again.
 
 The samples' Parquet shards are a Ray Data dataset. A step's samples are decided by the plan
 (:class:`mmd.intent.training_plan.StepPlan`), not by which block arrives first, since only then do one worker and many,
@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -27,7 +26,6 @@ from mmd.errors import MmdError
 from mmd.intent.samples import SAMPLES, Sample, sample_from_row
 from mmd.intent.training_plan import StepPlan
 
-T = TypeVar("T")
 POSITIONS = "positions"
 HELD_OUT = "held_out"
 FINISHED_FILE = "finished.json"
@@ -202,22 +200,6 @@ def placed_samples(
                         f"worker {rank}: no sample came for position {err} of the plan; the samples artefact is not "
                         "what the run was planned with. Run `mmd augment --force`, then this again."
                     ) from None
-
-
-def ahead(items: Iterator[T], count: int) -> Iterator[T]:
-    """Yield the items of an iterator that a thread works through, up to ``count`` items ahead.
-
-    Decoding of the next batches, and the start of the next pass, then overlap with training.
-    """
-    end = object()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
-    try:
-        waiting = deque(pool.submit(next, items, end) for _ in range(count))
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(pool.submit(next, items, end))
-            yield cast("T", item)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 # ---------------------------------------------------------------- reports from the first worker to the driver

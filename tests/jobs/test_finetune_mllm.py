@@ -27,7 +27,6 @@ from jobs.glue.train import (
     PlaceRows,
     RunPlace,
     TrainError,
-    ahead,
     make_datasets,
     ordered_shards,
     placed_samples,
@@ -45,6 +44,7 @@ from mmd.intent.mllm import HeldOutScore, load_held_out, load_mllm_classifiers
 from mmd.intent.samples import FOLDER, ORIGINAL, SAMPLES, Sample, Samples, sample_to_row
 from mmd.intent.training_plan import Recipe, StepPlan, TrainingRun
 from mmd.intent.types import IntentExample
+from mmd.models.ahead import ahead
 from mmd.schema import Turn
 
 ROOT = Path(__file__).resolve().parents[2]
