@@ -1,0 +1,138 @@
+"""What a trained retriever must beat on the same pools: BM25, and an encoder as it comes off the shelf.
+
+Both see words only; a response without any scores 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmd.errors import ConfigError
+from mmd.intent.textnorm import normalise
+from mmd.retrieval.ranks import Ranks, rank_of_gold
+from mmd.retrieval.types import Pool, Response
+
+Scores = NDArray[np.float64]
+Encoder = Callable[[list[str]], NDArray[np.floating]]
+"""Texts → vectors of shape (n_texts, dim)."""
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af"
+_RUN = re.compile(f"[{_CJK}]+|[^\\W_{_CJK}]+")
+_FIRST_CJK = "\u3040"
+
+
+class Ranker(Protocol):
+    """Anything that scores candidates for a query in words."""
+
+    def scores(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[Scores]:
+        """Return the scores of each query's candidates, shape (n_candidates,) each; larger is better."""
+        ...
+
+
+def rank_pools(ranker: Ranker, queries: Sequence[str], pools: Sequence[Pool]) -> Ranks:
+    """Return the 1-based rank of each pool's right response, shape (n_pools,); ties count against it.
+
+    Args:
+        ranker: that scores.
+        queries: the context in words, one a pool.
+        pools: candidates.
+    """
+    scored = ranker.scores(queries, [pool.candidates for pool in pools])
+    golds = (pool.candidates.index(pool.gold) for pool in pools)
+    ranks = [rank_of_gold(scores, gold) for scores, gold in zip(scored, golds, strict=True)]
+    return np.array(ranks, dtype=np.int64)
+
+
+def words_of(text: str) -> list[str]:
+    """Return the terms of a text: words, and of Chinese, Japanese and Korean runs the pairs of characters.
+
+    >>> words_of("The red Mug 红色杯")
+    ['the', 'red', 'mug', '红色', '色杯']
+    """
+    terms: list[str] = []
+    for run in _RUN.findall(normalise(text)):
+        if run[0] < _FIRST_CJK or len(run) == 1:
+            terms.append(run)
+        else:
+            terms += [run[i : i + 2] for i in range(len(run) - 1)]
+    return terms
+
+
+class Bm25Ranker:
+    """BM25 (Robertson & Zaragoza 2009; Lucene's variant, k1 1.5, b 0.75) by bm25s, over all responses' words.
+
+    Args:
+        responses: id → response; document frequencies are counted over all of them.
+    """
+
+    def __init__(self, responses: Mapping[str, Response]) -> None:
+        import bm25s
+
+        self._row = {response_id: row for row, response_id in enumerate(sorted(responses))}
+        documents = [words_of(responses[response_id].text) for response_id in self._row]
+        self._index = bm25s.BM25() if any(documents) else None
+        if self._index is not None:
+            self._index.index(documents, show_progress=False)
+
+    def scores(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[Scores]:
+        """Return BM25 of each query's candidates, 0 where no term is shared.
+
+        Raises:
+            ConfigError: a candidate is not among the responses.
+        """
+        pairs = zip(queries, candidates, strict=True)
+        return [self._all(query)[_rows(self._row, ids)] for query, ids in pairs]
+
+    def _all(self, query: str) -> Scores:
+        """Return the score of every response."""
+        known = self._index.vocab_dict if self._index is not None else {}
+        terms = [term for term in words_of(query) if term in known]
+        if self._index is None or not terms:
+            return np.zeros(len(self._row))
+        return np.asarray(self._index.get_scores(terms), dtype=np.float64)
+
+
+class OffTheShelfRanker:
+    """Cosine of an encoder's vectors of context and response, nothing trained.
+
+    Args:
+        encode: the encoder.
+        responses: id → response; those with words are encoded once, here.
+    """
+
+    def __init__(self, encode: Encoder, responses: Mapping[str, Response]) -> None:
+        self._encode = encode
+        self._row = {response_id: row for row, response_id in enumerate(sorted(responses))}
+        self._dim = 1  # until something was encoded
+        self._vectors = self._unit([responses[response_id].text for response_id in self._row])
+
+    def scores(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[Scores]:
+        """Return the cosines of each query's candidates; 0 for those, and for queries, without words.
+
+        Raises:
+            ConfigError: a candidate is not among the responses.
+        """
+        vectors = self._unit(queries)
+        pairs = zip(vectors, candidates, strict=True)
+        return [self._vectors[_rows(self._row, ids)] @ vector for vector, ids in pairs]
+
+    def _unit(self, texts: Sequence[str]) -> Scores:
+        """Return vectors of length 1, shape (n_texts, dim); zeros for texts without words."""
+        spoken = [row for row, text in enumerate(texts) if text.strip()]
+        if not spoken:
+            return np.zeros((len(texts), self._dim))
+        found = np.asarray(self._encode([texts[row] for row in spoken]), dtype=np.float64)
+        self._dim = found.shape[1]
+        unit = np.zeros((len(texts), self._dim))
+        unit[spoken] = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        return unit
+
+
+def _rows(row: Mapping[str, int], ids: Sequence[str]) -> NDArray[np.int64]:
+    if unknown := [response_id for response_id in ids if response_id not in row]:
+        raise ConfigError(f"candidate {unknown[0]}: is not among the ranker's responses; build it of the same samples.")
+    return np.array([row[response_id] for response_id in ids], dtype=np.int64)

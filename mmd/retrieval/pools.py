@@ -1,0 +1,174 @@
+"""Pools: the candidates that a sample's right response is ranked among. Drawn once, seeded, the right one exactly once.
+
+A pool of one kind and size is a subset of the larger ones with its seed, so that curves over sizes are smooth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from mmd.errors import ConfigError, CorpusError
+from mmd.intent.textnorm import normalise
+from mmd.retrieval.modalities import modality
+from mmd.retrieval.types import Pool, Response, Sample, SampleSet
+
+PoolKind = Literal["union", "half", "corpus"]
+"""``union``: ``size`` responses a modality (50 + 50); ``half``: half as many a modality; ``corpus``: all there are."""
+Source = Literal["test", "train", "all"]
+"""The split whose samples' right responses are distractors; products are the catalogue's anyway."""
+
+
+def make_pools(
+    samples: Sequence[Sample],
+    responses: SampleSet,
+    kind: PoolKind,
+    size: int,
+    seed: int,
+    modalities: Sequence[str] | None = None,
+    split_responses: Source = "test",
+) -> list[Pool]:
+    """Return a pool a sample, in order.
+
+    Distractors are neither the right response, nor ``also`` right, nor look the same as it (equal words; for pictures,
+    an equal description). They depend on ``(seed, sample id, modality)`` and the responses there are, nothing else.
+
+    Args:
+        samples: to make pools for.
+        responses: where distractors come from.
+        kind: which pools.
+        size: responses a modality, the right one among them; not used by ``corpus``.
+        seed: of the draws.
+        modalities: that pools mix; None: those that occur in ``responses``.
+        split_responses: whose right responses are distractors.
+
+    Raises:
+        ConfigError: a modality is unknown or a sample's own is left out, or the size leaves no distractor.
+        CorpusError: too few responses to draw from, or a right response is missing.
+    """
+    return list(iter_pools(samples, responses, kind, size, seed, modalities, split_responses))
+
+
+def iter_pools(
+    samples: Sequence[Sample],
+    responses: SampleSet,
+    kind: PoolKind,
+    size: int,
+    seed: int,
+    modalities: Sequence[str] | None = None,
+    split_responses: Source = "test",
+) -> Iterator[Pool]:
+    """Yield what :func:`make_pools` returns, one at a time: pools of a whole corpus need not be held at once."""
+    names = tuple(responses.modalities if modalities is None else modalities)
+    wanted = None if kind == "corpus" else size // 2 if kind == "half" else size
+    if wanted is not None and wanted < 1:
+        raise ConfigError(f"pools.size={size}: a pool of kind {kind} would be empty; set it to 2 or more.")
+    drawing = _Drawing(responses, {name: _sources(responses, name, split_responses) for name in names})
+    for sample in samples:
+        if sample.modality not in names:
+            raise ConfigError(
+                f"sample {sample.id}: its response is of modality {sample.modality}, and pools mix "
+                f"{', '.join(names) or 'none'}; choose samples of these, or add {sample.modality}."
+            )
+        yield drawing.pool(sample, names, wanted, seed)
+
+
+def restrict(pool: Pool, modality: str, responses: SampleSet) -> Pool:
+    """Return the pool with the candidates of one modality only: what is searched when the modality is known.
+
+    Raises:
+        ConfigError: the right response is of another modality.
+    """
+    if responses.responses[pool.gold].modality != modality:
+        raise ConfigError(
+            f"pool of {pool.sample_id}: its right response is of modality {responses.responses[pool.gold].modality}, "
+            f"so it cannot be restricted to {modality}."
+        )
+    return replace(pool, candidates=tuple(c for c in pool.candidates if responses.responses[c].modality == modality))
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """What pools are drawn from: modality → sorted response ids."""
+
+    given: SampleSet
+    sources: Mapping[str, list[str]]
+
+    @cached_property
+    def _alike(self) -> Mapping[str, frozenset[str]]:
+        """Looks → responses of the sources that look so."""
+        groups: defaultdict[str, set[str]] = defaultdict(set)
+        for ids in self.sources.values():
+            for response_id in ids:
+                if look := _looks(self.given.responses[response_id]):
+                    groups[look].add(response_id)
+        return {look: frozenset(ids) for look, ids in groups.items()}
+
+    def pool(self, sample: Sample, names: Sequence[str], size: int | None, seed: int) -> Pool:
+        """Return the pool of one sample; ``size`` responses a modality, None: all."""
+        if sample.response_id not in self.given.responses:
+            raise CorpusError(
+                f"sample {sample.id}: its right response {sample.response_id} is not among the responses; "
+                "make samples and pools of the same corpus and settings."
+            )
+        banned = self._banned(sample)
+        chosen = [sample.response_id]
+        for name in sorted(names):
+            count = None if size is None else size - (name == sample.modality)
+            chosen += self._draw(sample, name, count, banned, seed)
+        chosen.sort(key=lambda c: (self.given.responses[c].modality, c))
+        return Pool(sample.id, tuple(chosen), sample.response_id)
+
+    def _banned(self, sample: Sample) -> set[str]:
+        right = (sample.response_id, *sample.also)
+        looks = {_looks(self.given.responses[r]) for r in right if r in self.given.responses}
+        return {*right}.union(*(self._alike.get(look, frozenset()) for look in looks if look))
+
+    def _draw(self, sample: Sample, name: str, count: int | None, banned: set[str], seed: int) -> list[str]:
+        source = self.sources[name]
+        if count is None:
+            return [c for c in source if c not in banned]
+        # A whole permutation, not a choice of `count`: its beginning is then the same for every count.
+        order = np.random.default_rng(_entropy(seed, sample.id, name)).permutation(len(source))
+        drawn: list[str] = []
+        for at in order[: count + len(banned)].tolist():
+            if len(drawn) == count:
+                break
+            if source[at] not in banned:
+                drawn.append(source[at])
+        if len(drawn) < count:
+            raise CorpusError(
+                f"sample {sample.id}: needs {count} distractors of modality {name}, and there are "
+                f"{sum(c not in banned for c in source)} of {len(source)} responses to draw from; "
+                f"lower retrieval.pools.size, or add dialogues."
+            )
+        return drawn
+
+
+def _sources(responses: SampleSet, name: str, split: Source) -> list[str]:
+    """Return the ids that may be distractors of a modality, sorted."""
+    modality(name)  # refuses an unknown one
+    said = {s.response_id for s in responses.samples if s.modality == name and split in ("all", s.split)}
+    named_by_samples = {s.response_id for s in responses.samples if s.modality == name}
+    beyond = {r.id for r in responses.responses.values() if r.modality == name} - named_by_samples
+    # Beyond samples lies a catalogue; of it, what the other split's samples name is as good a distractor as the rest.
+    return sorted(said | beyond | (named_by_samples if beyond else set()))
+
+
+def _looks(response: Response) -> str:
+    """Return what a reader tells responses of a modality apart by; "" where words do not tell.
+
+    A picture's is its description whatever its encoder may read, so that pools do not change with ``picture_text``.
+    """
+    words = normalise(response.title if response.modality == "image" else response.text)
+    return f"{response.modality}:{words}" if words else ""
+
+
+def _entropy(seed: int, sample_id: str, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{sample_id}:{name}".encode()).digest()[:16], "big")
