@@ -79,6 +79,12 @@ def iter_pools(
         yield drawing.pool(sample, names, wanted, seed)
 
 
+def no_distractors(samples: Sequence[Sample], responses: SampleSet, source: Source = "all") -> list[set[str]]:
+    """Return, for each sample, the responses that no pool of it holds as distractors: right ones, and lookalikes."""
+    drawing = _Drawing(responses, {name: _sources(responses, name, source) for name in responses.modalities})
+    return [drawing.banned(sample) for sample in samples]
+
+
 def restrict(pool: Pool, modality: str, responses: SampleSet) -> Pool:
     """Return the pool with the candidates of one modality only: what is searched when the modality is known.
 
@@ -117,7 +123,7 @@ class _Drawing:
                 f"sample {sample.id}: its right response {sample.response_id} is not among the responses; "
                 "make samples and pools of the same corpus and settings."
             )
-        banned = self._banned(sample)
+        banned = self.banned(sample)
         chosen = [sample.response_id]
         for name in sorted(names):
             count = None if size is None else size - (name == sample.modality)
@@ -125,7 +131,8 @@ class _Drawing:
         chosen.sort(key=lambda c: (self.given.responses[c].modality, c))
         return Pool(sample.id, tuple(chosen), sample.response_id)
 
-    def _banned(self, sample: Sample) -> set[str]:
+    def banned(self, sample: Sample) -> set[str]:
+        """Return what is no distractor of a sample."""
         right = (sample.response_id, *sample.also)
         looks = {_looks(self.given.responses[r]) for r in right if r in self.given.responses}
         return {*right}.union(*(self._alike.get(look, frozenset()) for look in looks if look))
