@@ -16,6 +16,7 @@ from jobs import evaluate, pipeline
 from jobs.glue.entry import JobContext, with_options
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config, load_config
+from mmd.corpora.store import Corpus
 from mmd.errors import ConfigError, MmdError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +106,39 @@ def _gate_of(report: Artifact) -> str:
 
 
 @pytest.mark.ray
+def test_a_corpus_without_labels_has_no_intent_steps_and_one_without_answers_no_retrieval(
+    tmp_path: Path, ray_local: None
+):
+    lines = {
+        "unlabelled": '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n',
+        "unanswered": '{"messages": [{"role": "user", "content": "hi"}], "labels": {"mood": "good"}}\n',
+        "neither": '{"messages": [{"role": "user", "content": "hi"}]}\n',
+    }
+    found: dict[str, tuple[str, ...]] = {}
+    for name, line in lines.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text(line)
+        config = small_config(
+            tmp_path / "store",
+            **{
+                "retrieval.enabled": True,
+                "data.corpus.name": name,
+                "data.corpus.reader": "chat",
+                "data.corpus.path": str(tmp_path / name),
+            },
+        )
+        context = JobContext(config)
+        corpus = Corpus(pipeline.run(with_options(context, until="ingest")))
+        if name == "neither":
+            with pytest.raises(MmdError, match="nothing to learn from"):
+                pipeline.possible_steps(context, corpus, pipeline.STEPS)
+        else:
+            found[name] = pipeline.possible_steps(context, corpus, pipeline.STEPS)
+    assert found["unlabelled"] == ("ingest", "featurize", *pipeline.RETRIEVAL_STEPS)
+    assert found["unanswered"] == ("ingest", "featurize", *pipeline.INTENT_STEPS)
+
+
+@pytest.mark.ray
 def test_until_stops_early(tmp_path: Path, ray_local: None):
     context = JobContext(small_config(tmp_path / "store"))
     last = pipeline.run(with_options(context, until="ingest"))
@@ -157,12 +191,18 @@ def test_a_users_mistake_ends_with_one_clear_message_and_nothing_written(
     assert not list((tmp_path / "store").rglob("manifest.json"))
 
 
-def test_a_large_model_adds_its_steps_and_no_model_leaves_them_out(tmp_path: Path):
+def test_a_large_model_and_retrieval_add_their_steps(tmp_path: Path):
     without = JobContext(small_config(tmp_path))
     assert pipeline.steps_of(without) == ("ingest", "featurize", "mine_rules", "fit_intent", "evaluate")
-    named = JobContext(small_config(tmp_path, **{"models.mllm": "tiny-llama"}))
+    named = JobContext(small_config(tmp_path, **{"models.mllm": "tiny-llama", "retrieval.enabled": True}))
     assert pipeline.steps_of(named) == pipeline.STEPS
     assert pipeline.steps_of(with_options(named, until="augment"))[-2:] == ("fit_intent", "augment")
+
+
+def test_a_step_of_retrieval_without_it_says_how_to_enable_it(tmp_path: Path):
+    context = with_options(JobContext(small_config(tmp_path)), until="build_index")
+    with pytest.raises(ConfigError, match=r"retrieval\.enabled=true"):
+        pipeline.steps_of(context)
 
 
 def test_a_step_of_the_large_model_without_one_says_how_to_name_it(tmp_path: Path):
