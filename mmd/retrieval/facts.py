@@ -94,17 +94,18 @@ def _title(match: re.Match[str], titles: Mapping[str, str]) -> str:
 
 
 def turn_words(turn: Turn, titles: Mapping[str, str] = NO_WORDS, pictures: Mapping[str, str] = NO_WORDS) -> str:
-    """Return a turn in words: its text with titles for mentions, then items and pictures that it names otherwise.
+    """Return a turn in words: its text with titles for mentions, the items it shows without naming them, its pictures.
 
     Args:
         turn: the turn.
         titles: item id → title; other items are left out.
         pictures: image id → words; other pictures are ``[picture]``.
     """
-    mentioned = set(MENTION.findall(turn.text))
-    shown = [titles.get(item_id, "") for item_id in dict.fromkeys(turn.item_ids) if item_id not in mentioned]
+    text = with_titles(turn.text, titles)
+    said = text.casefold()
+    shown = [title for i in dict.fromkeys(turn.item_ids) if (title := titles.get(i, "")).casefold() not in said]
     images = [f"[picture: {pictures[i]}]" if i in pictures else "[picture]" for i in turn.image_ids]
-    parts = [with_titles(turn.text, titles), "; ".join(title for title in shown if title), *images]
+    parts = [text, "; ".join(shown), *images]
     return " ".join(part.strip() for part in parts if part.strip())
 
 

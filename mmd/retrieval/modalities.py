@@ -29,6 +29,11 @@ class Modality(Protocol):
         """Where a turn could be of several modalities and the corpus does not say which, the largest wins."""
         ...
 
+    @property
+    def from_catalogue(self) -> bool:
+        """Whether every response there is may be offered in either split; else those that a split's dialogues give."""
+        ...
+
     def of_turn(self, turn: Turn, dialogue: Dialogue, index: int, facts: Facts) -> tuple[str, ...]:
         """Return the keys of the right responses that the turn with this 0-based index gives, each once."""
         ...
@@ -52,6 +57,7 @@ class TextModality:
 
     name = "text"
     precedence = 0
+    from_catalogue = False
 
     def of_turn(self, turn: Turn, dialogue: Dialogue, index: int, facts: Facts) -> tuple[str, ...]:  # noqa: ARG002 (the protocol's)
         """Return the words of an agent turn that has some."""
@@ -73,6 +79,7 @@ class ImageModality:
 
     name = "image"
     precedence = 10
+    from_catalogue = False
 
     def of_turn(self, turn: Turn, dialogue: Dialogue, index: int, facts: Facts) -> tuple[str, ...]:  # noqa: ARG002 (the protocol's)
         """Return the turn's pictures."""
@@ -92,6 +99,7 @@ class ProductModality:
 
     name = "product"
     precedence = 20
+    from_catalogue = True
 
     def of_turn(self, turn: Turn, dialogue: Dialogue, index: int, facts: Facts) -> tuple[str, ...]:  # noqa: ARG002 (the protocol's)
         """Return the items of an agent turn that the catalogue knows."""

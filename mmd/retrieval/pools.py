@@ -22,7 +22,7 @@ from mmd.retrieval.types import Pool, Response, Sample, SampleSet
 PoolKind = Literal["union", "half", "corpus"]
 """``union``: ``size`` responses a modality (50 + 50); ``half``: half as many a modality; ``corpus``: all there are."""
 Source = Literal["test", "train", "all"]
-"""The split whose samples' right responses are distractors; products are the catalogue's anyway."""
+"""The split whose samples' right responses are distractors; of products it is the catalogue in any case."""
 
 
 def make_pools(
@@ -160,12 +160,9 @@ class _Drawing:
 
 def _sources(responses: SampleSet, name: str, split: Source) -> list[str]:
     """Return the ids that may be distractors of a modality, sorted."""
-    modality(name)  # refuses an unknown one
-    said = {s.response_id for s in responses.samples if s.modality == name and split in ("all", s.split)}
-    named_by_samples = {s.response_id for s in responses.samples if s.modality == name}
-    beyond = {r.id for r in responses.responses.values() if r.modality == name} - named_by_samples
-    # Beyond samples lies a catalogue; of it, what the other split's samples name is as good a distractor as the rest.
-    return sorted(said | beyond | (named_by_samples if beyond else set()))
+    if modality(name).from_catalogue:
+        return sorted(r.id for r in responses.responses.values() if r.modality == name)
+    return sorted({s.response_id for s in responses.samples if s.modality == name and split in ("all", s.split)})
 
 
 def _looks(response: Response) -> str:

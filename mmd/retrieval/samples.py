@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from mmd.corpora.store import Corpus
 from mmd.features.store import Features
 from mmd.intent.types import has_words
 from mmd.retrieval.facts import Facts, context_text, turn_words
-from mmd.retrieval.modalities import modality, response_id
+from mmd.retrieval.modalities import Modality, modality, response_id
 from mmd.retrieval.settings import SampleSettings
 from mmd.retrieval.types import Query, Response, Sample, SampleSet
 from mmd.schema import Dialogue, Turn
@@ -67,38 +67,42 @@ def find_samples(dialogues: Iterable[Dialogue], facts: Facts, settings: SampleSe
     """
     samples: list[Sample] = []
     responses: dict[str, Response] = {}
+    kinds = by_precedence(settings.modalities)
     for dialogue in dialogues:
         for index in range(1, len(dialogue.turns)):
+            right = right_responses(dialogue, index, facts, kinds)
             query = make_query(dialogue.turns[:index], settings)
-            name, keys = right_responses(dialogue, index, facts, settings)
-            if not keys or is_empty(query):
+            if not right or is_empty(query):
                 continue
-            right = [modality(name).response(key, facts) for key in keys]
             responses |= {response.id: response for response in right}
             samples.extend(_samples(dialogue, index, query, right))
     occurring = {sample.modality for sample in samples}
-    names = tuple(name for name in settings.modalities if name in occurring)
-    for name in names:
-        kind = modality(name)
-        further = (kind.response(key, facts) for key in kind.candidates(facts))
-        responses |= {response.id: response for response in further}
-    return SampleSet(tuple(samples), responses, names)
+    for kind in kinds:
+        if kind.name in occurring:
+            further = (kind.response(key, facts) for key in kind.candidates(facts))
+            responses |= {response.id: response for response in further}
+    return SampleSet(tuple(samples), responses, tuple(name for name in settings.modalities if name in occurring))
 
 
-def right_responses(
-    dialogue: Dialogue, index: int, facts: Facts, settings: SampleSettings
-) -> tuple[str, tuple[str, ...]]:
-    """Return the modality of a turn and the keys of its right responses, none where it is no response.
+def by_precedence(names: Iterable[str]) -> list[Modality]:
+    """Return the modalities of names, the one that goes before others first.
 
-    What the corpus states goes first; else, of the modalities asked for that the turn could be, the one with the
-    largest precedence: product before image before text.
+    Raises:
+        ConfigError: a name is unknown.
     """
-    kinds = sorted((modality(name) for name in settings.modalities), key=lambda kind: -kind.precedence)
+    return sorted((modality(name) for name in names), key=lambda kind: -kind.precedence)
+
+
+def right_responses(dialogue: Dialogue, index: int, facts: Facts, kinds: Sequence[Modality]) -> list[Response]:
+    """Return the right responses that a turn gives, all of one modality; none where it is no response.
+
+    What the corpus states goes first; else the first of ``kinds`` that the turn could be.
+    """
     stated = dialogue.meta.get(f"{STATED}{index}")
     for kind in sorted(kinds, key=lambda kind: kind.name != stated):
         if keys := kind.of_turn(dialogue.turns[index], dialogue, index, facts):
-            return kind.name, keys
-    return "", ()
+            return [kind.response(key, facts) for key in keys]
+    return []
 
 
 def make_query(turns: tuple[Turn, ...], settings: SampleSettings) -> Query:
