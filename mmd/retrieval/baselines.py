@@ -32,6 +32,10 @@ class Ranker(Protocol):
         """Return the scores of each query's candidates, shape (n_candidates,) each; larger is better."""
         ...
 
+    def all_scores(self, queries: Sequence[str]) -> Scores:
+        """Return the scores of all responses, by id, shape (n_queries, n_responses)."""
+        ...
+
 
 def rank_pools(ranker: Ranker, queries: Sequence[str], pools: Sequence[Pool]) -> Ranks:
     """Return the 1-based rank of each pool's right response, shape (n_pools,); ties count against it.
@@ -87,6 +91,10 @@ class Bm25Ranker:
         pairs = zip(queries, candidates, strict=True)
         return [self._all(query)[_rows(self._row, ids)] for query, ids in pairs]
 
+    def all_scores(self, queries: Sequence[str]) -> Scores:
+        """Return the scores of all responses, by id, shape (n_queries, n_responses)."""
+        return np.stack([self._all(query) for query in queries]) if queries else np.zeros((0, len(self._row)))
+
     def _all(self, query: str) -> Scores:
         """Return the score of every response."""
         known = self._index.vocab_dict if self._index is not None else {}
@@ -119,6 +127,11 @@ class OffTheShelfRanker:
         vectors = self._unit(queries)
         pairs = zip(vectors, candidates, strict=True)
         return [self._vectors[_rows(self._row, ids)] @ vector for vector, ids in pairs]
+
+    def all_scores(self, queries: Sequence[str]) -> Scores:
+        """Return the cosines of all responses, by id, shape (n_queries, n_responses)."""
+        found: Scores = self._unit(queries) @ self._vectors.T
+        return found
 
     def _unit(self, texts: Sequence[str]) -> Scores:
         """Return vectors of length 1, shape (n_texts, dim); zeros for texts without words."""
