@@ -9,17 +9,21 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+import pyarrow.compute as pc
+
 from mmd.corpora.store import Corpus
 from mmd.features.store import Features
 from mmd.retrieval.settings import SampleSettings
 from mmd.retrieval.types import Query
-from mmd.schema import Item, Turn
+from mmd.schema import DIALOGUES, Item, Turn
 
 MENTION = re.compile(r"@(\d+)")
 """ReDial's way of naming an item within a text."""
 UNTITLED = "a movie"
 """Stands for a mention whose item has no title (only ReDial mentions items this way)."""
 NO_WORDS: Mapping[str, str] = MappingProxyType({})
+STATED = "response_modality."
+"""Meta key by which a corpus says that a turn is an answer and of which modality; the turn's 0-based index follows."""
 _OCR_CHARS = 256  # a screenshot holds far more; its beginning tells what it is
 
 
@@ -32,12 +36,14 @@ class Facts:
         items: id → item, in catalogue order.
         descriptions: image id → description, of pictures that have one.
         ocr: image id → recognised text, one line, its first 256 characters; of pictures that show some.
+        answers_stated: whether the corpus says which turns are answers (meta ``response_modality.<turn>``).
     """
 
     settings: SampleSettings
     items: Mapping[str, Item]
     descriptions: Mapping[str, str]
     ocr: Mapping[str, str]
+    answers_stated: bool = False
 
     @classmethod
     def load(cls, corpus: Corpus, features: Features | None, settings: SampleSettings) -> Facts:
@@ -51,7 +57,7 @@ class Facts:
             if words := " ".join(" ".join(texts).split())[:_OCR_CHARS]:
                 ocr[row["id"]] = words
         descriptions = {row["id"]: row["description"].strip() for row in rows if (row["description"] or "").strip()}
-        return cls(settings, corpus.items(), descriptions, ocr)
+        return cls(settings, corpus.items(), descriptions, ocr, _states_answers(corpus))
 
     @cached_property
     def titles(self) -> Mapping[str, str]:
@@ -77,6 +83,11 @@ class Facts:
     def caption(self, image_id: str) -> str:
         """Return what people read of a picture, whatever ``picture_text`` lets encoders see; "" for nothing."""
         return self.descriptions.get(image_id) or self.ocr.get(image_id, "")
+
+
+def _states_answers(corpus: Corpus) -> bool:
+    meta = corpus.artifact.read_table("dialogues", DIALOGUES, ["meta"])["meta"]
+    return any(pc.any(pc.starts_with(chunk.keys, STATED)).as_py() for chunk in meta.chunks)
 
 
 def _texts(lines: list[dict[str, Any]] | None) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Literal
 from mmd.corpora.store import Corpus
 from mmd.features.store import Features
 from mmd.intent.types import has_words
-from mmd.retrieval.facts import Facts, context_text, turn_words
+from mmd.retrieval.facts import STATED, Facts, context_text, turn_words
 from mmd.retrieval.modalities import Modality, modality, response_id
 from mmd.retrieval.settings import SampleSettings
 from mmd.retrieval.types import Query, Response, Sample, SampleSet
@@ -29,8 +29,6 @@ __all__ = [
 ]
 
 Part = Literal["train", "validation", "test"]
-STATED = "response_modality."
-"""Meta key by which a corpus says what a turn is, with the turn's 0-based index behind it."""
 
 
 def load_samples(corpus: Corpus, features: Features | None, settings: SampleSettings) -> SampleSet:
@@ -96,9 +94,12 @@ def by_precedence(names: Iterable[str]) -> list[Modality]:
 def right_responses(dialogue: Dialogue, index: int, facts: Facts, kinds: Sequence[Modality]) -> list[Response]:
     """Return the right responses that a turn gives, all of one modality; none where it is no response.
 
-    What the corpus states goes first; else the first of ``kinds`` that the turn could be.
+    What the corpus states goes first; else the first of ``kinds`` that the turn could be. In a corpus that says which
+    turns are answers, others (greetings, "one moment") are none, unless ``unstated`` takes them in.
     """
     stated = dialogue.meta.get(f"{STATED}{index}")
+    if stated is None and facts.answers_stated and not facts.settings.unstated:
+        return []
     for kind in sorted(kinds, key=lambda kind: kind.name != stated):
         if keys := kind.of_turn(dialogue.turns[index], dialogue, index, facts):
             return [kind.response(key, facts) for key in keys]

@@ -23,6 +23,10 @@ class SampleSettings(Settings):
     image_from: tuple[Literal["user", "agent"], ...] = Field(
         default=("agent",), min_length=1, description="Whose pictures are responses to be found."
     )
+    unstated: bool = Field(
+        default=False,
+        description="Whether, in a corpus that says which turns are answers (the shop), others are responses, too.",
+    )
     context_turns: int = Field(default=8, ge=1, description="Last turns of the dialogue that a query keeps.")
     picture_text: Literal["description", "ocr", "both", "none"] = Field(
         default="both", description="Words that stand for a picture beside its pixels."
