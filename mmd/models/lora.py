@@ -99,7 +99,7 @@ def add_lora(mllm: Mllm, settings: LoraOptions, seed: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            with _quiet():
+            with quiet_peft():
                 mllm.model = get_peft_model(mllm.model, config)
         except ValueError as err:
             raise ModelError(
@@ -180,7 +180,7 @@ def _attach(mllm: Mllm, name: str, folder: Path) -> None:
     if config.get("peft_type") != "LORA" or not (folder / _ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{folder}: no LoRA adapter with {_ADAPTER_WEIGHTS}; make it with `mmd finetune_mllm`.")
     try:
-        with _quiet():
+        with quiet_peft():
             if hasattr(mllm.model, "peft_config"):
                 mllm.model.load_adapter(str(folder), adapter_name=name)
             else:
@@ -191,7 +191,7 @@ def _attach(mllm: Mllm, name: str, folder: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_peft() -> Iterator[None]:
     """Hush PEFT 0.21 calling a property that transformers 5.23 has renamed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

