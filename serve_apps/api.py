@@ -6,7 +6,7 @@ the same :class:`~mmd.schema.Dialogue`. These models describe shape only; sizes 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,6 +14,10 @@ from mmd.errors import RequestError
 
 IMAGE_HELP = "A picture as a data URL: data:image/png;base64,… (PNG, JPEG, WebP, GIF or BMP)."
 Stage = Literal["decode", "pictures", "texts", "decide", "wait", "total"]
+RetrievalStage = Literal["decode", "pictures", "encode", "search", "rerank", "wait", "total"]
+Part = Literal["intent", "retrieval"]
+MAX_HITS = 50
+"""Most responses that one request may ask for."""
 
 
 class _Wire(BaseModel):
@@ -64,7 +68,20 @@ class MessageIn(_Wire):
     name: str | None = Field(default=None, description="Accepted and ignored.")
 
 
-class IntentRequest(_Wire):
+class DialogueRequest(_Wire):
+    """A dialogue, oldest turn first; exactly one of ``turns`` and ``messages``."""
+
+    turns: tuple[TurnIn, ...] | None = Field(default=None, description="The dialogue, oldest turn first.")
+    messages: tuple[MessageIn, ...] | None = Field(default=None, description="The dialogue as OpenAI-style messages.")
+
+    @model_validator(mode="after")
+    def _one_dialogue(self) -> Self:
+        if (self.turns is None) == (self.messages is None):
+            raise ValueError("give the dialogue once: either as turns or as messages")
+        return self
+
+
+class IntentRequest(DialogueRequest):
     """A dialogue up to the customer turn whose intent is asked; exactly one of ``turns`` and ``messages``."""
 
     model_config = ConfigDict(
@@ -80,14 +97,25 @@ class IntentRequest(_Wire):
         description="The question to answer (see /v1/tasks). Absent: every task whose training dialogues have this "
         "one's shape: text, picture or both.",
     )
-    turns: tuple[TurnIn, ...] | None = Field(default=None, description="The dialogue, oldest turn first.")
-    messages: tuple[MessageIn, ...] | None = Field(default=None, description="The dialogue as OpenAI-style messages.")
 
-    @model_validator(mode="after")
-    def _one_dialogue(self) -> IntentRequest:
-        if (self.turns is None) == (self.messages is None):
-            raise ValueError("give the dialogue once: either as turns or as messages")
-        return self
+
+class RetrieveRequest(DialogueRequest):
+    """A dialogue up to the turn that is wanted; exactly one of ``turns`` and ``messages``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"turns": [{"speaker": "user", "text": "Do you have this dress in blue?"}], "k": 5},
+                {"messages": [{"role": "user", "content": "Do you have this dress in blue?"}], "modality": "product"},
+            ]
+        }
+    )
+    modality: str | None = Field(
+        default=None,
+        description="Rank only responses of this modality (see /readyz). Absent: the one that the method predicts, or "
+        "all of them in one ranking.",
+    )
+    k: int = Field(default=10, ge=1, le=MAX_HITS, description="Responses wanted; where fewer exist, all are given.")
 
 
 # ---------------------------------------------------------------- response
@@ -176,12 +204,47 @@ class ExamplesResponse(_Wire):
     examples: tuple[ExampleOut, ...]
 
 
+class HitOut(_Wire):
+    """A response that was found."""
+
+    id: str = Field(description="Modality and content, e.g. product:17 or text:<sha256>.")
+    modality: str
+    title: str = Field(description="What a person reads: an utterance, a picture's description, a product's title.")
+    text: str = Field(description="All words that stand for it, a product's attributes included.")
+    score: float = Field(
+        description="Larger is better: the cosine in [-1, 1], or the re-ranker's score where one looked again."
+    )
+    image: str | None = Field(description="Path of its picture on this service, if it has one.")
+
+
+class PredictedModality(_Wire):
+    """Which modality a two-step method takes the next turn to have."""
+
+    modality: str
+    probabilities: dict[str, float] = Field(description="Modality → probability, in [0, 1].")
+
+
+class RetrieveResponse(_Wire):
+    """The best responses to a dialogue, with what was used and how long it took."""
+
+    id: str = Field(description="Request id; also in the header X-Request-Id and in the log.")
+    hits: tuple[HitOut, ...] = Field(description="Best first; equal scores by id.")
+    predicted: PredictedModality | None = Field(description="Null for a method that ranks all modalities at once.")
+    degraded: tuple[str, ...] = Field(description="Parts that were missing or failed, and why.")
+    timings_ms: dict[RetrievalStage, float] = Field(
+        description="Milliseconds a stage; total is from request to answer."
+    )
+    artifacts: dict[str, str] = Field(description="Role → kind/name@version of what answered.")
+
+
 class ReadyResponse(_Wire):
     """What is serving, and what is missing."""
 
     status: Literal["ready"]
-    artifacts: dict[str, str]
-    degraded: tuple[str, ...]
+    answers: tuple[Part, ...] = Field(description="Which of /v1/intent and /v1/retrieve have what they need.")
+    modalities: tuple[str, ...] = Field(description="Modalities that /v1/retrieve ranks.")
+    artifacts: dict[str, str] = Field(description="Role → kind/name@version of what answers.")
+    degraded: tuple[str, ...] = Field(description="Parts that are missing, and what is done without them.")
     rejected_update: str | None = Field(description="Why the last change of artefacts was refused, if it was.")
 
 
@@ -209,7 +272,7 @@ class ErrorResponse(_Wire):
     error: ErrorDetail
 
 
-_TYPES = {429: "overloaded_error", 503: "overloaded_error", 504: "timeout_error", 408: "timeout_error"}
+_TYPES = {429: "overloaded_error", 504: "timeout_error", 408: "timeout_error"}
 
 
 class ApiError(RequestError):
@@ -235,4 +298,6 @@ class ApiError(RequestError):
     def body(self) -> ErrorResponse:
         """Return the response body."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        if self.status == 503 and self.retry_after_s is not None:  # it passes; else something must be trained first
+            kind = "overloaded_error"
         return ErrorResponse(error=ErrorDetail(message=str(self), type=kind, param=self.param, code=self.code))

@@ -69,5 +69,9 @@ def turns_in(dialogue: Dialogue, images: Mapping[str, Image]) -> tuple[TurnIn, .
 
 def data_url(image: Image) -> str:
     """Return a picture as a data URL."""
-    kind = "jpeg" if image.format in ("JPEG", "MPO") else image.format.lower()
-    return f"data:image/{kind};base64,{base64.b64encode(image.data).decode()}"
+    return f"data:{media_type(image)};base64,{base64.b64encode(image.data).decode()}"
+
+
+def media_type(image: Image) -> str:
+    """Return the media type of a stored picture."""
+    return "image/jpeg" if image.format in ("JPEG", "MPO") else f"image/{image.format.lower()}"

@@ -1,18 +1,16 @@
-"""The HTTP application: routes over an intent backend, the pages, and errors in one shape.
+"""The HTTP application: routes over a backend, the pages, and errors in one shape.
 
-The backend is a Serve deployment in production and the engine itself in tests; nothing here knows Ray.
+The backend is Serve deployments in production and the engines themselves in tests; nothing here knows Ray.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib import resources
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,46 +20,62 @@ from starlette.responses import JSONResponse, Response
 import mmd
 from mmd.config import ServeSettings
 from mmd.intent.engine import IntentAnswer, IntentQuery
-from mmd.intent.types import IntentPrediction
+from mmd.schema import Image
+from serve_apps.answers import IMAGES_PATH, RetrievalResult, to_response, to_retrieve_response
 from serve_apps.api import (
-    Alternative,
     ApiError,
+    DialogueRequest,
     ErrorResponse,
     ExamplesResponse,
-    FiredRuleOut,
     HealthResponse,
     IntentRequest,
     IntentResponse,
-    PredictionOut,
     ReadyResponse,
+    RetrieveRequest,
+    RetrieveResponse,
     TasksResponse,
-    Words,
 )
+from serve_apps.examples import media_type
 from serve_apps.guard import Guard, error_response
-from serve_apps.limits import has_pictures, read_query
+from serve_apps.limits import RetrievalQuery, has_pictures, read_intent_query, read_retrieval_query
+from serve_apps.pages import add_pages
 
 DECODERS = 2
 """Threads that decode pictures. Pillow lets go of the interpreter meanwhile; more would only hold more memory."""
-_PAGES = {"/": "index.html", "/docs": "docs.html"}
-_MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_DIALOGUE_ERRORS = (400, 408, 413, 415, 429, 504)
+_IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "Malformed, or over a limit."},
     408: {"model": ErrorResponse, "description": "The body did not arrive in time."},
+    404: {"model": ErrorResponse, "description": "There is no such thing."},
     413: {"model": ErrorResponse, "description": "Too many bytes."},
     415: {"model": ErrorResponse, "description": "Not JSON."},
     429: {"model": ErrorResponse, "description": "Overloaded; come back after Retry-After seconds."},
     500: {"model": ErrorResponse, "description": "The service failed."},
-    503: {"model": ErrorResponse, "description": "Not ready."},
+    503: {"model": ErrorResponse, "description": "Not ready, or nothing was trained for this; the message says."},
     504: {"model": ErrorResponse, "description": "No answer in time."},
 }
 
 
-class IntentBackend(Protocol):
+T = TypeVar("T")
+Q = TypeVar("Q")
+R = TypeVar("R", bound=DialogueRequest)
+
+
+class Backend(Protocol):
     """What answers; every method may raise :class:`~serve_apps.api.ApiError`."""
 
     async def answer(self, query: IntentQuery) -> IntentAnswer:
-        """Answer one query."""
+        """Recognise the intent of one dialogue."""
+        ...
+
+    async def retrieve(self, query: RetrievalQuery) -> RetrievalResult:
+        """Rank responses to one dialogue."""
+        ...
+
+    async def picture(self, image_id: str) -> Image:
+        """Return a response's picture."""
         ...
 
     async def tasks(self) -> TasksResponse:
@@ -77,7 +91,7 @@ class IntentBackend(Protocol):
         ...
 
 
-def create_app(backend: IntentBackend, settings: ServeSettings) -> FastAPI:
+def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
     """Return the application, its guard around it.
 
     Args:
@@ -87,14 +101,14 @@ def create_app(backend: IntentBackend, settings: ServeSettings) -> FastAPI:
     app = FastAPI(
         title="mmd",
         version=mmd.__version__,
-        description="Recognises what a customer wants from a dialogue with pictures, and says why.",
+        description="Recognises what a customer wants from a dialogue with pictures, and finds the best answer.",
         docs_url=None,  # the ready-made pages load scripts from other hosts; /docs is our own
         redoc_url=None,
         responses={code: _ERRORS[code] for code in (500, 503)},
     )
     _add_errors(app)
     _add_api(app, backend, settings)
-    _add_pages(app)
+    add_pages(app)
     limit = int(settings.max_body_mb * 2**20)
     app.add_middleware(Guard, max_body_bytes=limit, body_timeout_s=settings.request_timeout_s)
     describe = app.openapi
@@ -112,35 +126,45 @@ def drop_unused_errors(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _add_api(app: FastAPI, backend: IntentBackend, settings: ServeSettings) -> None:
-    # Not asyncio's own pool: its many threads would decode as many requests' pictures at a time.
-    decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+def _add_api(app: FastAPI, backend: Backend, settings: ServeSettings) -> None:
+    asked = _Asked(settings)
+    may_fail: dict[int | str, dict[str, Any]] = {code: _ERRORS[code] for code in _DIALOGUE_ERRORS}
 
-    @app.post(
-        "/v1/intent",
-        summary="Recognise the intent",
-        tags=["intent"],
-        responses={code: _ERRORS[code] for code in (400, 408, 413, 415, 429, 504)},
-    )
+    @app.post("/v1/intent", summary="Recognise the intent", tags=["intent"], responses=may_fail)
     async def intent(body: IntentRequest, request: Request) -> IntentResponse:
         """Answer what the customer wants, who decided, and the rules that fired, in words.
 
         Over the limits, without anything to read, or with a picture that cannot be decoded: a clear error.
         """
-        request_id = request.state.request_id
-        left_s = settings.request_timeout_s - (time.perf_counter() - request.state.started)
-        try:
-            async with asyncio.timeout(left_s):
-                if has_pictures(body):
-                    loop = asyncio.get_running_loop()
-                    query, decoded_ms = await loop.run_in_executor(decoders, _timed_read, body, request_id, settings)
-                else:  # words alone need not wait behind other people's pictures
-                    query, decoded_ms = _timed_read(body, request_id, settings)
-                answer = await backend.answer(query)
-        except TimeoutError:
-            raise late_answer(settings.request_timeout_s) from None
-        total_ms = (time.perf_counter() - request.state.started) * 1000
-        return to_response(request_id, answer, decoded_ms, total_ms)
+        answer, decoded_ms, total_ms = await asked(body, request, read_intent_query, backend.answer)
+        return to_response(request.state.request_id, answer, decoded_ms, total_ms)
+
+    @app.post("/v1/retrieve", summary="Find the best answer", tags=["retrieval"], responses=may_fail)
+    async def retrieve(body: RetrieveRequest, request: Request) -> RetrieveResponse:
+        """Rank texts, pictures and products as the dialogue's next turn, best first.
+
+        Over the limits, without anything to go by, or with a picture that cannot be decoded: a clear error.
+        """
+        result, decoded_ms, total_ms = await asked(body, request, read_retrieval_query, backend.retrieve)
+        root = request.scope.get("root_path", "")
+        return to_retrieve_response(request.state.request_id, result, decoded_ms, total_ms, root)
+
+    @app.get(
+        f"{IMAGES_PATH}/{{image_id}}",
+        summary="A response's picture",
+        tags=["retrieval"],
+        response_class=Response,
+        responses={200: {"description": "The picture's file.", "content": {"image/*": {}}}, 404: _ERRORS[404]},
+    )
+    async def images(image_id: str, request: Request) -> Response:
+        """Return the picture that a hit of /v1/retrieve names; an id stands for the same bytes for ever."""
+        if not _IMAGE_ID.fullmatch(image_id):  # before any model is asked
+            raise ApiError(404, "unknown_image", f"{image_id[:80]!r}: not a picture's id; take one from a hit.")
+        headers = {"ETag": f'"{image_id}"', "Cache-Control": "public, max-age=31536000, immutable"}
+        image = await backend.picture(image_id)
+        if request.headers.get("if-none-match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(image.data, media_type=media_type(image), headers=headers)
 
     @app.get("/v1/tasks", summary="What can be asked", tags=["intent"])
     async def tasks() -> TasksResponse:
@@ -163,57 +187,45 @@ def _add_api(app: FastAPI, backend: IntentBackend, settings: ServeSettings) -> N
         return await backend.ready()
 
 
-def _timed_read(body: IntentRequest, request_id: str, settings: ServeSettings) -> tuple[IntentQuery, float]:
-    """Return the query and the milliseconds that reading took, waiting for a thread not counted."""
-    started = time.perf_counter()
-    query = read_query(body, request_id, settings)
-    return query, (time.perf_counter() - started) * 1000
+class _Asked:
+    """Reads requests with a dialogue and asks for the answer, both within the time limit."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._settings = settings
+        # Not asyncio's own pool: its many threads would decode as many requests' pictures at a time.
+        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+
+    async def __call__(
+        self,
+        body: R,
+        request: Request,
+        read: Callable[[R, str, ServeSettings], Q],
+        answer: Callable[[Q], Awaitable[T]],
+    ) -> tuple[T, float, float]:
+        """Return the answer, the milliseconds that reading took (waiting for a thread not counted), and all of them."""
+        settings, started = self._settings, request.state.started
+
+        def timed_read() -> tuple[Q, float]:
+            begun = time.perf_counter()
+            query = read(body, request.state.request_id, settings)
+            return query, (time.perf_counter() - begun) * 1000
+
+        try:
+            async with asyncio.timeout(settings.request_timeout_s - (time.perf_counter() - started)):
+                if has_pictures(body):
+                    query, decoded_ms = await asyncio.get_running_loop().run_in_executor(self._decoders, timed_read)
+                else:  # words alone need not wait behind other people's pictures
+                    query, decoded_ms = timed_read()
+                found = await answer(query)
+        except TimeoutError:
+            raise late_answer(settings.request_timeout_s) from None
+        return found, decoded_ms, (time.perf_counter() - started) * 1000
 
 
 def late_answer(timeout_s: float) -> ApiError:
     """Return the error of an answer that did not come in time."""
     message = f"no answer within {timeout_s:g} s; send fewer or smaller pictures, or try again."
     return ApiError(504, "timeout", message)
-
-
-def to_response(request_id: str, answer: IntentAnswer, decoded_ms: float, total_ms: float) -> IntentResponse:
-    """Put an answer into its wire form; what the stages do not account for is waiting: queues, batching, hops."""
-    stages = {"decode": decoded_ms, **answer.timings_ms}
-    timings = {**stages, "wait": max(0.0, total_ms - sum(stages.values())), "total": total_ms}
-    return IntentResponse(
-        id=request_id,
-        predictions=tuple(_prediction(p, answer) for p in answer.predictions),
-        degraded=answer.degraded,
-        timings_ms={stage: round(ms, 2) for stage, ms in timings.items()},
-        artifacts=dict(answer.artifacts),
-    )
-
-
-def _prediction(prediction: IntentPrediction, answer: IntentAnswer) -> PredictionOut:
-    return PredictionOut(
-        task=prediction.task,
-        label=prediction.label,
-        confidence=_unit(prediction.confidence),
-        arm=prediction.arm,
-        mllm_share=_unit(answer.mllm_shares[prediction.task]),
-        fired=tuple(
-            FiredRuleOut(
-                id=rule.rule_id,
-                label=rule.label,
-                words=Words(**answer.words[rule.rule_id]),
-                precision=_unit(rule.precision),
-                wilson_lower=_unit(rule.wilson_lower),
-                support=rule.support,
-            )
-            for rule in prediction.fired
-        ),
-        alternatives=tuple(Alternative(label=label, probability=_unit(p)) for label, p in prediction.alternatives),
-    )
-
-
-def _unit(value: float) -> float:
-    """Return a probability without rounding noise beyond [0, 1]."""
-    return min(1.0, max(0.0, value))
 
 
 # ---------------------------------------------------------------- errors
@@ -262,48 +274,3 @@ def field_path(loc: Sequence[int | str]) -> str:
         elif place != "str" and "[" not in place:
             path += f".{place}" if path else place
     return path
-
-
-# ---------------------------------------------------------------- pages
-
-
-@dataclass(frozen=True)
-class _StaticFile:
-    body: bytes
-    media_type: str
-    etag: str
-
-    def respond(self, request: Request) -> Response:
-        headers = {"ETag": self.etag, "Cache-Control": "no-cache"}
-        if request.headers.get("if-none-match") == self.etag:
-            return Response(status_code=304, headers=headers)
-        return Response(self.body, media_type=self.media_type, headers=headers)
-
-
-def _read_static() -> dict[str, _StaticFile]:
-    files = {}
-    for entry in (resources.files("serve_apps") / "static").iterdir():
-        media = _MEDIA.get("." + entry.name.rsplit(".", 1)[-1])
-        if media:
-            body = entry.read_bytes()
-            files[entry.name] = _StaticFile(body, media, f'"{hashlib.sha256(body).hexdigest()[:16]}"')
-    return files
-
-
-def _add_pages(app: FastAPI) -> None:
-    files = _read_static()
-
-    def page(name: str) -> Any:  # noqa: ANN401 (FastAPI reads the inner function's own signature)
-        async def serve_page(request: Request) -> Response:
-            return files[name].respond(request)
-
-        return serve_page
-
-    for path, name in _PAGES.items():
-        app.get(path, include_in_schema=False)(page(name))
-
-    @app.get("/static/{name}", include_in_schema=False)
-    async def static(name: str, request: Request) -> Response:
-        if name not in files:
-            raise HTTPException(404)
-        return files[name].respond(request)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,8 +18,17 @@ from mmd.corpora.images import check_image, image_size
 from mmd.corpora.settings import LimitSettings
 from mmd.errors import BadRecordError
 from mmd.intent.engine import IntentQuery
+from mmd.retrieval.types import Query
 from mmd.schema import Dialogue, Image, Speaker, Turn, image_id
-from serve_apps.api import ApiError, ImagePart, IntentRequest, MessageIn, TextPart
+from serve_apps.api import (
+    ApiError,
+    DialogueRequest,
+    ImagePart,
+    IntentRequest,
+    MessageIn,
+    RetrieveRequest,
+    TextPart,
+)
 
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp")
 _ADVICE = {
@@ -28,6 +37,17 @@ _ADVICE = {
     "image_truncated": "save the picture again and send the whole file",
     "not_an_image": "send PNG, JPEG, WebP, GIF or BMP",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalQuery:
+    """A question to the retrieval engine, with the pictures that its turns name by id."""
+
+    id: str
+    query: Query
+    images: Mapping[str, Image]
+    k: int
+    modality: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +70,35 @@ class SentPicture:
     where: str
 
 
-def read_query(request: IntentRequest, request_id: str, limits: ServeSettings) -> IntentQuery:
-    """Turn a request into what the engine takes; each distinct picture is decoded once to prove that it can be.
+def read_intent_query(request: IntentRequest, request_id: str, limits: ServeSettings) -> IntentQuery:
+    """Turn a request into what the intent engine takes; see :func:`read_dialogue`."""
+    dialogue, pictures = read_dialogue(request, request_id, limits, _check_recognisable)
+    return IntentQuery(dialogue=dialogue, task=request.task, images=pictures)
 
-    Decoding takes up to seconds: call it in a thread of its own.
+
+def read_retrieval_query(request: RetrieveRequest, request_id: str, limits: ServeSettings) -> RetrievalQuery:
+    """Turn a request into what the retrieval engine takes; see :func:`read_dialogue`."""
+    dialogue, pictures = read_dialogue(request, request_id, limits, _check_answerable)
+    return RetrievalQuery(request_id, Query(dialogue.turns), pictures, request.k, request.modality)
+
+
+def read_dialogue(
+    request: DialogueRequest,
+    request_id: str,
+    limits: ServeSettings,
+    check_content: Callable[[Sequence[DraftTurn]], None],
+) -> tuple[Dialogue, dict[str, Image]]:
+    """Turn a request into a dialogue and its pictures by id; each distinct one is decoded once to prove that it can be.
+
+    Decoding takes up to seconds: call it in a thread of its own. ``check_content`` comes before it, and raises where
+    there is nothing to go by.
 
     Raises:
         ApiError: 400 for anything malformed, 413 for anything too large.
     """
     turns = list(_draft_turns(request))
     _check_sizes(turns, limits)
+    check_content(turns)
     sent: dict[str, SentPicture] = {}
     done = []
     for turn in turns:
@@ -69,16 +108,15 @@ def read_query(request: IntentRequest, request_id: str, limits: ServeSettings) -
         done.append(Turn(turn.speaker, turn.text, tuple(image.id for image in images), turn.item_ids))
     _check_pixels(list(sent.values()), limits)
     pictures = {image.id: decode_picture(image, limits) for image in sent.values()}
-    dialogue = Dialogue(id=request_id, source="request", split="test", turns=tuple(done))
-    return IntentQuery(dialogue=dialogue, task=request.task, images=pictures)
+    return Dialogue(id=request_id, source="request", split="test", turns=tuple(done)), pictures
 
 
-def has_pictures(request: IntentRequest) -> bool:
+def has_pictures(request: DialogueRequest) -> bool:
     """Say whether reading a request means decoding."""
     return any(turn.images for turn in _draft_turns(request))
 
 
-def _draft_turns(request: IntentRequest) -> Iterator[DraftTurn]:
+def _draft_turns(request: DialogueRequest) -> Iterator[DraftTurn]:
     for index, turn in enumerate(request.turns or ()):
         where = f"turns[{index}]"
         images = tuple((f"{where}.images[{number}]", url) for number, url in enumerate(turn.images))
@@ -119,8 +157,17 @@ def _check_sizes(turns: list[DraftTurn], limits: ServeSettings) -> None:
         raise ApiError(400, "too_many_images", message, "turns")
     for turn in turns:
         _check_encodable(turn)
+
+
+def _check_recognisable(turns: Sequence[DraftTurn]) -> None:
     if not any(turn.speaker == "user" and (turn.text.strip() or turn.images) for turn in turns):
         message = "no customer turn has text or a picture; there is nothing to recognise. Add a user turn."
+        raise ApiError(400, "empty_dialogue", message, "turns")
+
+
+def _check_answerable(turns: Sequence[DraftTurn]) -> None:
+    if not any(turn.text.strip() or turn.images or turn.item_ids for turn in turns):
+        message = "no turn has text, a picture or a product; there is nothing to answer. Add a turn."
         raise ApiError(400, "empty_dialogue", message, "turns")
 
 

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from mmd.artifacts import ArtifactStore
 from mmd.config import DEFAULT_PATH, AppConfig, ServeSettings, load_config
-from mmd.errors import ConfigError, MmdError
+from mmd.errors import ArtifactError, ConfigError, MmdError
 from mmd.log import configure_logging
 from serve_apps.trial import ServiceClient, Trial, try_service
 
@@ -66,7 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KIND/NAME@VERSION",
-        help="answer with this rulebase, classifier, adapter, gate or features artefact, not the newest; repeatable",
+        help="answer with this artefact (rulebase, classifier, adapter, gate, features, retriever or index), not the "
+        "newest; repeatable",
     )
     parser.add_argument(
         "--try",
@@ -98,14 +99,16 @@ def run(config: AppConfig, corpus: str, refs: Sequence[str] = (), *, try_count: 
     check_port(config.serve)
     from ray import serve
 
-    from serve_apps.intent import IntentAppArgs, build, refs_from
+    from serve_apps.app import AppArgs, build, refs_from
 
     settings = config.serve
+    intent, retrieval = refs_from(refs)
     app = build(
-        IntentAppArgs(
+        AppArgs(
             store=absolute_store(config.store),
             corpus=corpus,
-            artifacts=refs_from(refs),
+            intent=intent,
+            retrieval=retrieval,
             serve=settings,
             features=config.features,
             models=config.models,
@@ -140,14 +143,25 @@ def run(config: AppConfig, corpus: str, refs: Sequence[str] = (), *, try_count: 
 def check_artifacts(store: str, corpus: str, refs: Sequence[str] = ()) -> None:
     """Open what will be served, without checking hashes, so that mistakes show at once.
 
+    One of intent recognition and retrieval is enough; what is named must be there.
+
     Raises:
         ArtifactError: something is missing; the message names the job that makes it.
     """
     opened = ArtifactStore(store)
     kinds = {ref.partition("/")[0] for ref in refs}
-    needed = [f"{kind}/{corpus}" for kind in ("corpus", "features", "rulebase") if kind not in kinds]
-    for ref in (*refs, *needed):
+    for ref in refs:
         opened.open(ref, verify=False)
+    missing: list[ArtifactError] = []
+    for needed in (("corpus", "features", "rulebase"), ("index",)):
+        try:
+            for kind in (kind for kind in needed if kind not in kinds):
+                opened.open(f"{kind}/{corpus}", verify=False)
+        except ArtifactError as err:
+            missing.append(err)
+        else:
+            return
+    raise missing[0]
 
 
 def check_port(settings: ServeSettings) -> None:

@@ -146,11 +146,11 @@ def serving(store: str, corpus: str) -> Iterator[str]:
     """Run the service on a local cluster for the length of the ``with``; yields its address."""
     from ray import serve
 
-    from serve_apps.intent import IntentAppArgs, build
+    from serve_apps.app import AppArgs, build
 
     config = load_config()
     settings = config.serve.model_copy(update={"max_replicas": 1})
-    args = IntentAppArgs(store=store, corpus=corpus, serve=settings, features=config.features)
+    args = AppArgs(store=store, corpus=corpus, serve=settings, features=config.features)
     with ray_cluster(config.cluster):
         port = free_port()
         serve.start(http_options={"host": "127.0.0.1", "port": port})

@@ -20,10 +20,17 @@ from mmd.config import ServeSettings
 from mmd.corpora.store import Corpus
 from mmd.errors import RequestError
 from mmd.intent.engine import IntentAnswer, IntentEngine, IntentQuery
+from mmd.retrieval.online import OnlineRetrieval
+from mmd.schema import Image
+from serve_apps.answers import RetrievalResult, to_ready
 from serve_apps.api import ApiError, ExamplesResponse, ReadyResponse, TasksResponse
 from serve_apps.examples import pick_examples
 from serve_apps.http import create_app
-from serve_apps.intent import to_ready, to_tasks
+from serve_apps.ingress import accepted
+from serve_apps.intent import to_status, to_tasks
+from serve_apps.limits import RetrievalQuery
+from serve_apps.replica import PartStatus, absent_part
+from serve_apps.retrieval import rank_one, status_of, unknown_picture
 
 LIMITS = ServeSettings(
     max_turns=20,
@@ -36,12 +43,16 @@ LIMITS = ServeSettings(
 )
 
 
+NO_INDEX = "index/tiny: there is none; run `mmd build_index`."
+
+
 class EngineBackend:
     """Answers from an engine in this process, as the deployments do from theirs."""
 
-    def __init__(self, engine: IntentEngine, corpus: Corpus) -> None:
+    def __init__(self, engine: IntentEngine, corpus: Corpus, retrieval: OnlineRetrieval | None = None) -> None:
         self.engine = engine
         self.corpus = corpus
+        self.retrieval = retrieval
         self.failure: Exception | None = None  # raised instead of an answer
 
     async def answer(self, query: IntentQuery) -> IntentAnswer:
@@ -52,6 +63,19 @@ class EngineBackend:
         except RequestError as err:
             raise ApiError(400, "unknown_task", str(err), "task") from err
 
+    async def retrieve(self, query: RetrievalQuery) -> RetrievalResult:
+        if self.failure:
+            raise self.failure
+        return accepted(rank_one(self._retrieval(), query))
+
+    async def picture(self, image_id: str) -> Image:
+        return accepted(self._retrieval().pictures.get(image_id) or unknown_picture(image_id))
+
+    def _retrieval(self) -> OnlineRetrieval:
+        if self.retrieval is None:
+            raise absent_part("retrieval", NO_INDEX).error()
+        return self.retrieval
+
     async def tasks(self) -> TasksResponse:
         return to_tasks(self.engine.model)
 
@@ -59,7 +83,8 @@ class EngineBackend:
         return ExamplesResponse(examples=pick_examples(self.corpus, "auto"))
 
     async def ready(self) -> ReadyResponse:
-        return to_ready(self.engine.model)
+        absent = PartStatus("retrieval", absent=NO_INDEX)
+        return to_ready([to_status(self.engine.model), status_of(self.retrieval) if self.retrieval else absent])
 
 
 @pytest.fixture(scope="session")

@@ -249,9 +249,9 @@ def test_health_is_answered_while_pictures_are_being_read(
     def held(*args: Any) -> IntentQuery:
         reading.set()
         assert answered.wait(30)
-        return limits.read_query(*args)
+        return limits.read_intent_query(*args)
 
-    monkeypatch.setattr(http, "read_query", held)
+    monkeypatch.setattr(http, "read_intent_query", held)
 
     async def both() -> tuple[int, int]:
         transport = httpx.ASGITransport(create_app(backend, LIMITS))
@@ -267,7 +267,7 @@ def test_health_is_answered_while_pictures_are_being_read(
 
 def test_pictures_that_take_too_long_to_read_are_504(backend: Any, data_url: DataUrl, monkeypatch: pytest.MonkeyPatch):
     over = threading.Event()
-    monkeypatch.setattr(http, "read_query", lambda *_: over.wait(30))
+    monkeypatch.setattr(http, "read_intent_query", lambda *_: over.wait(30))
     hurried = LIMITS.model_copy(update={"request_timeout_s": 0.2})
     with TestClient(create_app(backend, hurried)) as client:
         assert error_of(ask(client, [user("look", data_url())]), 504)["code"] == "timeout"
@@ -456,16 +456,20 @@ def test_health_and_readiness(client: TestClient):
     assert client.get("/healthz").json() == {"status": "ok"}
     ready = client.get("/readyz").json()
     assert ready["status"] == "ready"
-    assert ready["degraded"] == []
+    assert ready["answers"] == ["intent"]
+    assert ready["degraded"] == ["retrieval: index/tiny: there is none; run `mmd build_index`."]
     assert set(ready["artifacts"]) == {"corpus", "features", "rulebase", "classifier", "gate"}
 
 
 def test_the_openapi_document_tells_errors_as_they_are(client: TestClient):
     document = client.get("/openapi.json").json()
-    assert set(document["paths"]) == {"/v1/intent", "/v1/tasks", "/v1/examples", "/healthz", "/readyz"}
-    responses = document["paths"]["/v1/intent"]["post"]["responses"]
-    assert "422" not in responses
-    assert {"400", "413", "415", "429", "504"} <= set(responses)
+    asked = {"/v1/intent", "/v1/retrieve"}
+    told = {"/v1/images/{image_id}", "/v1/tasks", "/v1/examples", "/healthz", "/readyz"}
+    assert set(document["paths"]) == asked | told
+    for path in asked:
+        responses = document["paths"][path]["post"]["responses"]
+        assert "422" not in responses
+        assert {"400", "413", "415", "429", "504"} <= set(responses)
     assert document["components"]["schemas"]["ErrorDetail"]["required"] == ["message", "type", "param", "code"]
 
 

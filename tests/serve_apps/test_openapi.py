@@ -13,7 +13,15 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from mmd.config import ServeSettings
 from serve_apps.http import create_app
 
-OPERATIONS = ["POST /v1/intent", "GET /v1/tasks", "GET /v1/examples", "GET /healthz", "GET /readyz"]
+OPERATIONS = [
+    "POST /v1/intent",
+    "POST /v1/retrieve",
+    "GET /v1/images/{image_id}",
+    "GET /v1/tasks",
+    "GET /v1/examples",
+    "GET /healthz",
+    "GET /readyz",
+]
 
 
 @pytest.mark.filterwarnings("ignore")  # of the tool's own dependencies

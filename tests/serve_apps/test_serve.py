@@ -30,8 +30,10 @@ from mmd.intent.online import OnlineExtractors, OnlineFeatures
 from mmd.intent.rulebase import RuleBase
 from mmd.schema import DIALOGUES, Dialogue, Turn
 from serve_apps.api import ApiError
+from serve_apps.app import AppArgs, build, refs_from
 from serve_apps.examples import data_url
-from serve_apps.intent import HandleBackend, IntentAppArgs, IntentReplica, build, refs_from
+from serve_apps.ingress import HandleBackend
+from serve_apps.intent import IntentReplica
 from serve_apps.run import check_artifacts, check_port, main
 
 CONFIG = Path(__file__).resolve().parents[2] / "serve_apps" / "serve_config.yaml"
@@ -51,7 +53,7 @@ def base_url(ray_local: None, store: ArtifactStore, free_port: Callable[[], int]
 
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build(IntentAppArgs(store=store.root, corpus="tiny", serve=SMALL)), name="test_serve")
+    serve.run(build(AppArgs(store=store.root, corpus="tiny", serve=SMALL)), name="test_serve")
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
 
@@ -121,7 +123,7 @@ def test_artefacts_are_swapped_without_a_restart(ray_local: None, store: Artifac
     new = store.open("rulebase/tiny")
 
     async def swap() -> tuple[list[int], str | None, str]:
-        replica = IntentReplica(store.root, "tiny", SMALL, IntentAppArgs(store=store.root).features)
+        replica = IntentReplica(store.root, "tiny", SMALL, AppArgs(store=store.root).features)
         counts = []
         for refs in (
             {"rulebase": old.ref},
@@ -153,7 +155,7 @@ def test_a_swap_that_fails_unforeseen_leaves_the_old_artefacts_answering(ray_loc
     query = IntentQuery(Dialogue("d", "request", "test", (Turn("user", "Where is my refund?"),)), "dialogue_intent")
 
     async def swap() -> tuple[str | None, str, str]:
-        replica = IntentReplica(store.root, "tiny", SMALL, IntentAppArgs(store=store.root).features)
+        replica = IntentReplica(store.root, "tiny", SMALL, AppArgs(store=store.root).features)
         await replica.reconfigure({"features": old.ref})
         await replica.reconfigure({"features": hollow.ref})
         replica.check_health()
@@ -203,7 +205,7 @@ def test_a_replica_takes_no_gpu_that_it_did_not_reserve(ray_local: None, gpus: f
 
 @pytest.mark.ray
 def test_a_replica_without_artefacts_is_not_healthy(ray_local: None, tmp_path: Path):
-    replica = IntentReplica(str(tmp_path), "tiny", SMALL, IntentAppArgs(store="x").features)
+    replica = IntentReplica(str(tmp_path), "tiny", SMALL, AppArgs(store="x").features)
     with pytest.raises(RuntimeError, match="before its artefacts are loaded"):
         replica.check_health()
 
@@ -232,7 +234,7 @@ class Handle:
 
 
 def call(*failures: Exception | float) -> Any:
-    return asyncio.run(HandleBackend(Handle(*failures), 0.05).tasks())  # type: ignore[arg-type]
+    return asyncio.run(HandleBackend(Handle(*failures), Handle(), 0.05).tasks())  # type: ignore[arg-type]
 
 
 def test_a_dying_replica_costs_a_retry_not_the_request():
@@ -257,7 +259,7 @@ def test_a_full_queue_is_429_and_a_late_answer_504():
 
 def test_the_builder_refuses_unknown_arguments():
     with pytest.raises(ValidationError, match="corpsu"):
-        IntentAppArgs.model_validate({"store": "artifacts", "corpsu": "shop"})
+        AppArgs.model_validate({"store": "artifacts", "corpsu": "shop"})
 
 
 def test_serve_can_build_from_the_deploy_files_arguments():
@@ -270,14 +272,14 @@ def test_serve_can_build_from_the_deploy_files_arguments():
 
 
 def test_a_replica_reserves_the_gpus_of_the_settings():
-    app = build(IntentAppArgs(store="artifacts", serve=ServeSettings(gpus_per_replica=0.5)))
+    app = build(AppArgs(store="artifacts", serve=ServeSettings(gpus_per_replica=0.5)))
     intent = app._bound_deployment.init_args[0]._bound_deployment
     assert intent.ray_actor_options["num_gpus"] == 0.5
 
 
 def test_the_builder_bounds_queues_and_sets_limits():
     settings = ServeSettings(max_replicas=3, max_ongoing_requests=4, max_queued_requests=5)
-    app = build(IntentAppArgs(store="artifacts", serve=settings))
+    app = build(AppArgs(store="artifacts", serve=settings))
     ingress = app._bound_deployment
     intent = ingress.init_args[0]._bound_deployment
     assert (intent.max_ongoing_requests, intent.max_queued_requests) == (4, 5)
@@ -291,16 +293,15 @@ def test_the_deploy_file_is_valid_and_names_the_builder():
 
     parsed = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text(encoding="utf-8")))
     (app,) = parsed.applications
-    assert app.import_path == "serve_apps.intent:build"
-    assert IntentAppArgs.model_validate(app.args).corpus == "shop"
-    assert [deployment.name for deployment in app.deployments] == ["intent"]
+    assert app.import_path == "serve_apps.app:build"
+    assert AppArgs.model_validate(app.args).corpus == "shop"
+    assert [deployment.name for deployment in app.deployments] == ["intent", "retrieval"]
 
 
 def test_references_find_their_role():
-    assert refs_from(["adapter/shop@1", "gate/shop@2"]).given() == {
-        "adapter": "adapter/shop@1",
-        "gate": "gate/shop@2",
-    }
+    intent, retrieval = refs_from(["adapter/shop@1", "gate/shop@2", "index/shop@3"])
+    assert intent.given() == {"adapter": "adapter/shop@1", "gate": "gate/shop@2"}
+    assert retrieval.given() == {"index": "index/shop@3"}
     with pytest.raises(RequestError, match="report/x"):
         refs_from(["report/x@1"])
 

@@ -1,0 +1,121 @@
+"""The ingress: checks requests, asks the models' deployments, serves the pages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from fastapi import FastAPI
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from mmd.config import ServeSettings
+from mmd.intent.engine import IntentAnswer, IntentQuery
+from mmd.log import configure_logging
+from mmd.schema import Image
+from serve_apps.answers import RetrievalResult, to_ready
+from serve_apps.api import ApiError, ExamplesResponse, ReadyResponse, TasksResponse
+from serve_apps.http import create_app, late_answer
+from serve_apps.limits import RetrievalQuery
+from serve_apps.replica import PartStatus, Refused
+
+RETRY_AFTER_S = 1
+
+T = TypeVar("T")
+
+
+class HandleBackend:
+    """Reaches the models' deployments; turns Ray's failures into the API's errors (:class:`serve_apps.http.Backend`).
+
+    Args:
+        intent: handle of :class:`~serve_apps.intent.IntentReplica`.
+        retrieval: handle of :class:`~serve_apps.retrieval.RetrievalReplica`.
+        timeout_s: longest time to an answer.
+    """
+
+    def __init__(self, intent: DeploymentHandle[Any], retrieval: DeploymentHandle[Any], timeout_s: float) -> None:
+        self._intent = intent
+        self._retrieval = retrieval
+        self._timeout_s = timeout_s
+
+    async def answer(self, query: IntentQuery) -> IntentAnswer:
+        """Recognise the intent of one dialogue."""
+        answer: IntentAnswer | Refused = await self._call(lambda: self._intent.answer.remote(query))
+        return accepted(answer)
+
+    async def retrieve(self, query: RetrievalQuery) -> RetrievalResult:
+        """Rank responses to one dialogue."""
+        result: RetrievalResult | Refused = await self._call(lambda: self._retrieval.answer.remote(query))
+        return accepted(result)
+
+    async def picture(self, image_id: str) -> Image:
+        """Return a response's picture."""
+        image: Image | Refused = await self._call(lambda: self._retrieval.picture.remote(image_id))
+        return accepted(image)
+
+    async def tasks(self) -> TasksResponse:
+        """Return the tasks."""
+        found: TasksResponse = await self._call(self._intent.tasks.remote)
+        return found
+
+    async def examples(self) -> ExamplesResponse:
+        """Return dialogues to try."""
+        found: ExamplesResponse = await self._call(self._intent.examples.remote)
+        return found
+
+    async def ready(self) -> ReadyResponse:
+        """Return what answers."""
+        parts: tuple[PartStatus, ...] = tuple(
+            await asyncio.gather(self._call(self._intent.status.remote), self._call(self._retrieval.status.remote))
+        )
+        return to_ready(parts)
+
+    async def _call(self, ask: Callable[[], Awaitable[T]]) -> T:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                try:
+                    return await ask()
+                except RayActorError:  # the replica died while it held the request; answering is repeatable
+                    return await ask()
+        except TimeoutError:
+            raise late_answer(self._timeout_s) from None
+        except BackPressureError:
+            message = f"too many requests are waiting; try again in {RETRY_AFTER_S} s."
+            raise ApiError(429, "overloaded", message, retry_after_s=RETRY_AFTER_S) from None
+        except (RayActorError, DeploymentUnavailableError):
+            message = "a model is being replaced; try again in a moment."
+            raise ApiError(503, "unavailable", message, retry_after_s=RETRY_AFTER_S) from None
+
+
+def accepted(answer: T | Refused) -> T:
+    """Return an answer.
+
+    Raises:
+        ApiError: it was refused.
+    """
+    if isinstance(answer, Refused):
+        raise answer.error()
+    return answer
+
+
+class Ingress:
+    """Checks requests, asks the models, serves the pages.
+
+    Args:
+        intent: handle of the deployment that recognises intents.
+        retrieval: handle of the deployment that ranks responses.
+        settings: limits and timeout.
+    """
+
+    def __init__(
+        self, intent: DeploymentHandle[Any], retrieval: DeploymentHandle[Any], settings: ServeSettings
+    ) -> None:
+        configure_logging(json_lines=True)
+        self._backend = HandleBackend(intent, retrieval, settings.request_timeout_s)
+        self._settings = settings
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Return the application; Serve calls this once the replica is constructed."""
+        return create_app(self._backend, self._settings)

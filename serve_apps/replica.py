@@ -1,0 +1,171 @@
+"""What every model's replica does alike: load artefacts, swap them without a restart, refuse what cannot be loaded.
+
+A part whose artefacts were never made is absent, and says so; the other parts of the service answer without it. It
+comes in by the same swap once its artefacts are there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+
+import structlog
+from pydantic import BaseModel, ConfigDict
+
+from mmd.artifacts import ArtifactStore
+from mmd.config import ServeSettings
+from mmd.errors import MmdError
+from mmd.log import configure_logging
+from serve_apps.api import ApiError, Part
+
+STAGE_BOUNDS_MS = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0]
+"""Of the stages' histograms."""
+
+
+E = TypeVar("E")
+
+
+class Refs(BaseModel):
+    """Which artefacts answer, as ``kind/name@version``; absent: the newest of the corpus. This is ``user_config``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def given(self) -> dict[str, str]:
+        """Return role → reference of those that are set."""
+        return {role: ref for role, ref in self.model_dump().items() if ref}
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a replica does not answer a request; an exception would come out of Ray in its own wrapping."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+
+    def error(self) -> ApiError:
+        """Return the API's error."""
+        return ApiError(self.status, self.code, self.message, self.param)
+
+
+@dataclass(frozen=True)
+class PartStatus:
+    """What a part of the service answers with; ``absent`` is the reason why it does not answer at all."""
+
+    part: Part
+    absent: str | None = None
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+    degraded: tuple[str, ...] = ()
+    rejected_update: str | None = None
+    modalities: tuple[str, ...] = ()
+
+
+class Replica(Generic[E]):
+    """Holds one engine a replica.
+
+    Args:
+        part: of the service.
+        refs: model of its ``user_config``.
+        store: URI of the artefact store.
+        corpus: name of the corpus.
+        settings: batching, caches, limits.
+    """
+
+    def __init__(self, part: Part, refs: type[Refs], store: str, corpus: str, settings: ServeSettings) -> None:
+        configure_logging(json_lines=True)
+        self._part = part
+        self._refs = refs
+        self._log = structlog.get_logger(f"mmd.{part}").bind(corpus=corpus)
+        self._store = ArtifactStore(store)
+        self._corpus = corpus
+        self._settings = settings
+        self._engine: E | None = None
+        self._absent: str | None = None
+        self._rejected: str | None = None
+
+    def _load(self, refs: dict[str, str]) -> E:
+        """Return an engine over these artefacts, and the newest where none is named; called in a thread."""
+        raise NotImplementedError
+
+    def _describe(self, engine: E) -> PartStatus:
+        """Return what an engine answers with; :meth:`status` adds the refused update."""
+        raise NotImplementedError
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Load the artefacts that ``user_config`` names; what cannot be loaded leaves the old ones in place.
+
+        Without old ones, and with none asked for by name, the part is absent until the next swap.
+
+        Raises:
+            Exception: named artefacts cannot be loaded and there are no old ones.
+        """
+        started = time.perf_counter()
+        refs: dict[str, str] | None = None
+        try:
+            refs = self._refs.model_validate(user_config).given()
+            engine = await asyncio.to_thread(self._load, refs)
+        except Exception as err:  # whatever is wrong with the new artefacts is no reason to lose the old ones
+            if self._engine is not None:
+                self._reject(err, self._engine)
+            elif refs or not isinstance(err, MmdError):
+                raise
+            else:
+                self._absent = str(err)
+                self._log.warning("part_absent", part=self._part, reason=self._absent)
+            return
+        self._engine, self._absent, self._rejected = engine, None, None
+        await asyncio.to_thread(gc.collect)  # the old model, once nothing that it answers is under way
+        seconds = round(time.perf_counter() - started, 2)
+        told = self._describe(engine)
+        self._log.info("artifacts_loaded", artifacts=told.artifacts, degraded=told.degraded, seconds=seconds)
+
+    def _reject(self, err: Exception, engine: E) -> None:
+        understood = isinstance(err, MmdError | ValueError)
+        self._rejected = str(err) if understood else f"the artefacts cannot be loaded ({type(err).__name__}: {err})"
+        where = None if understood else "".join(traceback.format_tb(err.__traceback__))
+        self._log.error(
+            "artifacts_rejected", reason=self._rejected, still=self._describe(engine).artifacts, where=where
+        )
+
+    @property
+    def engine(self) -> E:
+        """The engine that answers now.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        if self._engine is None:
+            raise RuntimeError(f"the {self._part} engine is used before its artefacts are loaded")
+        return self._engine
+
+    @property
+    def refusal(self) -> Refused | None:
+        """Why nothing can be asked here, if so."""
+        return absent_part(self._part, self._absent) if self._engine is None and self._absent else None
+
+    async def status(self) -> PartStatus:
+        """Return what answers."""
+        if self._engine is None and self._absent:
+            return PartStatus(self._part, absent=self._absent)
+        return replace(self._describe(self.engine), rejected_update=self._rejected)
+
+    def check_health(self) -> None:
+        """Tell Serve that this replica can answer, or knows why it cannot.
+
+        Raises:
+            RuntimeError: it has not been configured; Serve then replaces the replica.
+        """
+        if self._absent is None:
+            _ = self.engine
+
+
+def absent_part(part: Part, reason: str) -> Refused:
+    """Return the answer of a part whose artefacts were never made; ``reason`` names the way out."""
+    code = {"intent": "no_intent", "retrieval": "no_retriever"}[part]
+    return Refused(503, code, f"{part} is not served: {reason}")

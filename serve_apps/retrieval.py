@@ -1,0 +1,201 @@
+"""Retrieval as a deployment: one engine over a retriever and an index a replica, queries ranked in batches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from ray import serve
+from ray.util.metrics import Counter, Histogram
+
+from mmd.config import ServeSettings
+from mmd.errors import MmdError, RequestError
+from mmd.features.settings import FeatureSettings
+from mmd.intent.online import OnlineSettings
+from mmd.models.settings import ModelSettings
+from mmd.retrieval.engine import RetrievalAnswer
+from mmd.retrieval.online import OnlineRetrieval, PreparedRetrieval
+from mmd.retrieval.pictures import ResponsePictures
+from mmd.schema import Image
+from serve_apps.answers import RetrievalResult
+from serve_apps.limits import RetrievalQuery
+from serve_apps.replica import STAGE_BOUNDS_MS, PartStatus, Refs, Refused, Replica
+
+Outcome = RetrievalAnswer | Refused | Exception
+
+
+class RetrievalRefs(Refs):
+    """Which artefacts answer, as ``kind/name@version``; absent: the newest index of the corpus and its retriever."""
+
+    retriever: str | None = None
+    index: str | None = None
+
+
+class _Metrics:
+    """What Ray exports to Prometheus beside its own request counts and latencies."""
+
+    def __init__(self) -> None:
+        self._answers = Counter("mmd_retrieval_answers", "Answers by modality of the best.", tag_keys=("modality",))
+        self._degraded = Counter("mmd_retrieval_degraded", "Answers made without a part.", tag_keys=("part",))
+        self._stages = Histogram(
+            "mmd_retrieval_stage_ms", "Milliseconds of a stage.", boundaries=STAGE_BOUNDS_MS, tag_keys=("stage",)
+        )
+
+    def record(self, result: RetrievalResult) -> None:
+        """Count one answer."""
+        for hit in result.answer.hits[:1]:
+            self._answers.inc(tags={"modality": hit.response.modality})
+        for problem in result.degraded:
+            self._degraded.inc(tags={"part": problem.partition(":")[0]})
+        for stage, elapsed_ms in result.answer.timings_ms.items():
+            self._stages.observe(elapsed_ms, tags={"stage": stage})
+
+
+class RetrievalReplica(Replica[OnlineRetrieval]):
+    """Holds one engine a replica; pictures are read request by request, queries ranked in batches.
+
+    Args:
+        store: URI of the artefact store.
+        corpus: name of the corpus.
+        settings: batching, caches.
+        features: sizes and threads of the extractors.
+        models: where base weights come from, device and arithmetic.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        corpus: str,
+        settings: ServeSettings,
+        features: FeatureSettings | None = None,
+        models: ModelSettings | None = None,
+    ) -> None:
+        super().__init__("retrieval", RetrievalRefs, store, corpus, settings)
+        # No GPU is reserved for it, so none is taken.
+        self._models = (models or ModelSettings()).model_copy(update={"device": "cpu"})
+        self._features = features or FeatureSettings()
+        self._metrics = _Metrics()
+        batching: Any = self._rank  # @serve.batch adds setters that its type does not tell
+        batching.set_max_batch_size(settings.batch_max_size)
+        batching.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)
+
+    def _load(self, refs: dict[str, str]) -> OnlineRetrieval:
+        online = OnlineSettings(
+            features=self._features,
+            models=self._models,
+            run_ocr=self._settings.run_ocr,
+            cached_images=self._settings.cached_images,
+            cached_texts=self._settings.cached_texts,
+        )
+        return OnlineRetrieval.from_store(self._store, self._corpus, refs=refs, settings=online)
+
+    def _describe(self, engine: OnlineRetrieval) -> PartStatus:
+        return status_of(engine)
+
+    async def answer(self, query: RetrievalQuery) -> RetrievalResult | Refused:
+        """Answer one query, or say why it is not answered."""
+        if refusal := self.refusal or unknown_modality(self.engine, query.modality):
+            return refusal
+        engine = self.engine
+        read = asyncio.to_thread(engine.prepare, query.query, query.images) if query.images else None
+        prepared = await read if read else engine.prepare(query.query, {})
+        outcome: Outcome = await self._rank((engine, prepared, query))
+        result = to_result(engine, prepared, outcome)
+        if isinstance(result, Refused):
+            return result
+        self._metrics.record(result)
+        self._log.info(
+            "retrieval_answered",
+            request_id=query.id,
+            turns=len(query.query.turns),
+            pictures=len(query.images),
+            hits=len(result.answer.hits),
+            modality=result.answer.modality,
+            degraded=result.degraded,
+            timings_ms={stage: round(elapsed, 2) for stage, elapsed in result.answer.timings_ms.items()},
+        )
+        return result
+
+    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.005)
+    async def _rank(self, entries: list[tuple[OnlineRetrieval, PreparedRetrieval, RetrievalQuery]]) -> list[Outcome]:
+        """Rank a batch; during a swap it may hold queries for either engine."""
+        groups: dict[tuple[int, int, str | None], list[int]] = defaultdict(list)
+        for place, (engine, _, query) in enumerate(entries):
+            groups[id(engine), query.k, query.modality].append(place)
+        outcomes: dict[int, Outcome] = {}
+        for (_, k, modality), places in groups.items():
+            engine = entries[places[0]][0]
+            prepared = [entries[place][1] for place in places]
+            found = await asyncio.to_thread(rank_each, engine, prepared, k, modality)
+            outcomes.update(zip(places, found, strict=True))
+        return [outcomes[place] for place in range(len(entries))]
+
+    async def picture(self, image_id: str) -> Image | Refused:
+        """Return a response's picture."""
+        if refusal := self.refusal:
+            return refusal
+        return self.engine.pictures.get(image_id) or unknown_picture(image_id)
+
+
+def status_of(engine: OnlineRetrieval) -> PartStatus:
+    """Return what an engine answers with."""
+    return PartStatus("retrieval", artifacts=engine.artifacts, degraded=engine.degraded, modalities=engine.modalities)
+
+
+def unknown_modality(engine: OnlineRetrieval, modality: str | None) -> Refused | None:
+    """Refuse a modality that the retriever does not know."""
+    if modality is None or modality in engine.modalities:
+        return None
+    message = f"modality: {modality[:80]!r} is unknown; this service ranks {', '.join(engine.modalities)}."
+    return Refused(400, "unknown_modality", message, "modality")
+
+
+def unknown_picture(image_id: str) -> Refused:
+    """Return the answer to a picture that no response has."""
+    message = f"{image_id[:80]}: no response has this picture; the index may have been swapped since. Ask again."
+    return Refused(404, "unknown_image", message)
+
+
+def rank_one(engine: OnlineRetrieval, query: RetrievalQuery) -> RetrievalResult | Refused:
+    """Answer one query on the spot, without batching."""
+    if refusal := unknown_modality(engine, query.modality):
+        return refusal
+    prepared = engine.prepare(query.query, query.images)
+    (outcome,) = rank_each(engine, [prepared], query.k, query.modality)
+    return to_result(engine, prepared, outcome)
+
+
+def rank_each(
+    engine: OnlineRetrieval, prepared: Sequence[PreparedRetrieval], k: int, modality: str | None
+) -> list[Outcome]:
+    """Rank several queries together; one that cannot be ranked spoils no other."""
+    try:
+        return list(engine.rank(prepared, k, modality))
+    except Exception as err:  # noqa: BLE001 (whose fault it is shows when each is asked alone; the rest is raised)
+        if len(prepared) > 1:
+            return [outcome for entry in prepared for outcome in rank_each(engine, [entry], k, modality)]
+        if isinstance(err, RequestError):
+            return [Refused(400, "invalid_request", str(err))]
+        return [Refused(503, "unavailable", str(err)) if isinstance(err, MmdError) else err]
+
+
+def to_result(engine: OnlineRetrieval, prepared: PreparedRetrieval, outcome: Outcome) -> RetrievalResult | Refused:
+    """Put an answer together with what the service knows of it; a failure that is not understood is raised."""
+    if isinstance(outcome, Refused):
+        return outcome
+    if isinstance(outcome, Exception):
+        raise outcome
+    return RetrievalResult(
+        outcome,
+        pictures=shown_pictures(outcome, engine.pictures),
+        degraded=(*engine.degraded, *prepared.problems),
+        artifacts=engine.artifacts,
+    )
+
+
+def shown_pictures(answer: RetrievalAnswer, pictures: ResponsePictures) -> frozenset[str]:
+    """Return the ids of an answer's pictures that are there."""
+    named = (hit.response.image_id for hit in answer.hits)
+    return frozenset(image_id for image_id in named if image_id is not None and image_id in pictures)
