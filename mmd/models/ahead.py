@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, cast
 
 T = TypeVar("T")
 
 
-def ahead(items: Iterator[T], count: int) -> Iterator[T]:
+def ahead(items: Iterator[T], count: int) -> Generator[T, None, None]:
     """Yield the items of an iterator that a thread works through, up to ``count`` items ahead.
 
     Decoding of the next batches, and the start of the next pass, then overlap with training.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mmd.errors import ConfigError
 from mmd.models.schedule import cosine_rate, passes_multiple, permutation
+from mmd.retrieval.bases import trains_text, trains_vision
 from mmd.retrieval.settings import TowerSettings, TrainingSettings
 from mmd.retrieval.types import Sample
 
@@ -52,14 +53,12 @@ class BatchRecipe:
 
 def recipe_for(training: TrainingSettings, towers: TowerSettings) -> BatchRecipe:
     """Decide what the settings leave open: heads over frozen features learn fast, pretrained models slowly."""
-    trains_model = (towers.text != "features" and towers.train_text != "frozen") or (
-        towers.vision not in ("features", "none") and towers.train_vision == "full"
-    )
     return BatchRecipe(
         epochs=training.epochs,
         batch=training.batch,
         workers=training.workers,
-        learning_rate=training.learning_rate or (_MODEL_RATE if trains_model else _HEAD_RATE),
+        learning_rate=training.learning_rate
+        or (_MODEL_RATE if trains_text(towers) or trains_vision(towers) else _HEAD_RATE),
         warmup=training.warmup,
         text_fraction=training.text_fraction,
     )
