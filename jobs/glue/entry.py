@@ -79,13 +79,21 @@ class JobContext:
         return replace(self, pins={**self.pins, artifact.manifest.kind: artifact})
 
     def existing(
-        self, kind: Kind, settings: Mapping[str, Any], inputs: Mapping[str, Artifact], seeds: Mapping[str, int]
+        self,
+        kind: Kind,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+        seeds: Mapping[str, int],
+        name: str | None = None,
     ) -> Artifact | None:
-        """Return the artefact that equal settings, inputs and seeds made before, unless ``force`` is on."""
-        version = version_for(kind, settings, inputs, seeds)
-        if self.force or not self.store.exists(kind, self.name, version):
+        """Return the artefact that equal settings, inputs and seeds made before, unless ``force`` is on.
+
+        ``name`` is the corpus's unless a job names its artefacts otherwise.
+        """
+        name, version = name or self.name, version_for(kind, settings, inputs, seeds)
+        if self.force or not self.store.exists(kind, name, version):
             return None
-        found = self.store.open(f"{kind}/{self.name}@{version}")
+        found = self.store.open(f"{kind}/{name}@{version}")
         self.store.ask_for(found)
         return found
 

@@ -74,12 +74,20 @@ def _inline(svg: str) -> str:
     return re.sub(r'<svg([^>]*?) height="[^"]*"([^>]*?) width="[^"]*"', r"<svg\1\2", svg, count=1)
 
 
-def score_bars(rows: Mapping[str, Mapping[str, Interval]], systems: Mapping[str, str]) -> str:
-    """Draw each system's weighted F1 with its 95 % interval, grouped by row (task, or overall).
+def score_bars(
+    rows: Mapping[str, Mapping[str, Interval]],
+    systems: Mapping[str, str],
+    *,
+    measure: str = "weighted F1",
+    colours: Mapping[str, str] = COLOURS,
+) -> str:
+    """Draw each system's score with its 95 % interval, grouped by row (task, or overall).
 
     Args:
         rows: row → system → score; a row may lack systems.
         systems: system → its name in the legend, in order.
+        measure: what is scored.
+        colours: name in the legend → colour.
     """
     step = 0.75 / len(systems)
     with _figure(6.4, 0.5 + (0.11 + 0.17 * len(systems)) * len(rows)) as (_, axes, out):
@@ -91,7 +99,7 @@ def score_bars(rows: Mapping[str, Mapping[str, Interval]], systems: Mapping[str,
             # Resampling biases F1 a little downwards, so the value may lie outside of its own interval.
             below = [max(0.0, v.value - v.low) for v in values]
             above = [max(0.0, v.high - v.value) for v in values]
-            colour = COLOURS.get(called, INK)
+            colour = colours.get(called, INK)
             axes.barh(places, [v.value for v in values], height=step - 0.03, color=colour, label=called, alpha=0.85)
             axes.errorbar(
                 [v.value for v in values], places, xerr=[below, above], fmt="none", ecolor=INK, elinewidth=1, capsize=2
@@ -99,9 +107,30 @@ def score_bars(rows: Mapping[str, Mapping[str, Interval]], systems: Mapping[str,
         axes.set_yticks(range(len(names)), [_ascii(name) for name in names])
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
-        axes.set_xlabel("weighted F1, 95 % interval")
+        axes.set_xlabel(f"{measure}, 95 % interval")
         axes.grid(visible=False, axis="y")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.32 / len(rows)), ncols=len(systems))
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.32 / len(rows)), ncols=min(4, len(systems)))
+    return out[0]
+
+
+def size_curves(
+    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], *, measure: str, colours: Mapping[str, str]
+) -> str:
+    """Draw recall against the size of the pool, on a logarithmic axis.
+
+    Args:
+        curves: name → sizes and their recall.
+        measure: what is on the y axis.
+        colours: name → colour.
+    """
+    with _figure(4.2, 3.2) as (_, axes, out):
+        for name, (sizes, values) in curves.items():
+            axes.plot(sizes, values, marker=".", linewidth=1.2, color=colours.get(name, INK), label=_ascii(name))
+        axes.set_xscale("log")
+        axes.set_ylim(0, 1.03)
+        axes.set_xlabel("responses a modality in the pool")
+        axes.set_ylabel(measure)
+        axes.legend(loc="upper right", fontsize=7.5)
     return out[0]
 
 

@@ -76,19 +76,12 @@ def render(content: ReportContent, pictures: PictureSource | None = None) -> str
         content: what was measured.
         pictures: image ids → encoded pictures; None leaves dialogues' words and pictures out of the page.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 (only reports need it)
-
-    page = Environment(
-        loader=PackageLoader("mmd.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    ).get_template("intent.html.j2")
+    page = page_template("intent.html.j2")
     thumbnails = _thumbnails(content.worked, pictures) if pictures else {}
     summary, results = content.summary, content.results
     names = system_names(summary)
     rows = {**summary.tasks, "overall": summary.overall} if len(results) > 1 else summary.tasks
-    return page.render(
+    rendered: str = page.render(
         name=content.name,
         names=names,
         headline=_headline(summary),
@@ -105,6 +98,19 @@ def render(content: ReportContent, pictures: PictureSource | None = None) -> str
         provenance=content.provenance,
         resamples=content.resamples,
     )
+    return rendered
+
+
+def page_template(name: str) -> Any:  # noqa: ANN401 (a template of Jinja, imported where it is used)
+    """Return one of the project's pages, to be rendered with what it shows."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 (only reports need it)
+
+    return Environment(
+        loader=PackageLoader("mmd.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    ).get_template(name)
 
 
 def system_names(summary: Summary) -> dict[str, str]:

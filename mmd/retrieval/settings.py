@@ -122,6 +122,12 @@ class PoolSettings(Settings):
 
     size: int = Field(default=50, ge=2, description="Responses a modality in a pool, the right one among them.")
     seed: int = Field(default=0, ge=0, description="Seed of the distractors.")
+    encoder: str = Field(
+        default="auto",
+        description="Text encoder that is compared as it comes off the shelf: a model's name, features (that of "
+        "featurize), none; auto: the one that the retriever's texts start from.",
+    )
+    examples: int = Field(default=12, ge=0, description="Retrievals that the report shows, over all modalities.")
 
 
 class RetrievalSettings(Settings):

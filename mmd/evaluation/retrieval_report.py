@@ -1,0 +1,222 @@
+"""The report on retrieval: one self-contained HTML page and a printed table, in the manner of the report on intent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from mmd.evaluation import plots
+from mmd.evaluation.metrics import Confusion, Interval
+from mmd.evaluation.ranking import CORPUS
+from mmd.evaluation.report import PictureSource, page_template, thumbnail
+from mmd.evaluation.retrieval import ALL, CURVE_CUTOFFS, Findings, Row
+from mmd.evaluation.retrieval_systems import LAST_TURN, Retrieved
+from mmd.retrieval.ranks import CUTOFFS, MISS
+from mmd.retrieval.types import Hit, Response
+
+ORACLE = ", oracle intent"
+_COLOURS = (plots.GREEN, plots.AMBER, plots.BLUE, plots.PURPLE, plots.PINK, plots.INK)
+_POOL_WORDS = {
+    "union": "Pools of {size} responses",
+    "half": "Pools of {size} responses, half as many a modality",
+    CORPUS: "The whole corpus: {size} responses",
+}
+
+
+@dataclass(frozen=True)
+class RetrievalContent:
+    """What a report is made of.
+
+    Attributes:
+        name: of the corpus.
+        findings: what was measured.
+        retrieved: examples of the retriever's.
+        provenance: role → artefact, settings, code.
+        parameters: part of the retriever → its weights, ``total`` among them.
+        resamples: of the intervals.
+    """
+
+    name: str
+    findings: Findings
+    retrieved: Sequence[Retrieved]
+    provenance: Mapping[str, str]
+    parameters: Mapping[str, int]
+    resamples: int
+    notes: Sequence[str] = field(default=())
+
+
+def render_retrieval(content: RetrievalContent, pictures: PictureSource | None = None) -> str:
+    """Return the report as an HTML page.
+
+    Args:
+        content: what was measured.
+        pictures: image ids → encoded pictures; None leaves words and pictures of dialogues out of the page.
+    """
+    findings = content.findings
+    thumbnails = _thumbnails(content.retrieved, pictures) if pictures else {}
+    colours = system_colours(findings)
+    page: str = page_template("retrieval.html.j2").render(
+        name=content.name,
+        retriever=findings.systems[0].name,
+        two_step=findings.systems[0].predicted is not None,
+        counts={s: findings.score(findings.systems[0].name, CORPUS, s).n for s in findings.subsets},
+        dialogues=len({sample.dialogue_id for sample in findings.questions.samples}),
+        modalities=findings.modalities,
+        cutoffs=CUTOFFS,
+        pools=[_pool_view(findings, pool) for pool in findings.pool_sizes],
+        bars=_bars(findings, colours),
+        curves=[_curve(findings, k, colours) for k in CURVE_CUTOFFS],
+        intents=[_intent_view(s, c) for s, c in findings.intents.items()] if len(findings.modalities) > 1 else [],
+        parameters=content.parameters,
+        retrieved=[_retrieved_view(r, thumbnails) for r in content.retrieved],
+        show_dialogues=pictures is not None,
+        provenance=content.provenance,
+        resamples=content.resamples,
+        notes=content.notes,
+    )
+    return page
+
+
+def retrieval_table(findings: Findings, pool: str = "union") -> Table:
+    """Return R@k of all systems in one pool for the terminal."""
+    title = _POOL_WORDS[pool].format(size=findings.pool_sizes[pool])
+    columns = [f"{subset} R@{k}" for subset in findings.subsets for k in (1, 10)]
+    table = Table("recall", *columns, title=title, title_justify="left")
+    for row in _rows(findings, pool):
+        cells = [_told(row.scores[subset].recall[k]) for subset in findings.subsets for k in (1, 10)]
+        table.add_row(row_name(row), *cells)
+    return table
+
+
+def row_name(row: Row) -> str:
+    """Return what a row of the table is called."""
+    return row.system + (ORACLE if row.oracle else "")
+
+
+def system_colours(findings: Findings) -> dict[str, str]:
+    """Return system → colour; green is the trained retriever's."""
+    return {system.name: _COLOURS[min(number, len(_COLOURS) - 1)] for number, system in enumerate(findings.systems)}
+
+
+def _told(value: Interval) -> str:
+    return f"{value.value:.3f} ({value.low:.3f}…{value.high:.3f})"
+
+
+def _rows(findings: Findings, pool: str) -> list[Row]:
+    return [row for row in findings.rows if row.pool == pool]
+
+
+def _pool_view(findings: Findings, pool: str) -> dict[str, Any]:
+    """Return one pool's tables, a group of rows a subset, the best of a group marked."""
+    rows = _rows(findings, pool)
+    groups = []
+    for subset in findings.subsets:
+        best = {k: max(r.scores[subset].recall[k].value for r in rows if not r.oracle) for k in CUTOFFS}
+        lines = [
+            {
+                "name": row_name(row),
+                "oracle": row.oracle,
+                "recall": [row.scores[subset].recall[k] for k in CUTOFFS],
+                "best": [not row.oracle and row.scores[subset].recall[k].value >= best[k] for k in CUTOFFS],
+                "mrr": row.scores[subset].mrr,
+            }
+            for row in rows
+        ]
+        groups.append({"subset": subset, "n": rows[0].scores[subset].n, "rows": lines, "chance": _chance(rows, subset)})
+    words = _POOL_WORDS[pool].format(size=findings.pool_sizes[pool])
+    return {"name": pool, "words": words, "groups": groups}
+
+
+def _chance(rows: Sequence[Row], subset: str) -> list[dict[str, Any]]:
+    """Return what guessing reaches among all candidates, and among those of the right modality."""
+    widest = sorted({tuple(row.scores[subset].chance[k] for k in CUTOFFS) for row in rows}, key=sum)
+    names = ["chance"] if len(widest) == 1 else ["chance", "chance" + ORACLE]
+    return [{"name": name, "recall": recall} for name, recall in zip(names, (widest[0], widest[-1]), strict=False)]
+
+
+def _bars(findings: Findings, colours: Mapping[str, str]) -> str:
+    shown = {s.name: s.name for s in findings.systems if not s.name.endswith(LAST_TURN)}
+    pool = next(iter(findings.pool_sizes))
+    rows = {
+        subset: {name: findings.score(name, pool, subset).recall[1] for name in shown} for subset in findings.subsets
+    }
+    return plots.score_bars(rows, shown, measure="R@1", colours=colours)
+
+
+def _curve(findings: Findings, k: int, colours: Mapping[str, str]) -> dict[str, Any]:
+    curves = {name: (curve.sizes, curve.recall[k]) for name, curve in findings.curves.items()}
+    return {"k": k, "svg": plots.size_curves(curves, measure=f"expected R@{k}", colours=colours)}
+
+
+def _intent_view(system: str, confusion: Confusion) -> dict[str, Any]:
+    return {
+        "system": system,
+        "weighted_f1": confusion.weighted_f1,
+        "accuracy": confusion.accuracy.value,
+        "classes": confusion.per_class,
+    }
+
+
+def _retrieved_view(found: Retrieved, thumbnails: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "id": found.sample.id,
+        "modality": found.sample.modality,
+        "rank": None if found.rank == MISS else found.rank,
+        "corpus_rank": None if found.corpus_rank == MISS else found.corpus_rank,
+        "intent": found.intent,
+        "gold": _response_view(found.gold, thumbnails),
+        "hits": [_hit_view(hit, found, thumbnails) for hit in found.hits],
+        "turns": [
+            {
+                "speaker": turn.speaker,
+                "text": turn.text,
+                "images": [thumbnails[i] for i in turn.image_ids if i in thumbnails],
+                "items": turn.item_ids,
+            }
+            for turn in found.sample.query.turns
+        ],
+    }
+
+
+def _hit_view(hit: Hit, found: Retrieved, thumbnails: Mapping[str, str]) -> dict[str, Any]:
+    right = hit.response.id == found.gold.id
+    return _response_view(hit.response, thumbnails) | {
+        "score": hit.score,
+        "right": right,
+        "also": not right and hit.response.id in found.sample.also,
+    }
+
+
+def _response_view(response: Response, thumbnails: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "modality": response.modality,
+        "title": response.title or response.text or "(no words)",
+        "image": thumbnails.get(response.image_id or ""),
+    }
+
+
+def _thumbnails(found: Sequence[Retrieved], pictures: PictureSource) -> dict[str, str]:
+    """Return image id → data URL of every picture that the examples show."""
+    responses = [r for f in found for r in (f.gold, *(hit.response for hit in f.hits))]
+    ids = {r.image_id for r in responses if r.image_id}
+    ids |= {i for f in found for turn in f.sample.query.turns for i in turn.image_ids}
+    return {image_id: thumbnail(data) for image_id, data in pictures(sorted(ids)).items()}
+
+
+def headline(findings: Findings) -> dict[str, float]:
+    """Return the scalars that the manifest and the summary show."""
+    pool = next(iter(findings.pool_sizes))
+    scalars = {
+        f"{row_name(row)}, {subset} R@{k}": row.scores[subset].recall[k].value
+        for row in _rows(findings, pool)
+        for subset in findings.subsets
+        for k in (1, 10)
+        if subset == ALL or row.system == findings.systems[0].name
+    }
+    if len(findings.modalities) > 1:
+        name = findings.systems[0].name
+        scalars[f"{name}, intent weighted F1"] = findings.intents[name].weighted_f1
+    return scalars
