@@ -142,10 +142,8 @@ def known_models() -> list[KnownModel]:
         KnownModel(m.name, m.kind, _is_installed(m), _version(m.distribution), m.license, m.install) for m in PACKAGED
     ]
     built = [
-        KnownModel(
-            m.name, "multimodal" if m.sees_pictures else "language", True, None, "Apache-2.0", "built when first used"
-        )
-        for m in tiny.TINY.values()
+        KnownModel(m.name, m.kind, True, None, "Apache-2.0", "built when first used")
+        for m in tiny.tiny_models().values()
     ]
     return packaged + built
 

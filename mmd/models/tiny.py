@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmd.errors import ModelError
 
@@ -42,6 +42,14 @@ class TinyModel:
     name: str
     sees_pictures: bool
     write: Callable[[Path], None]
+    kind: Literal["language", "multimodal", "sentence", "vision"] = "language"
+
+
+def tiny_models() -> dict[str, TinyModel]:
+    """Return every tiny model by name: those that answer, and the encoders of :mod:`mmd.models.tiny_encoders`."""
+    from mmd.models.tiny_encoders import ENCODERS
+
+    return TINY | ENCODERS
 
 
 def build_tiny(name: str, cache_dir: Path) -> Path:
@@ -52,8 +60,9 @@ def build_tiny(name: str, cache_dir: Path) -> Path:
     Raises:
         ModelError: no such tiny model, or the cache cannot be written.
     """
-    if name not in TINY:
-        raise ModelError(f"model {name!r}: no such tiny model; there are {', '.join(TINY)}.")
+    known = tiny_models()
+    if name not in known:
+        raise ModelError(f"model {name!r}: no such tiny model; there are {', '.join(known)}.")
     target = cache_dir / "tiny" / f"{name}-{_digest()}"
     if (target / "config.json").is_file():
         return target
@@ -62,7 +71,7 @@ def build_tiny(name: str, cache_dir: Path) -> Path:
 
     try:
         aside.mkdir(parents=True)
-        TINY[name].write(aside)
+        known[name].write(aside)
         publish_folder(aside, target)
     except OSError as err:
         raise ModelError(
@@ -99,6 +108,12 @@ def _texts() -> Iterator[str]:
 
 
 def _tokenizer(specials: tuple[str, ...], template: str) -> Any:  # noqa: ANN401 (duck-typed library object)
+    """Return the tokenizer of a model that answers: chat template, end of turn."""
+    return small_tokenizer(specials, pad=_PAD, end=_END, chat_template=template)
+
+
+def small_tokenizer(specials: tuple[str, ...], *, pad: str, end: str, **options: Any) -> Any:  # noqa: ANN401 (duck-typed library objects)
+    """Return a byte-level BPE trained on shop talk; ``options`` go to transformers."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -116,15 +131,15 @@ def _tokenizer(specials: tuple[str, ...], template: str) -> Any:  # noqa: ANN401
     bpe.train_from_iterator(_texts(), trainer)
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe,
-        pad_token=_PAD,
-        eos_token=_END,
-        additional_special_tokens=[s for s in specials if s not in (_PAD, _END)],
-        chat_template=template,
+        pad_token=pad,
+        eos_token=end,
+        additional_special_tokens=[s for s in specials if s not in (pad, end)],
         model_max_length=4096,
+        **options,
     )
 
 
-def _save(folder: Path, config: Any, door: Any) -> None:  # noqa: ANN401 (duck-typed library objects)
+def save_random(folder: Path, config: Any, door: Any) -> None:  # noqa: ANN401 (duck-typed library objects)
     """Write a model with random weights, drawn from a generator of its own seed."""
     import torch
     from transformers.utils import logging
@@ -157,7 +172,7 @@ def _write_llama(folder: Path) -> None:
 
     tokenizer = _tokenizer((_PAD, _START, _END), _TEMPLATE)
     tokenizer.save_pretrained(folder)
-    _save(folder, LlamaConfig(**_text_config(tokenizer)), AutoModelForCausalLM)
+    save_random(folder, LlamaConfig(**_text_config(tokenizer)), AutoModelForCausalLM)
 
 
 def _write_qwen(folder: Path, generation: str) -> None:
@@ -206,7 +221,7 @@ def _write_qwen(folder: Path, generation: str) -> None:
         tie_word_embeddings=True,
         **ids,
     )
-    _save(folder, config, AutoModelForImageTextToText)
+    save_random(folder, config, AutoModelForImageTextToText)
 
 
 def _write_smolvlm(folder: Path) -> None:
@@ -236,7 +251,7 @@ def _write_smolvlm(folder: Path) -> None:
         image_token_id=tokenizer.convert_tokens_to_ids(image),
         tie_word_embeddings=True,
     )
-    _save(folder, config, Idefics3ForConditionalGeneration)
+    save_random(folder, config, Idefics3ForConditionalGeneration)
 
 
 def _write_llava(folder: Path) -> None:
@@ -269,16 +284,23 @@ def _write_llava(folder: Path) -> None:
         tie_word_embeddings=True,
         **layout,
     )
-    _save(folder, config, LlavaForConditionalGeneration)
+    save_random(folder, config, LlavaForConditionalGeneration)
 
 
 TINY: dict[str, TinyModel] = {
     model.name: model
     for model in (
-        TinyModel("tiny-qwen2-vl", sees_pictures=True, write=lambda folder: _write_qwen(folder, "qwen2_vl")),
-        TinyModel("tiny-qwen2.5-vl", sees_pictures=True, write=lambda folder: _write_qwen(folder, "qwen2_5_vl")),
-        TinyModel("tiny-smolvlm", sees_pictures=True, write=_write_smolvlm),
-        TinyModel("tiny-llava", sees_pictures=True, write=_write_llava),
+        TinyModel(
+            "tiny-qwen2-vl", sees_pictures=True, kind="multimodal", write=lambda folder: _write_qwen(folder, "qwen2_vl")
+        ),
+        TinyModel(
+            "tiny-qwen2.5-vl",
+            sees_pictures=True,
+            kind="multimodal",
+            write=lambda folder: _write_qwen(folder, "qwen2_5_vl"),
+        ),
+        TinyModel("tiny-smolvlm", sees_pictures=True, kind="multimodal", write=_write_smolvlm),
+        TinyModel("tiny-llava", sees_pictures=True, kind="multimodal", write=_write_llava),
         TinyModel("tiny-llama", sees_pictures=False, write=_write_llama),
     )
 }

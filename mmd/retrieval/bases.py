@@ -68,10 +68,7 @@ class BaseModels:
 
     @cached_property
     def _text_model(self) -> Any:  # noqa: ANN401 (a torch module)
-        model = _load(self.text_folder, self._weights)
-        if getattr(model, "pooler", None) is not None:
-            model.pooler = None  # states are pooled by the tower; unused weights would be counted and decayed
-        return model
+        return load_text(self.text_folder, weights=self._weights)
 
     @cached_property
     def _vision_model(self) -> Any:  # noqa: ANN401 (a torch module)
@@ -133,8 +130,24 @@ def folder_hash(folder: Path) -> str:
     return fingerprint(digests)
 
 
+def load_text(folder: Path | None, *, weights: bool = True) -> Any:  # noqa: ANN401 (a torch module)
+    """Load a text model without its own pooling: towers pool states, and unused weights would be counted and decayed.
+
+    Raises:
+        ModelError: the folder holds no encoder that transformers loads.
+    """
+    model = _load(folder, weights)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
+
+
 def load_vision(folder: Path | None, *, weights: bool = True) -> Any:  # noqa: ANN401 (a torch module)
-    """Load a vision model; of one that reads texts too (SigLIP, CLIP), its vision half."""
+    """Load a vision model; of one that reads texts too (SigLIP, CLIP), its vision half.
+
+    Raises:
+        ModelError: the folder holds no encoder that transformers loads.
+    """
     model = _load(folder, weights)
     return getattr(model, "vision_model", model)
 
@@ -149,7 +162,8 @@ def _load(folder: Path | None, weights: bool) -> Any:  # noqa: ANN401, FBT001 (a
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         if not weights:
-            return AutoModel.from_config(AutoConfig.from_pretrained(str(folder), local_files_only=True))
+            config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+            return AutoModel.from_config(config)  # type: ignore[no-untyped-call]
         return AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32).train()
     except (OSError, ValueError, KeyError, TypeError, ImportError) as err:
         raise ModelError(f"{folder}: transformers cannot load it as an encoder ({err}).") from err

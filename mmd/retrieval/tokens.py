@@ -65,7 +65,7 @@ def pixels_of(processor: Any, rows: Sequence[tuple[str, bytes] | None]) -> torch
             raise ModelError(f"picture {row[0]}: {err}; send or ingest it again as PNG, JPEG or WebP.") from err
     if not images:
         return torch.zeros((len(rows), 3, 1, 1))
-    found = processor(images=images, return_tensors="pt")["pixel_values"].float()
+    found: torch.Tensor = processor(images=images, return_tensors="pt")["pixel_values"].float()
     out = found.new_zeros((len(rows), *found.shape[1:]))
     out[torch.tensor([row is not None for row in rows])] = found
     return out
@@ -80,7 +80,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        fast = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)  # type: ignore[no-untyped-call]
+        fast = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as err:
         raise ModelError(f"{folder}: has no tokenizer that transformers can load ({err}).") from err
     if fast.pad_token_id is None:
@@ -97,6 +97,7 @@ def load_image_processor(folder: Path) -> Any:  # noqa: ANN401 (duck-typed libra
     from transformers import AutoImageProcessor
 
     try:
-        return AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
+        load: Any = AutoImageProcessor.from_pretrained  # untyped upstream
+        return load(str(folder), local_files_only=True, backend="pil")
     except (OSError, ValueError, KeyError, TypeError, ImportError) as err:
         raise ModelError(f"{folder}: has no image processor that transformers can load ({err}).") from err

