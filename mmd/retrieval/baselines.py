@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mmd.errors import ConfigError
 from mmd.intent.textnorm import normalise
-from mmd.retrieval.ranks import Ranks, rank_of_gold
+from mmd.retrieval.ranks import TIE, Ranks, rank_of_gold
 from mmd.retrieval.types import Pool, Response
 
 Scores = NDArray[np.float64]
@@ -47,7 +47,7 @@ def rank_pools(ranker: Ranker, queries: Sequence[str], pools: Sequence[Pool]) ->
     """
     scored = ranker.scores(queries, [pool.candidates for pool in pools])
     golds = (pool.candidates.index(pool.gold) for pool in pools)
-    ranks = [rank_of_gold(scores, gold) for scores, gold in zip(scored, golds, strict=True)]
+    ranks = [rank_of_gold(scores, gold, TIE) for scores, gold in zip(scored, golds, strict=True)]
     return np.array(ranks, dtype=np.int64)
 
 
