@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmd.errors import CorpusError
 from mmd.evaluation.ranking import Questions, Scores, stand
 from mmd.evaluation.retrieval import System, VectorScorer
+from mmd.evaluation.shelf import Encode
 from mmd.retrieval.baselines import Bm25Ranker, OffTheShelfRanker, Ranker
 from mmd.retrieval.encode import encode_intents, encode_queries, encode_responses
 from mmd.retrieval.engine import Maker, Model, by_score
@@ -19,7 +19,6 @@ from mmd.retrieval.pools import PoolKind, Source, make_pools, no_distractors
 from mmd.retrieval.settings import PoolSettings
 from mmd.retrieval.types import Hit, Query, Response, Sample, SampleSet
 
-Encode = Callable[[list[str]], NDArray[np.floating]]
 BM25 = "BM25"
 LAST_TURN = ", last turn"
 KINDS: tuple[PoolKind, ...] = ("union", "half")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmd.retrieval.engine import Inputs, Maker, Model
+from mmd.retrieval.engine import Maker, Model, there
 from mmd.retrieval.types import Query, Response
 
 if TYPE_CHECKING:
@@ -21,12 +21,16 @@ BATCH = 256
 
 def encode_queries(model: Model, maker: Maker, queries: Sequence[Query], modality: str, batch: int = BATCH) -> Vectors:
     """Return the vectors with which a modality's responses are ranked, float32 (n, dim)."""
-    return _in_batches(queries, query_size, maker.queries, lambda x: model.embed_queries(x, modality), batch)
+    return in_batches(
+        queries, query_size, maker.queries, lambda x: model.embed_queries(there(model, x), modality), batch
+    )
 
 
 def encode_intents(model: Model, maker: Maker, queries: Sequence[Query], batch: int = BATCH) -> Vectors:
     """Return each query's probability of each modality, float32 (n, modalities); not of mdr, which has no such head."""
-    return _in_batches(queries, query_size, maker.queries, lambda x: model.intent_logits(x).softmax(-1), batch)
+    return in_batches(
+        queries, query_size, maker.queries, lambda x: model.intent_logits(there(model, x)).softmax(-1), batch
+    )
 
 
 def encode_responses(model: Model, maker: Maker, responses: Sequence[Response], batch: int = BATCH) -> Vectors:
@@ -41,8 +45,8 @@ def encode_responses(model: Model, maker: Maker, responses: Sequence[Response], 
 
 
 def _encode_modality(model: Model, maker: Maker, some: Sequence[Response], modality: str, batch: int) -> Vectors:
-    return _in_batches(
-        some, lambda r: len(r.text), maker.responses, lambda x: model.embed_responses(x, modality),
+    return in_batches(
+        some, lambda r: len(r.text), maker.responses, lambda x: model.embed_responses(there(model, x), modality),
         batch,
     )  # fmt: skip
 
@@ -52,14 +56,25 @@ def query_size(query: Query) -> int:
     return sum(len(turn.text) for turn in query.turns)
 
 
-def _in_batches(
+def in_batches(
     values: Sequence[T],
     size: Callable[[T], int],
-    make: Callable[[Sequence[T]], Inputs],
-    embed: Callable[[Inputs], Tensor],
-    batch: int,
+    make: Callable[[Sequence[T]], Any],
+    embed: Callable[[Any], Tensor],
+    batch: int = BATCH,
 ) -> Vectors:
-    """Encode values from the longest to the shortest, so that memory runs out at once or never."""
+    """Encode values from the longest to the shortest, so that memory runs out at once or never.
+
+    Args:
+        values: what to encode.
+        size: of a value; those of a batch are alike.
+        make: values → an encoder's inputs.
+        embed: inputs → (n, dim).
+        batch: values at a time.
+
+    Returns:
+        float32 (values, dim), in the values' order.
+    """
     import torch
 
     order = sorted(range(len(values)), key=lambda row: -size(values[row]))

@@ -175,7 +175,7 @@ class RetrievalEngine:
             return []
         timer = _Timer()
         with timer.stage("encode"):
-            inputs = self.maker.queries(queries)
+            inputs = there(self.retriever, self.maker.queries(queries))
             intents = self.intents(inputs) if self.two_steps else None
         plans = self._plans(len(queries), intents, modality)
         depth = max(k, self.reranker.depth) if self.reranker else k
@@ -195,7 +195,7 @@ class RetrievalEngine:
 
     def intents(self, inputs: Inputs) -> list[dict[str, float]]:
         """Return modality → probability of each row; only of two-step methods."""
-        import torch  # noqa: PLC0415 (slow to import)
+        import torch
 
         with torch.inference_mode():
             shares = self.retriever.intent_logits(inputs).float().softmax(dim=-1).cpu().tolist()
@@ -245,7 +245,7 @@ class RetrievalEngine:
         return [sorted(hits, key=by_score)[:k] for hits in found]
 
     def _embed(self, inputs: Inputs, modality: str) -> NDArray[np.float32]:
-        import torch  # noqa: PLC0415 (slow to import)
+        import torch
 
         with torch.inference_mode():
             vectors: NDArray[np.float32] = self.retriever.embed_queries(inputs, modality).float().cpu().numpy()
@@ -260,6 +260,12 @@ class RetrievalEngine:
         again = sorted(((key, float(s)) for (key, _), s in zip(head, scores, strict=True)), key=by_score)
         floor = min((score for _, score in again), default=0.0)
         return again + [(key, floor - 1.0 - place) for place, (key, _) in enumerate(tail)]
+
+
+def there(model: Model, inputs: Any) -> Any:  # noqa: ANN401 (TowerInputs)
+    """Return inputs on the model's device."""
+    weight = next(iter(getattr(model, "parameters", tuple)()), None)
+    return inputs if weight is None else inputs.to(weight.device)
 
 
 def by_score(hit: tuple[str, float]) -> tuple[float, str]:
