@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mmd.retrieval.methods import Retriever
 
 Floats = NDArray[np.float32]
+_ROWS = 512  # whose inputs, pixels say, are held at a time
 
 
 def validation_set(
@@ -168,11 +169,12 @@ def share_encoding(
 
     bounds = [worker * rows // workers.world for worker in range(workers.world + 1)]
     counts = [end - start for start, end in pairwise(bounds)]
-    chunks = [chunk.to(device) for chunk in chunks_of(slice(bounds[workers.rank], bounds[workers.rank + 1]))]
-    if chunks:
-        encoded = encode(retriever, chunks, counts[workers.rank])
-    else:  # more workers than rows
-        spec = retriever.spec
-        encoded = torch.zeros((0, spec.towers.dim + logits * len(spec.modalities)), device=device)
-    out: Floats = workers.gather(encoded, counts).float().cpu().numpy()
+    spec = retriever.spec
+    parts = [torch.zeros((0, spec.towers.dim + logits * len(spec.modalities)), device=device)]
+    last = bounds[workers.rank + 1]
+    for start in range(bounds[workers.rank], last, _ROWS):
+        part = slice(start, min(start + _ROWS, last))
+        chunks = [chunk.to(device) for chunk in chunks_of(part)]
+        parts.append(encode(retriever, chunks, part.stop - part.start))
+    out: Floats = workers.gather(torch.cat(parts), counts).float().cpu().numpy()
     return out

@@ -1,21 +1,27 @@
-"""Training in one process: what it learns, resumes and refuses. Workers and GradCache: test_steps.py."""
+"""Training: what it learns, resumes and refuses, and that neither workers nor GradCache change a step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from mmd.errors import ConfigError, ModelError
+from mmd.models.threads import torch_threads
 from mmd.retrieval.batches import BatchPlan, key_of, recipe_for
 from mmd.retrieval.inputs import InputMaker
 from mmd.retrieval.settings import RetrievalSettings
 from mmd.retrieval.steps import ChunkMaker
 from mmd.retrieval.training import (
     RetrieverTraining,
+    TrainState,
     build_retriever,
     divide,
     load_trained,
@@ -25,11 +31,17 @@ from mmd.retrieval.training import (
     train_plain,
 )
 from mmd.retrieval.types import Query, Response, Sample, SampleSet
-from mmd.retrieval.workers import Alone
+from mmd.retrieval.workers import Alone, ProcessGroup, Workers
 from mmd.schema import Turn, text_id
 
 DIM = 16
 MODALITIES = ("text", "image")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with torch_threads(1):
+        yield
 
 
 class NoisySources:
@@ -87,7 +99,10 @@ def make_maker(settings: RetrievalSettings) -> InputMaker:
     return InputMaker(settings.towers, MODALITIES, NoisySources(), {})
 
 
-def make_loop(settings: RetrievalSettings, samples: SampleSet) -> tuple[RetrieverTraining, list[Sample]]:
+def make_loop(
+    settings: RetrievalSettings, samples: SampleSet, workers: Workers | None = None
+) -> tuple[RetrieverTraining, list[Sample]]:
+    workers = workers or Alone()
     division = divide(samples.samples, 0.2, 0)
     chunks = ChunkMaker(make_maker(settings), settings.training.micro_batch, on_cpu=True)
     plan = BatchPlan(tuple(key_of(s) for s in division.train), recipe_for(settings.training, settings.towers), 0)
@@ -96,8 +111,9 @@ def make_loop(settings: RetrievalSettings, samples: SampleSet) -> tuple[Retrieve
         build_retriever(settings, make_maker(settings), None, "cpu", 0),
         chunks,
         settings.training,
-        judge=make_judge(division, samples, settings, chunks, Alone(), "cpu"),
-        miner=make_miner(division.train, samples.responses, settings.training, chunks, Alone(), "cpu"),
+        judge=make_judge(division, samples, settings, chunks, workers, "cpu"),
+        miner=make_miner(division.train, samples.responses, settings.training, chunks, workers, "cpu"),
+        workers=workers,
     )
     return loop, list(division.train)
 
@@ -192,3 +208,136 @@ def test_a_checkpoint_of_another_retriever_is_refused():
     retriever = build_retriever(settings, make_maker(settings), None, "cpu", 0)
     with pytest.raises(ModelError, match="other weights"):
         load_trained(retriever, {"x": torch.zeros(1)})
+
+
+# ---------------------------------------------------------------- steps
+
+
+def test_gradcache_leaves_the_gradients_of_a_plain_step_dropout_included():
+    """Both passes of GradCache draw the same dropout; learnt temperature and intent head get their gradients too."""
+    samples = make_samples()
+    settings = make_settings("sdr", dropout=0.3, micro_batch=4, learn_temperature=True, hard_negatives=1)
+    found = []
+    for cached in (False, True):
+        loop, train = make_loop(settings, samples)
+        loop._steps._cached = cached
+        step = first_step(loop, train, samples)
+        found.append(({n: p.grad for n, p in loop.retriever.named_parameters() if p.grad is not None}, step))
+    (plain, plain_loss), (cached_grads, cached_loss) = found
+    assert plain.keys() == cached_grads.keys()
+    assert {"log_temperature", "intent_head.weight"} < plain.keys()
+    assert plain_loss == cached_loss
+    for name, gradient in plain.items():
+        torch.testing.assert_close(cached_grads[name], gradient, rtol=0, atol=1e-6)
+
+
+def first_step(loop: RetrieverTraining, train: list[Sample], samples: SampleSet) -> dict[str, float]:
+    if loop._miner is not None:
+        loop._mined = loop._miner(loop.retriever)
+    loop.retriever.train()
+    share, keys = next(loop._shares(plain_rows(loop.plan, train, samples.responses, 0, loop.workers.rank), 0))
+    return loop._steps.gradients(0, share, keys)
+
+
+@pytest.mark.parametrize("method", ["dr", "sdr", "mdr"])
+def test_chunks_of_any_size_take_the_same_steps(method: str):
+    samples = make_samples()
+    losses = []
+    for size in (0, 1, 3):
+        settings = make_settings(method, dropout=0.0, micro_batch=size)
+        losses.append([row["loss"] for row in train_plain(settings, samples, make_maker(settings), 0).state.history])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_a_response_that_answers_twice_in_a_batch_is_no_negative():
+    """Two samples of one response in a batch of two: nothing is left to tell apart, so the loss is exactly 0."""
+    samples = make_samples(10)
+    one = samples.samples[1]
+    twins = [replace(one, id=f"twin{i}", dialogue_id=f"twin{i}") for i in range(2)]
+    settings = make_settings(dropout=0.0, batch=2)
+    plan = BatchPlan(tuple(map(key_of, twins)), recipe_for(settings.training, settings.towers), 0)
+    chunks = ChunkMaker(make_maker(settings), 0, on_cpu=True)
+    retriever = build_retriever(settings, make_maker(settings), None, "cpu", 0)
+    loop = RetrieverTraining(plan, retriever, chunks, settings.training)
+    assert first_step(loop, twins, samples)["loss"] == 0.0
+
+
+class Together:
+    """Workers that are threads: what they gather is exchanged in a list, at a barrier."""
+
+    def __init__(self, rank: int, world: int, barrier: threading.Barrier, table: dict[int, object]) -> None:
+        self.rank, self.world = rank, world
+        self._barrier, self._table = barrier, table
+
+    def _all(self, own: object) -> list[Any]:
+        self._table[self.rank] = own
+        self._barrier.wait()
+        found = [self._table[rank] for rank in range(self.world)]
+        self._barrier.wait()
+        return found
+
+    def gather(self, own: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        assert len(own) == rows[self.rank]
+        return torch.cat(self._all(own.detach()))
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        own = list(parameters)
+        for parameter, gradients in zip(own, zip(*self._all([p.grad for p in own]), strict=True), strict=True):
+            held = [gradient for gradient in gradients if gradient is not None]
+            parameter.grad = sum(held) if held else None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("method", "world"), [("mdr", 2), ("dr", 2), ("sdr", 3)])
+def test_many_workers_take_the_steps_of_one(method: str, world: int):
+    """A batch of 10 over 3 workers: unequal shares. Sums in another order: 1e-5."""
+    samples = make_samples()
+    settings = make_settings(method, dropout=0.0, workers=world, hard_negatives=1, learn_temperature=True)
+    alone = train_plain(settings, samples, make_maker(settings), 0).state
+    barrier, table = threading.Barrier(world), {}
+
+    loops = [make_loop(settings, samples, Together(rank, world, barrier, table)) for rank in range(world)]
+
+    def work(rank: int) -> TrainState:
+        loop, train = loops[rank]
+        loop.train(plain_rows(loop.plan, train, samples.responses, 0, rank))
+        return loop.state
+
+    with ThreadPoolExecutor(world) as pool:
+        states = list(pool.map(work, range(world)))
+    for state in states:
+        assert [row["loss"] for row in state.history] == pytest.approx([row["loss"] for row in alone.history], abs=1e-5)
+        assert [v["r1"] for v in state.validations] == [v["r1"] for v in alone.validations]
+
+
+def _process(rank: int, world: int, port: int, settings: RetrievalSettings, folder: str) -> None:
+    import json
+
+    from torch import distributed
+
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    samples = make_samples()
+    loop, train = make_loop(settings, samples, ProcessGroup())
+    loop.train(plain_rows(loop.plan, train, samples.responses, 0, rank))
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(loop.state.to_json()))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(tmp_path: Path):
+    import json
+    import socket
+
+    from torch import multiprocessing
+
+    samples = make_samples()
+    settings = make_settings("sdr", dropout=0.0, workers=2, hard_negatives=1, learn_temperature=True, micro_batch=3)
+    alone = train_plain(settings, samples, make_maker(settings), 0).state
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(_process, (2, port, settings, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        history = json.loads((tmp_path / f"{rank}.json").read_text())["history"]
+        assert [row["loss"] for row in history] == pytest.approx([row["loss"] for row in alone.history], abs=1e-5)
