@@ -6,6 +6,7 @@ A pool of one kind and size is a subset of the larger ones with its seed, so tha
 from __future__ import annotations
 
 import hashlib
+from bisect import insort
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -124,11 +125,13 @@ class _Drawing:
                 "make samples and pools of the same corpus and settings."
             )
         banned = self.banned(sample)
-        chosen = [sample.response_id]
+        chosen: list[str] = []
         for name in sorted(names):
-            count = None if size is None else size - (name == sample.modality)
-            chosen += self._draw(sample, name, count, banned, seed)
-        chosen.sort(key=lambda c: (self.given.responses[c].modality, c))
+            is_own = name == sample.modality
+            part = self._draw(sample, name, None if size is None else size - is_own, banned, seed)
+            if is_own:
+                insort(part, sample.response_id)
+            chosen += part
         return Pool(sample.id, tuple(chosen), sample.response_id)
 
     def banned(self, sample: Sample) -> set[str]:
@@ -155,7 +158,7 @@ class _Drawing:
                 f"{sum(c not in banned for c in source)} of {len(source)} responses to draw from; "
                 f"lower retrieval.pools.size, or add dialogues."
             )
-        return drawn
+        return sorted(drawn)
 
 
 def _sources(responses: SampleSet, name: str, split: Source) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from mmd.artifacts import ArtifactStore
+from mmd.corpora.redial import RedialReader
 from mmd.corpora.store import Corpus
 from mmd.errors import ConfigError
 from mmd.features.base import OCR_TABLE
@@ -261,3 +263,26 @@ def test_recognised_text_goes_before_the_corpuss_and_is_one_line_of_256_characte
 
 def line(text: str) -> OcrLine:
     return OcrLine(text, 0.9, (0.0, 0.0, 1.0, 1.0))
+
+
+@pytest.mark.real_data
+def test_redial_gives_a_sample_for_every_film_that_the_recommender_names(real_data: Path, tmp_path: Path):
+    for name in ("train.jsonl", "movies.tsv"):
+        (tmp_path / name).symlink_to(real_data / "redial" / name)
+    reader = RedialReader(str(tmp_path))
+    dialogues = [reader.parse(record).dialogue for part in reader.plan() for record in reader.read(part)]
+    settings = SampleSettings()
+    facts = Facts(settings, {entry.item.id: entry.item for entry in reader.items()}, {}, {})
+    given = find_samples(dialogues, facts, settings)
+    named = sum(
+        len({i for i in turn.item_ids if facts.titles[i]})
+        for dialogue in dialogues
+        for turn in dialogue.turns[1:]
+        if turn.speaker == "agent"
+    )
+    assert len([s for s in given.samples if s.modality == "product"]) == pytest.approx(named, rel=0.01)
+    assert len({s.id for s in given.samples}) == len(given.samples)
+    known = {f"@{item}" for item in facts.items}
+    words = [line for s in given.samples for line in context_text(s.query, facts.titles)]
+    words += [response.text for response in given.responses.values()]
+    assert not known & {mention for line in words for mention in re.findall(r"@\d+", line)}
