@@ -1,8 +1,8 @@
 """The index of one modality's responses: vectors in, ids of the nearest out; it grows and shrinks without rebuilding.
 
-Scores are inner products, so cosines for the unit vectors that towers make. What FAISS finds is scored again in
-double precision: equal vectors then score equally wherever they lie, ties go by id, and an index that is spread over
-shards answers as one that is not.
+Scores are inner products, so cosines for the unit vectors that towers make. What FAISS finds is scored again, each pair
+by itself and in the same way: equal vectors then score equally wherever they lie, ties go by id, and an index that is
+spread over shards answers as one that is not.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ IDS = pa.schema([("id", pa.string()), ("deleted", pa.bool_())])
 INDEX_FILE, INFO_FILE, IDS_FOLDER = "index.faiss", "index.json", "ids"
 REBUILD_ABOVE = 0.2
 """Share of deleted vectors above which rebuilding pays: they take memory and are still walked over."""
-_SLACK = 8  # more than asked for, so that near ties are settled in double precision
-_ROUNDING = 1e-5  # by which FAISS's single-precision score of a unit vector may be off, with room
-_BLOCK = 256  # queries scored again at a time
+_SLACK = 8  # more than asked for, so that near ties are settled by the scores given in the end
+_ROUNDING = 1e-5  # by which two ways of adding up the score of unit vectors may differ, with room
+_BLOCK, _BLOCK_SLOTS = 1024, 1 << 20  # queries, and slots of all of them, that are worked on at a time
 
 
 class Found(NamedTuple):
@@ -154,39 +154,41 @@ class ResponseIndex:
             k = min(k, len(self))
             if not k or not len(queries):
                 return Found([[] for _ in queries], np.empty((len(queries), k), np.float32))
-            blocks = [self._search(queries[at : at + _BLOCK], k) for at in range(0, len(queries), _BLOCK)]
+            size = max(1, min(_BLOCK, _BLOCK_SLOTS // k))
+            blocks = [self._search(queries[at : at + size], k) for at in range(0, len(queries), size)]
         return Found([row for ids, _ in blocks for row in ids], np.concatenate([scores for _, scores in blocks]))
 
     def _search(self, queries: Vectors, k: int) -> Found:
         """Search a block, ``k`` not above the number of responses; what was not settled is searched harder."""
-        fetch, effort = k + max(_SLACK, k // 4), self.tuned.effort
+        effort = self.tuned.effort
+        fetch = k if effort else k + _SLACK
         ids: list[list[str]] = [[] for _ in queries]
         scores = np.empty((len(queries), k), np.float32)
         rows = np.arange(len(queries))
         while len(rows):
             fetch = min(fetch, len(self))
-            rough, slots = self._fetch(queries[rows], fetch, effort)
+            rough, slots = self.fetch(queries[rows], fetch, effort)
             exact = self._score(queries[rows], slots)
             order = np.argsort(-exact, axis=1, kind="stable")
             exact, slots = np.take_along_axis(exact, order, 1), np.take_along_axis(slots, order, 1)
             done = self._settled(rough, exact, k) if not effort else slots[:, k - 1] >= 0
             if fetch == len(self) and not effort:
                 done[:] = True
-            for at in np.flatnonzero(done):
-                ids[rows[at]], scores[rows[at]] = self._named(slots[at], exact[at], k)
-            rows, fetch, effort = rows[~done], fetch if effort else 4 * fetch, 0
+            for at, named, own in zip(rows[done].tolist(), *self._named(slots[done], exact[done], k), strict=True):
+                ids[at], scores[at] = named, own
+            rows, fetch, effort = rows[~done], k + _SLACK if effort else 4 * fetch, 0
         return Found(ids, scores)
 
-    def _fetch(self, queries: Vectors, k: int, effort: int) -> tuple[Vectors, Slots]:
+    def fetch(self, queries: Vectors, k: int, effort: int) -> tuple[Vectors, Slots]:
+        """Return scores and slots (n, k) as the structure finds them with this effort, −1 where it finds no more."""
         living = self._living if self.deleted else None
         return structures.search(self._structure, self.kind, queries, k, effort=effort, living=living)
 
-    def _score(self, queries: Vectors, slots: Slots) -> npt.NDArray[np.float32]:
+    def _score(self, queries: Vectors, slots: Slots) -> Vectors:
         """Return the scores (n, k) of slots, −∞ where there is none."""
-        found = structures.stored(self._structure, self.kind, np.maximum(slots, 0).ravel())
-        found = found.reshape(*slots.shape, self.dim)
-        scores = np.einsum("nd,nkd->nk", queries.astype(np.float64), found.astype(np.float64))
-        return np.where(slots >= 0, scores, -np.inf).astype(np.float32)
+        scores = structures.inner_products(self._structure, self.kind, queries, slots)
+        scores[slots < 0] = -np.inf
+        return scores
 
     @staticmethod
     def _settled(rough: Vectors, exact: Vectors, k: int) -> npt.NDArray[np.bool_]:
@@ -194,13 +196,14 @@ class ResponseIndex:
         slip = _ROUNDING * np.maximum(1, np.abs(rough[:, 0]))
         return rough[:, -1] < exact[:, k - 1] - slip
 
-    def _named(self, slots: Slots, scores: Vectors, k: int) -> tuple[list[str], Vectors]:
-        """Return ids and scores of one query, ties in order of id; ``scores`` fall."""
-        names = self._ids[slots].tolist()
-        if (scores[1:] == scores[:-1]).any():
-            pairs = sorted(zip(-scores, names, strict=True))
-            return [name for _, name in pairs[:k]], -np.array([score for score, _ in pairs[:k]], np.float32)
-        return names[:k], scores[:k]
+    def _named(self, slots: Slots, scores: Vectors, k: int) -> tuple[list[list[str]], Vectors]:
+        """Return ids and scores of each query's first ``k``, ties in order of id; each row's ``scores`` fall."""
+        tied = np.flatnonzero((scores[:, 1:] == scores[:, :-1]).any(axis=1))
+        for row in tied.tolist():
+            names = self._ids[slots[row]].tolist()
+            order = sorted(range(len(names)), key=lambda at: (-scores[row, at], names[at]))
+            slots[row] = slots[row][order]  # equal scores change places among themselves only
+        return self._ids[slots[:, :k]].tolist(), scores[:, :k]
 
     def vectors(self, ids: Sequence[str]) -> Vectors:
         """Return the vectors (len(ids), dim) of responses as they are stored: whole, or what their codes say.

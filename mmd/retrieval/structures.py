@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,8 @@ EXACT_UP_TO = 20_000
 """Vectors up to which exact search answers in about a millisecond, so that nothing approximate is worth its error."""
 HNSW_LINKS = 16
 """Links of a node (M); the lowest layer has twice as many."""
-HNSW_BUILD_EFFORT = 80
+HNSW_BUILD_EFFORT = 40
+"""Nodes in sight while a node is linked (efConstruction): twice as many build for half as long again."""
 _TRAINING_POINTS = 64  # a list; FAISS itself takes at most 256
 _TRAINING_ROUNDS = 10
 _MIN_POINTS = 39  # a list, below which FAISS finds the lists ill-trained
@@ -122,12 +123,12 @@ def structure_bytes(kind: StructureKind, n: int, dim: int, parameters: Mapping[s
         # Links of the lowest layer, a share 1/M in each layer above; offset, level and the lock of building.
         return int(n * (whole + 4 * 2 * parameters["links"] * (1 + 1 / parameters["links"]) + 12))
     code = whole if kind == "ivf_flat" else dim if kind == "sq8" else parameters["code_bytes"]
-    return n * (code + 16) + parameters["lists"] * whole  # slot in its list, and list of the slot
+    return n * (int(code) + 16) + parameters["lists"] * whole  # slot in its list, and list of the slot
 
 
 def _lists(n: int) -> int:
     """Return about 2 √n lists, a power of two, each with points enough to be trained."""
-    wanted = 2 ** round(math.log2(2 * math.sqrt(n)))
+    wanted = 1 << round(math.log2(2 * math.sqrt(n)))
     return max(1, min(wanted, n // _MIN_POINTS))
 
 
@@ -162,7 +163,8 @@ def build(choice: Choice, dim: int, vectors: Vectors) -> Any:  # noqa: ANN401 (f
         index = faiss.IndexIVFScalarQuantizer(coarse, dim, lists, faiss.ScalarQuantizer.QT_8bit, metric)
     else:
         index = faiss.IndexIVFPQ(coarse, dim, lists, parameters["code_bytes"], 8, metric)
-        index.pq.cp.min_points_per_centroid = 1
+        index.pq.cp.niter, index.pq.cp.min_points_per_centroid = _TRAINING_ROUNDS, 1
+        index.pq.cp.max_points_per_centroid = _TRAINING_POINTS
     if len(vectors) < max(lists, _PQ_CODES if choice.kind == "ivf_pq" else 1):
         raise ConfigError(
             f"index kind {choice.kind} was planned for more than the {len(vectors)} vectors that it gets first, which "
@@ -209,14 +211,37 @@ def search(
 
     chosen = None if living is None else faiss.IDSelectorBitmap(np.packbits(living, bitorder="little"))
     if kind == "flat" or (kind == "hnsw" and not effort):
-        exact = index if kind == "flat" else index.storage
         parameters = faiss.SearchParameters(sel=chosen)
-        return faiss.downcast_index(exact).search(queries, k, params=parameters)
+        return cast("tuple[Vectors, Slots]", _whole(index, kind).search(queries, k, params=parameters))
     if kind == "hnsw":
         parameters = faiss.SearchParametersHNSW(efSearch=max(effort, 2 * k), sel=chosen)
     else:
         parameters = faiss.SearchParametersIVF(nprobe=effort or index.nlist, sel=chosen)
-    return index.search(queries, k, params=parameters)
+    return cast("tuple[Vectors, Slots]", index.search(queries, k, params=parameters))
+
+
+def inner_products(
+    index: Any,  # noqa: ANN401 (faiss is untyped)
+    kind: StructureKind,
+    queries: Vectors,
+    slots: Slots,
+) -> Vectors:
+    """Return the inner products (n, k) of queries (n, dim) with the vectors in slots (n, k); any number for slot −1.
+
+    Each is added up in the same order wherever the vector lies, which a matrix product does not promise.
+    """
+    import faiss
+
+    if kind in {"flat", "hnsw"}:
+        vectors, rows = _whole(index, kind).get_xb(), np.ascontiguousarray(slots)
+    else:
+        decoded = np.ascontiguousarray(stored(index, kind, np.maximum(slots, 0).ravel()))
+        vectors, rows = faiss.swig_ptr(decoded), np.arange(slots.size, dtype=np.int64).reshape(slots.shape)
+    out = np.zeros(slots.shape, np.float32)
+    faiss.fvec_inner_products_by_idx(
+        faiss.swig_ptr(out), faiss.swig_ptr(queries), vectors, faiss.swig_ptr(rows), index.d, *slots.shape
+    )
+    return out
 
 
 def stored(index: Any, kind: StructureKind, slots: Slots) -> Vectors:  # noqa: ANN401 (faiss is untyped)
@@ -224,10 +249,16 @@ def stored(index: Any, kind: StructureKind, slots: Slots) -> Vectors:  # noqa: A
     import faiss
 
     if kind in {"flat", "hnsw"}:
-        flat = index if kind == "flat" else faiss.downcast_index(index.storage)
-        rows = faiss.rev_swig_ptr(flat.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
-        return rows[slots]
-    return index.reconstruct_batch(slots)
+        rows = faiss.rev_swig_ptr(_whole(index, kind).get_xb(), index.ntotal * index.d)
+        return cast("Vectors", rows.reshape(index.ntotal, index.d)[slots])
+    return cast("Vectors", index.reconstruct_batch(slots))
+
+
+def _whole(index: Any, kind: StructureKind) -> Any:  # noqa: ANN401 (faiss is untyped)
+    """Return the flat index that holds the whole vectors."""
+    import faiss
+
+    return index if kind == "flat" else faiss.downcast_index(index.storage)
 
 
 @contextmanager
