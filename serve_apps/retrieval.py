@@ -16,6 +16,7 @@ from mmd.features.settings import FeatureSettings
 from mmd.intent.online import OnlineSettings
 from mmd.models.settings import ModelSettings
 from mmd.retrieval.engine import RetrievalAnswer
+from mmd.retrieval.loading import load_online
 from mmd.retrieval.online import OnlineRetrieval, PreparedRetrieval
 from mmd.retrieval.pictures import ResponsePictures
 from mmd.schema import Image
@@ -89,7 +90,7 @@ class RetrievalReplica(Replica[OnlineRetrieval]):
             cached_images=self._settings.cached_images,
             cached_texts=self._settings.cached_texts,
         )
-        return OnlineRetrieval.from_store(self._store, self._corpus, refs=refs, settings=online)
+        return load_online(self._store, self._corpus, refs, online)
 
     def _describe(self, engine: OnlineRetrieval) -> PartStatus:
         return status_of(engine)

@@ -69,22 +69,23 @@ def write_tiny_corpus(store: ArtifactStore) -> Artifact:
     import pyarrow as pa
 
     from mmd import schema
+    from mmd.corpora.images import ImageLoader
     from mmd.corpora.settings import LimitSettings, ShopSettings
     from mmd.corpora.shop import ShopReader
-    from mmd.corpora.validate import validate_record
+    from mmd.corpora.validate import validate_item, validate_record
 
     reader = ShopReader(ShopSettings(dialogues=90, items=12, image_side_px=96), seed=7)
     limits, tasks = LimitSettings(), reader.tasks()
     records = [validate_record(reader, raw, limits, tasks) for part in reader.plan() for raw in reader.read(part)]
-    images = {image.id: image for record in records for image in record.images}
-    items = [entry.item for entry in reader.items()]
+    items = [validate_item(entry, limits, ImageLoader(reader.root, limits)) for entry in reader.items()]
+    images = {image.id: image for checked in (*records, *items) for image in checked.images}
     with store.write("corpus", TINY, settings={"reader": "shop"}) as writer:
         writer.write_json("tasks.json", {task: list(labels) for task, labels in tasks.items()})
         rows = [schema.dialogue_to_row(record.dialogue) for record in records]
         writer.write_table("dialogues", pa.Table.from_pylist(rows, schema=schema.DIALOGUES))
         rows = [schema.image_to_row(image) for image in images.values()]
         writer.write_table("images", pa.Table.from_pylist(rows, schema=schema.IMAGES))
-        rows = [schema.item_to_row(item) for item in items]
+        rows = [schema.item_to_row(entry.item) for entry in items]
         writer.write_table("items", pa.Table.from_pylist(rows, schema=schema.ITEMS))
     return store.open(f"corpus/{TINY}")
 

@@ -9,7 +9,7 @@ weights of an adapter rules and probe answer.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -18,7 +18,7 @@ import PIL.Image
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.corpora.store import Corpus
 from mmd.errors import ArtifactError, MmdError, ModelError
-from mmd.features.extract import ROLES, VECTOR_ROLES, Extractors, Role, build_extractors
+from mmd.features.extract import ROLES, VECTOR_ROLES, ExtractorInfo, Extractors, Role, build_extractors
 from mmd.features.store import Features
 from mmd.intent.engine import IntentModel, require_numbers, training_shapes, without_mllms
 from mmd.intent.gate import Gate, TaskGate, load_gates
@@ -74,7 +74,7 @@ def load_engine_parts(
         artifacts={part: found[part].ref for part in PARTS if part in found},
         degraded=tuple(missing),
     )
-    extractors = load_extractors(features, corpus, settings)
+    extractors = load_extractors(features.extractors, corpus, settings)
     return model, OnlineFeatures(extractors, settings)
 
 
@@ -175,23 +175,34 @@ def _first_question(task: str, *, with_picture: bool) -> IntentExample:
 # ---------------------------------------------------------------- extractors
 
 
-def load_extractors(features: Features, corpus: Corpus, settings: OnlineSettings) -> OnlineExtractors:
+def load_extractors(
+    trained: Mapping[str, ExtractorInfo | None],
+    corpus: Corpus,
+    settings: OnlineSettings,
+    roles: Sequence[Role] = ROLES,
+) -> OnlineExtractors:
     """Build the extractors that the model was trained with and load their weights; one that cannot be is told.
+
+    Args:
+        trained: role → extractor that the model was trained with.
+        corpus: whose pictures may have come with OCR.
+        settings: of the extractors.
+        roles: that are read at all.
 
     Raises:
         ModelError: vision or text here is another than the one that the model was trained with.
     """
     absent: dict[str, str] = {}
-    built = {role: _load(role, _choice(role, features, corpus), settings, absent) for role in ROLES}
+    choices = {role: _choice(role, trained.get(role), corpus) if role in roles else "none" for role in ROLES}
+    built = {role: _load(role, choice, settings, absent) for role, choice in choices.items()}
     for role in VECTOR_ROLES:
         if built[role]:
-            Extractors(ocr=None, vision=built["vision"], text=built["text"]).check(features.extractors, (role,))
+            Extractors(ocr=None, vision=built["vision"], text=built["text"]).check(trained, (role,))
     return OnlineExtractors(ocr=built["ocr"], vision=built["vision"], text=built["text"], absent=absent)
 
 
-def _choice(role: Role, features: Features, corpus: Corpus) -> str:
+def _choice(role: Role, trained: ExtractorInfo | None, corpus: Corpus) -> str:
     """Return the setting that leads to the extractor of a role that the model was trained with."""
-    trained = features.extractors[role]
     if trained:
         return trained.name.partition("-")[0]
     # The corpus may have come with its own OCR; pictures that come online do not.

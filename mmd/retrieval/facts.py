@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -54,7 +54,7 @@ class Facts:
         for row in rows:
             lines = recognised.get(row["id"])
             texts = [line.text for line in lines] if lines is not None else _texts(row["ocr"])
-            if words := " ".join(" ".join(texts).split())[:_OCR_CHARS]:
+            if words := ocr_words(texts):
                 ocr[row["id"]] = words
         descriptions = {row["id"]: row["description"].strip() for row in rows if (row["description"] or "").strip()}
         return cls(settings, corpus.items(), descriptions, ocr, _states_answers(corpus))
@@ -88,6 +88,11 @@ class Facts:
 def _states_answers(corpus: Corpus) -> bool:
     meta = corpus.artifact.read_table("dialogues", DIALOGUES, ["meta"])["meta"]
     return any(pc.any(pc.starts_with(chunk.keys, STATED)).as_py() for chunk in meta.chunks)
+
+
+def ocr_words(lines: Iterable[str]) -> str:
+    """Return recognised lines as one, its first 256 characters; "" for none."""
+    return " ".join(" ".join(lines).split())[:_OCR_CHARS]
 
 
 def _texts(lines: list[dict[str, Any]] | None) -> list[str]:

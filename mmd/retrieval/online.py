@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmd.artifacts import Artifact, ArtifactStore
-from mmd.errors import ArtifactError, ModelError
-from mmd.intent.online import OnlineFeatures, OnlineSettings
+from mmd.errors import ModelError
+from mmd.features.extract import ExtractorInfo
+from mmd.intent.online import OnlineFeatures
 from mmd.intent.types import ImageFacts
+from mmd.models.threads import torch_threads
 from mmd.retrieval.engine import RetrievalAnswer, RetrievalEngine
+from mmd.retrieval.facts import Facts, ocr_words
 from mmd.retrieval.pictures import ResponsePictures
 from mmd.retrieval.types import Query
 from mmd.schema import Image, text_id
@@ -28,41 +28,64 @@ from mmd.schema import Image, text_id
 Vectors = NDArray[np.float32]
 
 
-class OnlineSources:
-    """Vectors and files of texts and pictures that come online (:class:`mmd.retrieval.inputs.InputSources`).
+class OnlineSources(Mapping[str, str]):
+    """What encoders see of texts and pictures that come online.
+
+    Vectors and files (:class:`mmd.retrieval.inputs.InputSources`), and, as a mapping, image id → words that stand for a
+    picture.
 
     Args:
         features: reads texts and pictures, with a cache of recent ones.
-        text_dim: length of a text's vector; 0 where none is asked for.
-        picture_dim: length of a picture's vector; 0 where none is asked for.
+        facts: of the corpus; its pictures keep the words that they had in training.
+        extractors: role (``text``, ``vision``) → what makes the vectors; None where none are asked for.
     """
 
-    def __init__(self, features: OnlineFeatures, text_dim: int, picture_dim: int) -> None:
-        self.text_dim = text_dim
-        self.picture_dim = picture_dim
+    def __init__(self, features: OnlineFeatures, facts: Facts, extractors: Mapping[str, ExtractorInfo | None]) -> None:
+        self.extractors = dict(extractors)
+        self.text_dim, self.picture_dim = (_dim(self.extractors.get(role)) for role in ("text", "vision"))
+        self.titles = facts.titles
         self._features = features
-        self._shown: dict[str, ImageFacts] = {}
-        self._viewers: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self._known = facts.pictures
+        self._reads_ocr = facts.settings.picture_text in ("ocr", "both")
+        self._shown: Mapping[str, ImageFacts] = {}
+
+    @property
+    def pictures(self) -> Mapping[str, str]:
+        """Image id → words, those on show included."""
+        return self
 
     def look(self, images: Mapping[str, Image]) -> tuple[dict[str, ImageFacts], tuple[str, ...]]:
         """Read pictures; return what is known of each, its file included, and what could not be read and why."""
         return self._features.look(images, pixels=True)
 
-    @contextmanager
-    def showing(self, pictures: Iterable[Mapping[str, ImageFacts]]) -> Iterator[None]:
-        """Let encoders see these pictures for the length of the ``with``; threads may show different ones at a time."""
-        shown = {key: facts for some in pictures for key, facts in some.items()}
-        with self._lock:
-            self._shown |= shown
-            self._viewers.update(shown.keys())
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._viewers.subtract(shown.keys())
-                for key in [key for key in shown if self._viewers[key] <= 0]:
-                    del self._viewers[key], self._shown[key]
+    def show(self, pictures: Mapping[str, ImageFacts]) -> None:
+        """Let encoders see these pictures, and no longer those before them."""
+        self._shown = pictures
+
+    # ------------------------------------------------------------ words of pictures
+
+    def __getitem__(self, image_id: str) -> str:
+        """Return the words that stand for a picture."""
+        if image_id in self._known:
+            return self._known[image_id]
+        words = self._words(self._shown[image_id])
+        if not words:
+            raise KeyError(image_id)
+        return words
+
+    def _words(self, facts: ImageFacts) -> str:
+        return ocr_words(line.text for line in facts.ocr) if self._reads_ocr else ""
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the ids of pictures that have words."""
+        yield from self._known
+        yield from (key for key, facts in self._shown.items() if key not in self._known and self._words(facts))
+
+    def __len__(self) -> int:
+        """Return how many pictures have words."""
+        return sum(1 for _ in self)
+
+    # ------------------------------------------------------------ vectors and files
 
     def text_vectors(self, texts: Sequence[str]) -> Vectors:
         """Return float32 (n, text_dim), rows of unit length; a text without words is a zero row.
@@ -72,7 +95,7 @@ class OnlineSources:
         """
         vectors, problem = self._features.read(texts)
         if problem:
-            raise ModelError(f"{problem}; without their words, dialogues cannot be answered.")
+            raise ModelError(f"{problem}; a dialogue cannot be answered without its words.")
         out = np.zeros((len(texts), self.text_dim), np.float32)
         for row, text in enumerate(texts):
             found = vectors.get(text_id(text))
@@ -96,6 +119,10 @@ class OnlineSources:
         return [None if facts is None else facts.data for facts in shown]
 
 
+def _dim(info: ExtractorInfo | None) -> int:
+    return 0 if info is None else info.dim
+
+
 @dataclass(frozen=True)
 class PreparedRetrieval:
     """A query whose pictures have been read; the slow part that is not worth batching."""
@@ -107,13 +134,14 @@ class PreparedRetrieval:
 
 
 class OnlineRetrieval:
-    """A retrieval engine that answers dialogues with new pictures; safe to share between threads.
+    """A retrieval engine that answers dialogues with new pictures; threads may share it, and rank one after another.
 
     Args:
         engine: ranks; its maker reads ``sources``.
         sources: of texts and pictures.
-        context_turns: last turns of a dialogue that a query keeps.
         pictures: of the responses.
+        context_turns: last turns of a dialogue that a query keeps.
+        threads: CPU threads of the encoders; 0: torch's own choice.
         degraded: what was missing at loading, repeated in answers.
     """
 
@@ -121,9 +149,10 @@ class OnlineRetrieval:
         self,
         engine: RetrievalEngine,
         sources: OnlineSources,
+        pictures: ResponsePictures,
         *,
         context_turns: int,
-        pictures: ResponsePictures,
+        threads: int = 0,
         degraded: tuple[str, ...] = (),
     ) -> None:
         self.engine = engine
@@ -131,6 +160,8 @@ class OnlineRetrieval:
         self.degraded = degraded
         self._sources = sources
         self._context_turns = context_turns
+        self._threads = threads
+        self._lock = threading.Lock()  # tokenizers and encoders are not made for several threads
 
     @property
     def artifacts(self) -> Mapping[str, str]:
@@ -157,51 +188,11 @@ class OnlineRetrieval:
             RequestError: a query has nothing to go by, or the modality is unknown.
             ModelError: texts cannot be read here.
         """
-        with self._sources.showing(entry.pictures for entry in prepared):
+        with self._lock, torch_threads(self._threads):
+            self._sources.show({key: facts for entry in prepared for key, facts in entry.pictures.items()})
             answers = self.engine.retrieve([entry.query for entry in prepared], k, modality)
+            self._sources.show({})
         return [
             replace(answer, timings_ms={"pictures": entry.pictures_ms, **answer.timings_ms})
             for entry, answer in zip(prepared, answers, strict=True)
         ]
-
-    @classmethod
-    def from_store(
-        cls,
-        store: ArtifactStore,
-        name: str,
-        *,
-        refs: Mapping[str, str] | None = None,
-        settings: OnlineSettings | None = None,
-    ) -> OnlineRetrieval:
-        """Load what was trained on a corpus.
-
-        Args:
-            store: where the artefacts are.
-            name: name of the corpus and of everything made from it.
-            refs: role (``retriever``, ``index``) → ``kind/name@version`` where another version is wanted than the
-                newest index and the retriever that it was made with.
-            settings: of the extractors.
-
-        Raises:
-            ArtifactError: there is no index or retriever, or they do not belong together.
-            ModelError: an extractor here differs from the one that the retriever was trained with.
-        """
-        artifacts = open_artifacts(store, name, refs or {})
-        raise ModelError(f"{artifacts['index'].ref}: cannot be served yet.")
-
-
-def open_artifacts(store: ArtifactStore, name: str, refs: Mapping[str, str]) -> dict[str, Artifact]:
-    """Open an index and what it was made from.
-
-    Raises:
-        ArtifactError: one is missing, or the index is of another retriever than the wanted one.
-    """
-    index = store.open(refs.get("index") or f"index/{name}").of_kind("index", "`mmd build_index` writes one.")
-    made_with = index.manifest.inputs["retriever"].split(" ")[0]  # inputs are "kind/name@version digest"
-    retriever = store.open(refs.get("retriever") or made_with)
-    retriever = retriever.of_kind("retriever", "`mmd train_retriever` writes one.")
-    if retriever.ref != made_with:
-        raise ArtifactError(
-            f"{index.ref}: its vectors are {made_with}'s, not {retriever.ref}'s; run `mmd build_index` for that one."
-        )
-    return {"retriever": retriever, "index": index}

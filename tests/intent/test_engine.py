@@ -184,14 +184,14 @@ def test_another_version_of_an_extractor_is_refused(tiny_store: Path, corpus: Co
     features = Features(ArtifactStore(str(tiny_store)).open("features/tiny"))
     features.__dict__["extractors"] = {"ocr": None, "vision": ExtractorInfo("descriptor-0", 9), "text": None}
     with pytest.raises(ModelError, match="trained with descriptor-0"):
-        load_extractors(features, corpus, OnlineSettings())
+        load_extractors(features.extractors, corpus, OnlineSettings())
 
 
 def test_ocr_that_is_switched_off_is_told(tiny_store: Path, corpus: Corpus):
     features = Features(ArtifactStore(str(tiny_store)).open("features/tiny"))
     vision = features.extractors["vision"]
     features.__dict__["extractors"] = {"ocr": ExtractorInfo("rapidocr-3-960px", 0), "vision": vision, "text": None}
-    extractors = load_extractors(features, corpus, OnlineSettings(run_ocr=False))
+    extractors = load_extractors(features.extractors, corpus, OnlineSettings(run_ocr=False))
     picture = next(iter(corpus.images()))
     _, problems = OnlineFeatures(extractors).look({picture.id: picture})
     assert problems == ("ocr: switched off (serve.run_ocr); text in pictures is not read",)

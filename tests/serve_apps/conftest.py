@@ -4,24 +4,41 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import PIL.Image
+import pyarrow as pa
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from mmd.artifacts import ArtifactStore
+from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import ServeSettings
 from mmd.corpora.store import Corpus
 from mmd.errors import RequestError
+from mmd.features.settings import FeatureSettings
+from mmd.features.store import Features
 from mmd.intent.engine import IntentAnswer, IntentEngine, IntentQuery
+from mmd.models.settings import ModelSettings
+from mmd.retrieval.bases import load_bases
+from mmd.retrieval.encode import encode_responses
+from mmd.retrieval.facts import Facts
+from mmd.retrieval.index import ResponseIndex
+from mmd.retrieval.loading import load_online
+from mmd.retrieval.methods import Retriever, spec_of
 from mmd.retrieval.online import OnlineRetrieval
-from mmd.schema import Image
+from mmd.retrieval.samples import load_samples
+from mmd.retrieval.saving import encoder_hash, load_maker, load_retriever, save_retriever
+from mmd.retrieval.settings import Method, RetrievalSettings, TowerSettings
+from mmd.retrieval.sources import build_maker, training_sources
+from mmd.retrieval.types import RESPONSES, Response
+from mmd.schema import IMAGES, Image, image_to_row
 from serve_apps.answers import RetrievalResult, to_ready
 from serve_apps.api import ApiError, ExamplesResponse, ReadyResponse, TasksResponse
 from serve_apps.examples import pick_examples
@@ -43,6 +60,7 @@ LIMITS = ServeSettings(
 )
 
 
+DESCRIPTOR = FeatureSettings(ocr="none", vision="descriptor", text="none")
 NO_INDEX = "index/tiny: there is none; run `mmd build_index`."
 
 
@@ -105,6 +123,80 @@ def tiny_corpus(tiny_store: Path) -> Corpus:
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_store: Path) -> IntentEngine:
     return IntentEngine.from_store(ArtifactStore(str(tiny_store)), "tiny")
+
+
+@pytest.fixture(scope="session")
+def retrieval_store(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny store with an untrained mdr retriever (tiny-bert and the descriptor) and an index of all responses."""
+    folder = tmp_path_factory.mktemp("retrieval") / "store"
+    shutil.copytree(tiny_store, folder)
+    store = ArtifactStore(str(folder))
+    write_index(store, write_retriever(store, "mdr", seed=1))
+    return folder
+
+
+def write_retriever(store: ArtifactStore, method: Method, *, seed: int) -> Artifact:
+    """Write a retriever with random weights."""
+    inputs = {kind: store.open(f"{kind}/tiny") for kind in ("corpus", "features")}
+    corpus, features = Corpus(inputs["corpus"]), Features(inputs["features"])
+    settings = RetrievalSettings(method=method, towers=TowerSettings(text="tiny-bert", dim=16, hidden=16))
+    bases = load_bases(settings.towers)
+    sources = training_sources(corpus, features, settings.towers, DESCRIPTOR, ModelSettings())
+    samples = load_samples(corpus, features, settings.samples)
+    maker = build_maker(
+        settings.towers, samples.modalities, Facts.load(corpus, features, settings.samples), sources, bases
+    )
+    retriever = Retriever(spec_of(settings, maker, bases), bases, seed=seed)
+    with store.write("retriever", "tiny", settings={"method": method}, inputs=inputs, seeds={"seed": seed}) as writer:
+        save_retriever(writer, retriever, bases)
+    return store.open("retriever/tiny")
+
+
+def write_index(store: ArtifactStore, artifact: Artifact, modalities: Sequence[str] = (), skip: int = 0) -> Artifact:
+    """Write the index of a retriever's responses, all but the first ``skip`` of each modality."""
+    corpus, features = Corpus(store.open("corpus/tiny")), Features(store.open("features/tiny"))
+    retriever = load_retriever(artifact)
+    spec = retriever.spec
+    sources = training_sources(corpus, features, spec.towers, DESCRIPTOR, ModelSettings())
+    maker = load_maker(artifact, Facts.load(corpus, features, spec.samples), sources)
+    found = load_samples(corpus, features, spec.samples).responses.values()
+    settings = {"skip": skip}
+    with store.write("index", "tiny", settings=settings, inputs={"retriever": artifact}) as writer:
+        kept: list[Response] = []
+        for modality in spec.modalities:
+            some = [response for response in found if response.modality == modality][skip:]
+            kept += some
+            index = ResponseIndex(spec.towers.dim, encoder=encoder_hash(artifact))
+            index.add([response.id for response in some], encode_responses(retriever, maker, some))
+            index.save(writer, modality)
+        writer.write_table("responses", pa.Table.from_pylist([asdict(r) for r in kept], schema=RESPONSES))
+        shown = {r.image_id for r in kept if r.image_id}
+        rows = [image_to_row(image) for image in corpus.images(shown)]
+        writer.write_table("images", pa.Table.from_pylist(rows, schema=IMAGES))
+    return store.open("index/tiny")
+
+
+@pytest.fixture(scope="session")
+def make_retriever() -> Callable[[Path, Path, Method], OnlineRetrieval]:
+    def make(source: Path, target: Path, method: Method) -> OnlineRetrieval:
+        """Return an engine over a copy of a store, with a retriever of another method."""
+        shutil.copytree(source, target)
+        store = ArtifactStore(str(target))
+        write_index(store, write_retriever(store, method, seed=2))
+        return load_online(store, "tiny")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_retrieval(retrieval_store: Path) -> OnlineRetrieval:
+    return load_online(ArtifactStore(str(retrieval_store)), "tiny")
+
+
+@pytest.fixture
+def full_backend(tiny_engine: IntentEngine, tiny_corpus: Corpus, tiny_retrieval: OnlineRetrieval) -> EngineBackend:
+    """Answers both questions."""
+    return EngineBackend(tiny_engine, tiny_corpus, tiny_retrieval)
 
 
 @pytest.fixture
