@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmd.errors import ModelError
+from mmd.features.extract import ExtractorInfo
 from mmd.retrieval.settings import TowerSettings
 from mmd.retrieval.types import Query, Response
 
@@ -35,6 +36,11 @@ QUERY_PARTS = 3
 
 class InputSources(Protocol):
     """Where vectors and pictures come from; the dimensions are 0 for what the towers do not read."""
+
+    @property
+    def extractors(self) -> Mapping[str, ExtractorInfo | None]:
+        """Role (``text``, ``vision``) → extractor whose vectors these are, None where towers read none."""
+        ...
 
     @property
     def text_dim(self) -> int:
@@ -155,7 +161,7 @@ class InputMaker:
         modalities: of the retriever, in its order.
         sources: of vectors and pictures.
         titles: item id → title, for mentions of items in turns (:attr:`mmd.retrieval.facts.Facts.titles`).
-        picture_words: image id → words (:attr:`mmd.retrieval.facts.Facts.pictures`).
+        pictures: image id → words (:attr:`mmd.retrieval.facts.Facts.pictures`).
         tokenizer: of the trained text model; None: texts are vectors.
         processor: image processor of the trained vision model; None: pictures are vectors, or not looked at.
     """
@@ -166,7 +172,7 @@ class InputMaker:
         modalities: Sequence[str],
         sources: InputSources,
         titles: Mapping[str, str],
-        picture_words: Mapping[str, str] | None = None,
+        pictures: Mapping[str, str] | None = None,
         *,
         tokenizer: Tokenizer | None = None,
         processor: Any | None = None,  # noqa: ANN401 (duck-typed library object)
@@ -175,22 +181,9 @@ class InputMaker:
         self.modalities = tuple(modalities)
         self.sources = sources
         self.titles = titles
-        self.picture_words = picture_words or {}
+        self.pictures = pictures or {}
         self.tokenizer = tokenizer
         self.processor = processor
-
-    def with_sources(self, sources: InputSources, picture_words: Mapping[str, str] | None = None) -> InputMaker:
-        """Return a maker that reads other sources, such as the pictures of one request, and their words besides."""
-        words = self.picture_words if picture_words is None else {**self.picture_words, **picture_words}
-        return InputMaker(
-            self.towers,
-            self.modalities,
-            sources,
-            self.titles,
-            words,
-            tokenizer=self.tokenizer,
-            processor=self.processor,
-        )
 
     def queries(self, queries: Sequence[Query]) -> TowerInputs:
         """Return the inputs of context towers.
@@ -202,7 +195,7 @@ class InputMaker:
 
         from mmd.retrieval.facts import context_text
 
-        turns = [context_text(query, self.titles, self.picture_words) for query in queries]
+        turns = [context_text(query, self.titles, self.pictures) for query in queries]
         if self.tokenizer is not None:
             text = self._tokens(["\n".join(lines) for lines in turns], self.towers.context_tokens, "left")
         else:

@@ -12,7 +12,7 @@ mdr           one                                   one for all         none
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Literal, cast
 
 import torch
@@ -66,7 +66,6 @@ def spec_of(
         method: instead of the settings' one.
     """
     training = settings.training
-    extractors: Mapping[str, ExtractorInfo | None] = getattr(maker.sources, "extractors", {})
     return RetrieverSpec(
         method=method or settings.method,
         modalities=maker.modalities,
@@ -76,7 +75,7 @@ def spec_of(
         picture_dim=0 if maker.processor is not None or settings.towers.vision == "none" else maker.sources.picture_dim,
         text_model=bases.text if bases else None,
         vision_model=bases.vision if bases else None,
-        extractors=dict(extractors),
+        extractors=dict(maker.sources.extractors),
         temperature=training.temperature,
         learn_temperature=training.learn_temperature,
     )

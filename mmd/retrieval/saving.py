@@ -7,6 +7,7 @@ files are not those that it was trained on.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from mmd.artifacts import Artifact, ArtifactWriter, fingerprint
 from mmd.errors import ArtifactError, ModelError
+from mmd.features.extract import ExtractorInfo
 from mmd.models.settings import ModelSettings
 from mmd.retrieval.bases import BaseModels, BaseRef, folder_hash, model_folder, trains_text, trains_vision
 from mmd.retrieval.methods import FORMAT_VERSION, Retriever, RetrieverSpec
@@ -157,13 +159,31 @@ def load_maker(
         facts: titles of items and words of pictures, as for :func:`~mmd.retrieval.sources.build_maker`.
         sources: of vectors and pictures.
         models: as for :func:`load_retriever`.
+
+    Raises:
+        ModelError: the sources' vectors are not those that the towers were trained on.
     """
     from mmd.retrieval.sources import build_maker
 
     spec = load_spec(artifact)
+    _check_extractors(spec, sources.extractors)
     with tempfile.TemporaryDirectory() as scratch:
         bases = saved_bases(artifact, spec, Path(scratch), models, weights=False)
         return build_maker(spec.towers, spec.modalities, facts, sources, bases)
+
+
+def _check_extractors(spec: RetrieverSpec, have: Mapping[str, ExtractorInfo | None]) -> None:
+    wrong = [role for role, wanted in spec.extractors.items() if wanted is not None and have.get(role) != wanted]
+    if wrong:
+        told = "; ".join(f"{r}: trained with {_told(spec.extractors[r])}, here {_told(have.get(r))}" for r in wrong)
+        raise ModelError(
+            f"features differ from those the retriever was trained with ({told}). Install what it was trained with and "
+            "set features.vision and features.text to it, or run `mmd train_retriever` again here."
+        )
+
+
+def _told(info: ExtractorInfo | None) -> str:
+    return f"{info.name} (dim {info.dim})" if info else "none"
 
 
 def encoder_hash(artifact: Artifact) -> str:

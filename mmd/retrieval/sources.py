@@ -1,7 +1,7 @@
-"""Where tower inputs come from: stored features and the corpus in training, extractors on the spot online.
+"""Where tower inputs come from in jobs: stored features and the corpus; what they lack is computed and remembered.
 
-Both compute what is missing with the same extractors and remember it, so that a text or picture is encoded once a
-process. Both can be pickled: extractors are built again where they are used.
+Sources can be pickled into workers: extractors are built again where they are used. Online,
+:class:`mmd.retrieval.online.OnlineSources` stands in their place.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from mmd.corpora.store import Corpus
 from mmd.errors import ModelError
 from mmd.features.base import ImageEncoder, TextEncoder
-from mmd.features.extract import ExtractorInfo, build_extractors
+from mmd.features.extract import ExtractorInfo, attempt, build_extractors
 from mmd.features.settings import FeatureSettings
 from mmd.features.store import Features
 from mmd.models.settings import ModelSettings
@@ -24,6 +25,8 @@ from mmd.retrieval.bases import FEATURES, BaseModels, trains_text, trains_vision
 from mmd.retrieval.inputs import InputMaker, InputSources, Vectors
 from mmd.retrieval.settings import TowerSettings
 from mmd.schema import text_id
+
+log = structlog.get_logger()
 
 
 class Words(Protocol):
@@ -153,22 +156,17 @@ class StoredSources:
         return out, known
 
     def _encode_pictures(self, missing: Sequence[str]) -> None:
-        for image_id, data in zip(missing, self.picture_bytes(missing) if missing else (), strict=True):
-            try:
-                self._pictures[image_id] = None if data is None else self.encode_picture(data)
-            except ValueError:
-                self._pictures[image_id] = None
-
-    def encode_picture(self, data: bytes) -> Vectors:
-        """Return a picture's vector, float32 (picture_dim,).
-
-        Raises:
-            ValueError: it cannot be decoded.
-        """
-        if self._encoders.vision is None:
-            return np.zeros(self.picture_dim, np.float32)
-        vector: Vectors = self._encoders.vision.encode([data])[0]
-        return vector
+        encoder = self._encoders.vision
+        if not missing or encoder is None:
+            return
+        data = self.picture_bytes(missing)
+        vectors, errors = attempt(lambda some: list(encoder.encode(some)), [d for d in data if d is not None])
+        found = iter(zip(vectors, errors, strict=True))
+        for image_id, known in zip(missing, data, strict=True):
+            vector, error = (None, "the corpus has no such picture") if known is None else next(found)
+            self._pictures[image_id] = vector
+            if error:
+                log.warning("picture_unread", image_id=image_id, error=error, effect="counts as no picture")
 
     def picture_bytes(self, image_ids: Sequence[str]) -> list[bytes | None]:
         """Return encoded pictures, None for those that the corpus lacks."""
@@ -181,57 +179,6 @@ class StoredSources:
             return {}
         table = self._corpus.image_table(["id", "data"])
         return dict(zip(table["id"].to_pylist(), table["data"].to_pylist(), strict=True))
-
-
-class OverlaySources:
-    """Sources in which some pictures are given on the spot, such as those of a request.
-
-    Args:
-        under: sources of everything else, and of the extractors.
-        pictures: image id → encoded picture.
-        vectors: image id → vector, where they were computed already.
-    """
-
-    def __init__(
-        self, under: StoredSources, pictures: Mapping[str, bytes], vectors: Mapping[str, Vectors] | None = None
-    ) -> None:
-        self._under, self._given, self._vectors = under, pictures, dict(vectors or {})
-        self.text_dim, self.picture_dim, self.extractors = under.text_dim, under.picture_dim, under.extractors
-
-    def text_vectors(self, texts: Sequence[str]) -> Vectors:
-        """Return float32 (n, text_dim)."""
-        return self._under.text_vectors(texts)
-
-    def picture_vectors(self, image_ids: Sequence[str]) -> tuple[Vectors, NDArray[np.bool_]]:
-        """Return float32 (n, picture_dim) and bool (n,).
-
-        Raises:
-            ModelError: a given picture cannot be decoded.
-        """
-        out, known = self._under.picture_vectors([i for i in image_ids if i not in self._given])
-        vectors, has = np.zeros((len(image_ids), self.picture_dim), np.float32), np.zeros(len(image_ids), np.bool_)
-        rest = iter(zip(out, known, strict=True))
-        for row, image_id in enumerate(image_ids):
-            if image_id in self._given:
-                vectors[row], has[row] = self._vector(image_id), True
-            else:
-                vectors[row], has[row] = next(rest)
-        return vectors, has
-
-    def _vector(self, image_id: str) -> Vectors:
-        if image_id not in self._vectors:
-            try:
-                self._vectors[image_id] = self._under.encode_picture(self._given[image_id])
-            except ValueError as err:
-                raise ModelError(f"picture {image_id}: {err}; send it again as PNG, JPEG or WebP.") from err
-        return self._vectors[image_id]
-
-    def picture_bytes(self, image_ids: Sequence[str]) -> list[bytes | None]:
-        """Return encoded pictures."""
-        return [
-            self._given[image_id] if image_id in self._given else self._under.picture_bytes([image_id])[0]
-            for image_id in image_ids
-        ]
 
 
 def _stored(features: Features | None, role: str, info: ExtractorInfo | None) -> Mapping[str, Vectors]:

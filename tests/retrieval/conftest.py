@@ -19,7 +19,7 @@ from mmd.retrieval.bases import BaseModels, load_bases
 from mmd.retrieval.inputs import InputMaker
 from mmd.retrieval.methods import Retriever, spec_of
 from mmd.retrieval.settings import Method, RetrievalSettings, TowerSettings
-from mmd.retrieval.sources import Encoders, OverlaySources, StoredSources, build_maker
+from mmd.retrieval.sources import Encoders, StoredSources, build_maker
 from mmd.retrieval.types import Query, Response
 from mmd.schema import Turn
 
@@ -47,9 +47,11 @@ class HashSources:
         self._known = known_pictures
 
     def text_vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return np.stack(
-            [_drawn(text) if text.strip() else np.zeros(DIM, np.float32) for text in texts] or [_drawn("")]
-        )[: len(texts)]
+        out = np.zeros((len(texts), DIM), np.float32)
+        for row, text in enumerate(texts):
+            if text.strip():
+                out[row] = _drawn(text)
+        return out
 
     def picture_vectors(self, image_ids: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         known = np.array([image_id in self._known for image_id in image_ids], np.bool_)
@@ -61,6 +63,14 @@ class HashSources:
 
     def picture_bytes(self, image_ids: Sequence[str]) -> list[bytes | None]:
         return [picture_bytes(i) if i in self._known else None for i in image_ids]
+
+
+class ShownPictures(StoredSources):
+    """Sources whose pictures are two of one colour and a torn one."""
+
+    def picture_bytes(self, image_ids: Sequence[str]) -> list[bytes | None]:
+        shown = {"red": picture_bytes("red"), "blue": picture_bytes("blue"), "torn": b"\x89PNG half a picture"}
+        return [shown.get(image_id) for image_id in image_ids]
 
 
 def _drawn(content: str) -> NDArray[np.float32]:
@@ -109,8 +119,7 @@ def sources_of(towers: TowerSettings) -> Any:
     """Return hashed vectors for features, and what the models compute for the others."""
     if towers.text == "features":
         return HashSources()
-    stored = StoredSources(None, None, Encoders(towers, FeatureSettings(vision="descriptor"), ModelSettings()))
-    return OverlaySources(stored, {"red": picture_bytes("red"), "blue": picture_bytes("blue")})
+    return ShownPictures(None, None, Encoders(towers, FeatureSettings(vision="descriptor"), ModelSettings()))
 
 
 @pytest.fixture(scope="session")

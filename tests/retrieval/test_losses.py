@@ -14,7 +14,7 @@ NOTHING = torch.zeros((2, 2), dtype=torch.bool)
 
 
 def unit(*rows: tuple[float, ...]) -> torch.Tensor:
-    return functional.normalize(torch.tensor(rows), dim=1)
+    return functional.normalize(torch.tensor(rows, dtype=torch.float32), dim=1)
 
 
 def random_batch(rows: int = 6, dim: int = 5) -> tuple[torch.Tensor, torch.Tensor]:

@@ -128,7 +128,7 @@ def _stir(retriever: Retriever) -> None:
     draw = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in retriever.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
+            parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.1)
 
 
 @pytest.mark.parametrize("method", METHODS)
