@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,11 @@ MISS = int(np.iinfo(np.int64).max)
 TIE = 1e-12
 """Cosines closer than this are equal: sums of equal vectors differ in their last bits with their place in a matrix."""
 _SCORES = 1 << 24  # scores held at a time, float64
+_GATHER_COST = 64  # a cosine of gathered rows takes as long as this many of a whole matrix product (256 numbers each)
 
 Ranks = NDArray[np.int64]
 Rows = NDArray[np.int64]
+Exact = NDArray[np.float64]
 
 
 def rank_of_gold(scores: NDArray[np.floating], gold: int, tolerance: float = 0.0) -> int:
@@ -70,19 +72,27 @@ def rank_all(
         ValueError: shapes do not fit, a number is not finite, or a gold is not in its pool.
     """
     _check(queries, responses, pools, golds)
-    units = _unit(queries)
     rows = [np.asarray(pool, dtype=np.int64) for pool in pools]
-    wanted = sum(map(len, rows))
-    dense = wanted * 4 > len(queries) * len(responses)
-    whole = _unit(responses) if dense else None
-    step = max(1, _SCORES // max(1, len(responses))) if dense else 1
-    ranks = np.empty(len(queries), dtype=np.int64)
-    for start in range(0, len(queries), step):
-        block = units[start : start + step] @ whole.T if whole is not None else None
-        for i in range(start, min(start + step, len(queries))):
-            scores = block[i - start][rows[i]] if block is not None else _unit(responses[rows[i]]) @ units[i]
-            ranks[i] = rank_of_gold(scores, _position(rows[i], int(golds[i]), i), TIE)
-    return ranks
+    dense = sum(map(len, rows)) * _GATHER_COST > len(queries) * len(responses)
+    scored = (_multiplied if dense else _gathered)(_unit(queries), responses, rows)
+    positions = (_position(pool, int(gold), i) for i, (pool, gold) in enumerate(zip(rows, golds, strict=True)))
+    ranks = [rank_of_gold(scores, gold, TIE) for scores, gold in zip(scored, positions, strict=True)]
+    return np.array(ranks, dtype=np.int64)
+
+
+def _gathered(units: Exact, responses: NDArray[np.floating], pools: list[Rows]) -> Iterator[Exact]:
+    """Yield the cosines of each query's pool, from its rows alone: for small pools."""
+    for unit, pool in zip(units, pools, strict=True):
+        yield _unit(responses[pool]) @ unit
+
+
+def _multiplied(units: Exact, responses: NDArray[np.floating], pools: list[Rows]) -> Iterator[Exact]:
+    """Yield the same from cosines with all responses, some queries at a time: for pools of a good part of them."""
+    whole = _unit(responses)
+    step = max(1, _SCORES // max(1, len(whole)))
+    for start in range(0, len(units), step):
+        for scores, pool in zip(units[start : start + step] @ whole.T, pools[start : start + step], strict=True):
+            yield scores[pool]
 
 
 def _check(
@@ -104,11 +114,11 @@ def _position(rows: Rows, gold: int, query: int) -> int:
     return int(found[0])
 
 
-def _unit(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+def _unit(vectors: NDArray[np.floating]) -> Exact:
     """Return the vectors at length 1, float64; zero vectors stay."""
     exact = vectors.astype(np.float64)
     lengths = np.linalg.norm(exact, axis=1, keepdims=True)
-    unit: NDArray[np.float64] = exact / np.where(lengths > 0, lengths, 1.0)
+    unit: Exact = exact / np.where(lengths > 0, lengths, 1.0)
     return unit
 
 
@@ -178,7 +188,7 @@ def recall_interval(
     return interval(float(hits.mean()), draws)
 
 
-def _by_group(hits: NDArray[np.bool_], groups: Sequence[str] | None) -> tuple[NDArray[np.float64], Rows]:
+def _by_group(hits: NDArray[np.bool_], groups: Sequence[str] | None) -> tuple[Exact, Rows]:
     if groups is None:
         return hits.astype(np.float64), np.ones(len(hits), dtype=np.int64)
     _, codes = np.unique(np.asarray(groups), return_inverse=True)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from mmd.retrieval import ranks
 from mmd.retrieval.ranks import MISS, RankCounts, pool_rows, rank_all, rank_of_gold, recall_interval
 from mmd.retrieval.types import Pool
 
@@ -95,20 +96,18 @@ def test_lengths_do_not_matter(seed: int, of_queries: float, of_responses: float
     np.testing.assert_array_equal(scaled, rank_all(queries, responses, pools, golds))
 
 
-def test_small_pools_and_whole_corpora_are_ranked_alike():
-    """Small pools are gathered, large ones multiplied whole: the way there must not show."""
+@pytest.mark.parametrize("cost", [0, 10**9])
+def test_gathered_rows_and_a_whole_product_rank_alike(monkeypatch: pytest.MonkeyPatch, cost: int):
+    """Everything is there twice, so each response ties with its double, wherever in a matrix the two stand."""
+    monkeypatch.setattr(ranks, "_GATHER_COST", cost)
     rng = np.random.default_rng(0)
-    queries, responses = rng.normal(size=(40, 8)).astype(np.float32), rng.normal(size=(500, 8)).astype(np.float32)
-    responses[250:] = responses[:250]  # everything is there twice
+    queries, half = rng.normal(size=(40, 8)).astype(np.float32), rng.normal(size=(250, 8)).astype(np.float32)
     golds = rng.integers(0, 500, 40)
-    whole = rank_all(queries, responses, [np.arange(500)] * 40, golds)
-    alone = [rank_all(queries[i : i + 1], responses, [np.arange(500)], golds[i : i + 1])[0] for i in range(40)]
-    assert whole.tolist() == alone
-    assert (whole % 2 == 0).all()  # each response ties with its double
-    small = [np.append(rng.permutation(np.delete(np.arange(500), gold))[:9], gold) for gold in golds]
-    gathered = rank_all(queries, responses, small, golds)
-    multiplied = [rank_all(queries[i : i + 1], responses[small[i]], [np.arange(10)], [9])[0] for i in range(40)]
-    assert gathered.tolist() == multiplied
+    found = rank_all(queries, np.concatenate([half, half]), [np.arange(500)] * 40, golds)
+    once = rank_all(queries, half, [np.arange(250)] * 40, golds % 250)
+    assert found.tolist() == (2 * once).tolist()
+    wanted = [brute_force(q, half, list(range(250)), g) for q, g in zip(queries, golds % 250, strict=True)]
+    assert once.tolist() == wanted
 
 
 def test_a_larger_pool_never_improves_a_rank():
