@@ -8,6 +8,18 @@ from __future__ import annotations
 
 from jobs.glue.records import Suite
 
-BENCHES = ("ingest", "matching", "mcts", "gate_cv", "probe", "serving", "rules_cv", "finetune", "zero", "index")
+BENCHES = (
+    "ingest",
+    "matching",
+    "mcts",
+    "gate_cv",
+    "probe",
+    "serving",
+    "rules_cv",
+    "finetune",
+    "zero",
+    "index",
+    "retriever",
+)
 """Module names; a new benchmark adds its own here."""
 SUITE = Suite("bench", "jobs.bench", BENCHES)
