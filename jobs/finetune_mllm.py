@@ -23,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,20 +34,9 @@ from jobs.glue.cluster import quiet_data, quiet_logger, ray_cluster, worker_coun
 from jobs.glue.entry import JobContext, console, main
 from jobs.glue.frozen import TRAINING_FILE, make_frozen
 from jobs.glue.metric_logs import EVENTS_FILE, mlflow_log, require_mlflow, scalars_of, write_events
-from jobs.glue.train import (
-    HELD_OUT,
-    Pass,
-    RunPlace,
-    fit,
-    make_datasets,
-    ordered_shards,
-    placed_samples,
-    plan_passes,
-    read_rows,
-    start_monitor,
-    watch,
-)
-from jobs.glue.tune import BatchError, only_run
+from jobs.glue.placing import HELD_OUT, Pass, make_datasets, ordered_shards, placed_rows, plan_passes, read_rows
+from jobs.glue.train import RunPlace, StepReporter, fit, gpus_wanted, remove_left_over, start_monitor, watch
+from jobs.glue.tune import only_run
 from mmd.artifacts import Artifact, ArtifactWriter, version_for
 from mmd.corpora.store import Corpus
 from mmd.errors import ConfigError
@@ -172,16 +160,6 @@ def require_hints(context: JobContext, samples: Artifact) -> None:
         )
 
 
-def remove_left_over(place: RunPlace) -> None:
-    """Remove what a run left that was killed between writing its artefact and tidying up.
-
-    A run that another process is at stays; so do those of a remote store, where no lock tells.
-    """
-    if "://" not in place.path and place.exists():
-        with suppress(BatchError), only_run(place.path):
-            place.remove()
-
-
 def finetune_settings(context: JobContext) -> dict[str, Any]:
     """Return the settings that the weights depend on."""
     intent, models = context.config.intent, context.config.models
@@ -245,7 +223,7 @@ def train_run(
             has_held_out=bool(division.held_out),
             threads=finetune.threads or max(1, worker_count() // finetune.workers - 1),
         )
-        datasets = make_datasets(samples.shards(), passes, has_held_out=bool(judged))
+        datasets = make_datasets(samples.shards(), passes, [HELD_OUT] * bool(judged))
         told = f"{len(division.train)} samples, {len(division.held_out)} held out, {plan.total_steps} steps"
         console.print(f"{each.name}: {told}", markup=False)
         monitor = start_monitor()
@@ -261,7 +239,7 @@ def train_run(
                     train_worker,
                     {"job": job, "monitor": monitor},
                     datasets,
-                    ordered_shards(plan, passes, judged),
+                    ordered_shards(plan, passes, {HELD_OUT: judged}),
                     own,
                     workers=finetune.workers,
                     use_gpu=use_gpu,
@@ -271,14 +249,6 @@ def train_run(
     own.fetch(checkpoint, str(folder))
     state, held_out = read_outcome(folder)
     return RunResult(each, plan, division, folder, state, held_out)
-
-
-def gpus_wanted(models: ModelSettings, workers: int) -> bool:
-    """Say whether workers train on GPUs: where the cluster has one for each, unless the settings say otherwise."""
-    import ray
-
-    gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
-    return models.device == "cuda" or (models.device == "auto" and gpus >= workers)
 
 
 def train_worker(config: Mapping[str, Any]) -> None:
@@ -349,23 +319,8 @@ def loaded_batches(job: RunJob, first_step: int, rank: int) -> Any:  # noqa: ANN
     from mmd.models.mllm import load_encoder
 
     collate = Collator(load_encoder(job.base, job.models), job.plan, job.labels, job.intent.prompt)
-    yield from map(collate, placed_samples(job.passes, ray.train.get_dataset_shard, job.plan, first_step, rank))
-
-
-class StepReporter:
-    """Sends step reports to the driver without waiting for it.
-
-    Args:
-        monitor: actor that keeps them.
-        samples: of a step.
-    """
-
-    def __init__(self, monitor: Any, samples: int) -> None:  # noqa: ANN401 (an actor handle)
-        self._monitor, self._samples = monitor, samples
-
-    def __call__(self, row: Mapping[str, Any]) -> None:
-        """Send one report."""
-        self._monitor.put.remote({**row, "samples": self._samples})
+    shard = ray.train.get_dataset_shard
+    yield from map(collate, placed_rows(job.passes, shard, job.plan, first_step, rank, sample_from_row))
 
 
 def report_checkpoint(loop: Finetuning, finished: RunJob | None) -> None:

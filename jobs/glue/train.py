@@ -1,205 +1,28 @@
-"""Ray Train for training jobs: rows in their places, reports to the driver, and runs that are found again.
-
-The samples' Parquet shards are a Ray Data dataset. A step's samples are decided by the plan
-(:class:`mmd.intent.training_plan.StepPlan`), not by which block arrives first, since only then do one worker and many,
-an interrupted run and an uninterrupted one, learn from the same samples in the same order.
-"""
+"""Ray Train for training jobs: reports to the driver, and runs that are found again."""
 
 from __future__ import annotations
 
 import json
 import signal
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
-import pyarrow as pa
 import structlog
 
 from jobs.glue.cluster import own_error
+from jobs.glue.placing import TrainError
 from jobs.glue.progress import progress
+from jobs.glue.tune import BatchError, only_run
 from mmd.errors import MmdError
-from mmd.intent.samples import SAMPLES, Sample, sample_from_row
-from mmd.intent.training_plan import StepPlan
+from mmd.models.settings import ModelSettings
 
-POSITIONS = "positions"
-HELD_OUT = "held_out"
 FINISHED_FILE = "finished.json"
-_PASS_BYTES = 1 << 30
 _REPORT_WAIT_S = 30.0
 log = structlog.get_logger(__name__)
-
-
-class TrainError(MmdError):
-    """A training failed for good; the message quotes the cause."""
-
-
-# ---------------------------------------------------------------- data
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One reading of the shards: the positions ``start`` … ``end`` - 1, whole steps."""
-
-    start: int
-    end: int
-
-    @property
-    def name(self) -> str:
-        """Name of its dataset."""
-        return f"samples-{self.start}"
-
-
-def plan_passes(plan: StepPlan, row_bytes: float, budget: int = _PASS_BYTES) -> list[Pass]:
-    """Cut all positions into passes whose rows fit a worker's memory.
-
-    A set that fits as a whole is read once for all epochs. A larger one is read again for each pass.
-
-    Args:
-        plan: what is trained.
-        row_bytes: mean size of a sample.
-        budget: bytes that a worker may hold of a pass.
-    """
-    total = plan.total_positions
-    if len(plan.keys) * row_bytes <= budget:
-        return [Pass(0, total)]
-    steps = max(1, int(budget * plan.recipe.workers / row_bytes) // plan.global_batch)
-    size = steps * plan.global_batch
-    return [Pass(start, min(start + size, total)) for start in range(0, total, size)]
-
-
-class PlaceRows:
-    """Keeps the rows that a worker needs in a pass, once each, with the positions that the plan has for them.
-
-    Args:
-        plan: where samples go.
-        part: the pass.
-        worker: its rank.
-    """
-
-    def __init__(self, plan: StepPlan, part: Pass, worker: int) -> None:
-        places: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
-        for position in range(part.start, part.end):
-            if plan.worker_of(position) == worker:
-                key = plan.keys[plan.sample(position)]
-                places[key.task, key.id].append(position)
-        self._places = dict(places)
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Return the rows that have positions, these in a column of their own."""
-        keys = zip(block["task"].to_pylist(), block["id"].to_pylist(), strict=True)
-        places = [self._places.get(key, []) for key in keys]
-        rows = block.select(SAMPLES.names).append_column(POSITIONS, pa.array(places, pa.list_(pa.int64())))
-        return rows.filter(pa.array([bool(found) for found in places], pa.bool_()))
-
-
-class KeepRows:
-    """Keeps the rows of some samples.
-
-    Args:
-        keys: (task, id) of what is kept.
-    """
-
-    def __init__(self, keys: Sequence[tuple[str, str]]) -> None:
-        self._keys = frozenset(keys)
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Return the rows that are kept."""
-        keys = zip(block["task"].to_pylist(), block["id"].to_pylist(), strict=True)
-        return block.filter(pa.array([key in self._keys for key in keys], pa.bool_()))
-
-
-def make_datasets(shards: Sequence[str], passes: Sequence[Pass], *, has_held_out: bool) -> dict[str, Any]:
-    """Return the lazy datasets of a run: one a pass, and one for the held-out originals."""
-    import ray.data
-
-    names = [part.name for part in passes] + [HELD_OUT] * has_held_out
-    return {name: ray.data.read_parquet(list(shards), override_num_blocks=len(shards)) for name in names}
-
-
-def ordered_shards(plan: StepPlan, passes: Sequence[Pass], held_out: Sequence[tuple[str, str]]) -> Any:  # noqa: ANN401
-    """Return the :class:`ray.train.DataConfig` that gives each worker its own rows with their places.
-
-    Args:
-        plan: where samples go.
-        passes: of the datasets of :func:`make_datasets`.
-        held_out: (task, id) of the held-out originals, which every worker gets.
-    """
-    import ray.train
-
-    places = {part.name: part for part in passes}
-
-    class OrderedShards(ray.train.DataConfig):
-        """Each worker executes a dataset of its own, of its rows.
-
-        Train's own split hands blocks to whichever worker asks first, in an order that changes between executions,
-        and drops the remainder of an uneven division: batches would depend on timing, and a resumed run could not
-        repeat what a killed one saw. Sorting by Ray Data would be a shuffle of 200 partitions for a few hundred rows.
-        Instead the rows carry their positions, and the worker puts them in place (:func:`placed_samples`). The price:
-        every worker reads the shards, and holds the rows of a pass.
-        """
-
-        def __init__(self) -> None:
-            super().__init__(datasets_to_split=[])
-
-        def configure(
-            self,
-            datasets: dict[str, Any],
-            world_size: int,
-            *_: object,
-            **__: object,
-        ) -> list[dict[str, Any]]:
-            """Return, for each worker, name → iterator."""
-            return [{name: self._share(name, ds, rank) for name, ds in datasets.items()} for rank in range(world_size)]
-
-        def _share(self, name: str, dataset: Any, rank: int) -> Any:  # noqa: ANN401 (Ray's datasets and iterators)
-            chosen = KeepRows(held_out) if name == HELD_OUT else PlaceRows(plan, places[name], rank)
-            return dataset.map_batches(chosen, batch_format="pyarrow", batch_size=None).iterator()
-
-    return OrderedShards()
-
-
-def read_rows(iterator: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 (a ray.data.DataIterator)
-    """Yield the rows of a dataset, in whatever order they come."""
-    for block in iterator.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from block.to_pylist()
-
-
-def placed_samples(
-    passes: Sequence[Pass], shard: Callable[[str], Any], plan: StepPlan, first_step: int, rank: int
-) -> Iterator[list[tuple[int, Sample]]]:
-    """Yield a worker's micro-batches from a step on, as (position, sample) rows; inside a Train worker.
-
-    Args:
-        passes: of the run; those before the step are not read.
-        shard: name → this worker's ``DataIterator`` (``ray.train.get_dataset_shard``).
-        plan: what belongs into each micro-batch.
-        first_step: steps before it are done.
-        rank: of the worker.
-
-    Raises:
-        TrainError: a planned sample did not come.
-    """
-    for part in passes:
-        steps = range(max(first_step, part.start // plan.global_batch), part.end // plan.global_batch)
-        if not steps:
-            continue
-        samples: dict[int, Sample] = {}
-        for row in read_rows(shard(part.name)):
-            samples |= dict.fromkeys(row[POSITIONS], sample_from_row(row))
-        for step in steps:
-            for micro in range(plan.recipe.accumulate):
-                try:
-                    yield [(p, samples[p]) for p in plan.micro_positions(step, micro, rank)]
-                except KeyError as err:
-                    raise TrainError(
-                        f"worker {rank}: no sample came for position {err} of the plan; the samples artefact is not "
-                        "what the run was planned with. Run `mmd augment --force`, then this again."
-                    ) from None
 
 
 # ---------------------------------------------------------------- reports from the first worker to the driver
@@ -225,6 +48,22 @@ def start_monitor() -> Any:  # noqa: ANN401 (an actor handle)
             return rows
 
     return ray.remote(Monitor).options(num_cpus=0).remote()
+
+
+class StepReporter:
+    """Sends step reports to the driver without waiting for it.
+
+    Args:
+        monitor: actor that keeps them.
+        samples: of a step.
+    """
+
+    def __init__(self, monitor: Any, samples: int) -> None:  # noqa: ANN401 (an actor handle)
+        self._monitor, self._samples = monitor, samples
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        """Send one report."""
+        self._monitor.put.remote({**row, "samples": self._samples})
 
 
 @contextmanager
@@ -313,6 +152,24 @@ class RunPlace:
         """Copy a checkpoint into a local folder."""
         fs, root = fsspec.core.url_to_fs(self.path)
         fs.get(f"{root}/{checkpoint}", folder, recursive=True)
+
+
+def remove_left_over(place: RunPlace) -> None:
+    """Remove what a run left that was killed between writing its artefact and tidying up.
+
+    A run that another process is at stays; so do those of a remote store, where no lock tells.
+    """
+    if "://" not in place.path and place.exists():
+        with suppress(BatchError), only_run(place.path):
+            place.remove()
+
+
+def gpus_wanted(models: ModelSettings, workers: int) -> bool:
+    """Say whether workers train on GPUs: where the cluster has one for each, unless the settings say otherwise."""
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    return models.device == "cuda" or (models.device == "auto" and gpus >= workers)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ interrupted goes on at the very sample where it stopped, without any state of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -236,6 +236,33 @@ class StepPlan:
         recipe = self.recipe
         start = step * self.global_batch + (micro * recipe.workers + worker) * recipe.batch
         return range(start, start + recipe.batch)
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """Columns of a stored sample that tell which one it is."""
+        return ("task", "id")
+
+    @property
+    def samples_count(self) -> int:
+        """How many samples there are."""
+        return len(self.keys)
+
+    @property
+    def workers(self) -> int:
+        """How many processes share a step."""
+        return self.recipe.workers
+
+    def placed_keys(self, start: int, end: int, worker: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """Yield a worker's positions in a range of whole steps, with (task, id) of their samples."""
+        for position in range(start, end):
+            if self.worker_of(position) == worker:
+                key = self.keys[self.sample(position)]
+                yield position, (key.task, key.id)
+
+    def batches(self, step: int, worker: int) -> Iterator[range]:
+        """Yield the positions of each of a worker's micro-batches in a step."""
+        for micro in range(self.recipe.accumulate):
+            yield self.micro_positions(step, micro, worker)
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step (0-based)."""

@@ -6,6 +6,7 @@ run goes on at the very sample where it stopped, without any state of a random g
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -168,6 +169,41 @@ class BatchPlan:
         """Return indices of a worker's samples in a step."""
         places = self.share(worker)
         return self.samples(step)[places.start : places.stop]
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """Columns of a stored sample that tell which one it is."""
+        return ("id",)
+
+    @property
+    def samples_count(self) -> int:
+        """How many samples there are."""
+        return len(self.keys)
+
+    @property
+    def workers(self) -> int:
+        """How many processes share a step."""
+        return self.recipe.workers
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a step, over all workers."""
+        return self.batch
+
+    def placed_keys(self, start: int, end: int, worker: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """Yield a worker's positions in a range of whole steps, with the ids of their samples.
+
+        Position p is place ``p mod batch`` of step ``p div batch``.
+        """
+        for step in range(start // self.batch, end // self.batch):
+            (positions,) = self.batches(step, worker)
+            for position, index in zip(positions, self.own_samples(step, worker).tolist(), strict=True):
+                yield position, (self.keys[index].id,)
+
+    def batches(self, step: int, worker: int) -> Iterator[range]:
+        """Yield the positions of a worker's share of a step."""
+        places = self.share(worker)
+        yield range(step * self.batch + places.start, step * self.batch + places.stop)
 
     def epoch(self, step: int) -> float:
         """Return the epochs that are done before a step."""

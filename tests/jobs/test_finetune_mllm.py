@@ -16,32 +16,30 @@ import psutil
 import pytest
 
 from jobs.bench.zero import compare
-from jobs.finetune_mllm import remove_left_over, require_hints, run, task_entry
+from jobs.finetune_mllm import require_hints, run, task_entry
 from jobs.glue.cluster import quiet_data
 from jobs.glue.entry import JobContext
 from jobs.glue.metric_logs import FragileLog, require_mlflow, scalars_of, write_events
-from jobs.glue.train import (
+from jobs.glue.placing import (
     HELD_OUT,
     POSITIONS,
     Pass,
     PlaceRows,
-    RunPlace,
     TrainError,
     make_datasets,
     ordered_shards,
-    placed_samples,
+    placed_rows,
     plan_passes,
     read_rows,
-    start_monitor,
-    watch,
 )
+from jobs.glue.train import RunPlace, remove_left_over, start_monitor, watch
 from jobs.glue.tune import only_run
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config
 from mmd.errors import ConfigError
 from mmd.intent.finetune import finetune_plain, key_of
 from mmd.intent.mllm import HeldOutScore, load_held_out, load_mllm_classifiers
-from mmd.intent.samples import FOLDER, ORIGINAL, SAMPLES, Sample, Samples, sample_to_row
+from mmd.intent.samples import FOLDER, ORIGINAL, SAMPLES, Sample, Samples, sample_from_row, sample_to_row
 from mmd.intent.training_plan import Recipe, StepPlan, TrainingRun
 from mmd.intent.types import IntentExample
 from mmd.models.ahead import ahead
@@ -133,11 +131,11 @@ def test_each_worker_gets_its_own_samples_in_the_plans_order(tmp_path: Path, ray
     samples = Samples(write_samples(ArtifactStore(str(tmp_path))))
     plan = make_plan()
     passes = [Pass(0, 20), Pass(20, 32)]
-    config = ordered_shards(plan, passes, [("intent", "d20"), ("intent", "d11")])
+    config = ordered_shards(plan, passes, {HELD_OUT: [("intent", "d20"), ("intent", "d11")]})
     with quiet_data():
-        workers = config.configure(make_datasets(samples.shards(), passes, has_held_out=True), 2)
+        workers = config.configure(make_datasets(samples.shards(), passes, [HELD_OUT]), 2)
         for rank, first_step in ((0, 0), (1, 3)):
-            found = list(placed_samples(passes, workers[rank].__getitem__, plan, first_step, rank))
+            found = list(placed_rows(passes, workers[rank].__getitem__, plan, first_step, rank, sample_from_row))
             expected = [plan.micro_positions(step, 0, rank) for step in range(first_step, plan.total_steps)]
             assert [[position for position, _ in rows] for rows in found] == [list(each) for each in expected]
             assert all(sample.id == plan.keys[plan.sample(p)].id for rows in found for p, sample in rows)
@@ -150,12 +148,10 @@ def test_samples_that_changed_under_a_run_are_noticed(tmp_path: Path, ray_local:
     other = StepPlan(tuple(key_of(sample) for sample in make_samples(26)[20:]), RECIPE, 0, 0.0)
     passes = [Pass(0, 4)]
     with quiet_data():
-        shards = ordered_shards(other, passes, []).configure(
-            make_datasets(samples.shards(), passes, has_held_out=False), 2
-        )
-        with pytest.raises(TrainError, match="mmd augment"):
+        shards = ordered_shards(other, passes, {}).configure(make_datasets(samples.shards(), passes), 2)
+        with pytest.raises(TrainError, match="Make them again"):
             for rank in range(2):
-                list(placed_samples(passes, shards[rank].__getitem__, other, 0, rank))
+                list(placed_rows(passes, shards[rank].__getitem__, other, 0, rank, sample_from_row))
 
 
 # ---------------------------------------------------------------- metrics and places
