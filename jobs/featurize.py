@@ -79,7 +79,7 @@ class Featurize:
     def __init__(self, context: JobContext, corpus: Corpus, extractors: Extractors, writer: ArtifactWriter) -> None:
         self._config = context.config
         self._settings = context.config.features
-        self._store = _absolute(context)
+        self._store = absolute_store(context)
         self._corpus = corpus
         self._extractors = extractors
         self._writer = writer
@@ -195,7 +195,7 @@ def _shards_with(artifact: Artifact, wanted: pa.Array) -> list[str]:
     return found
 
 
-def _absolute(context: JobContext) -> str:
+def absolute_store(context: JobContext) -> str:
     """Return the store's URI as workers, which run in another folder, find it."""
     store = context.store
     return store.root if store.protocol == "file" else f"{store.protocol}://{store.root}"

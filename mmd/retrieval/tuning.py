@@ -86,15 +86,15 @@ def build_index(
         threads: of a search; 0: all cores.
     """
     index = ResponseIndex(vectors.shape[1], choice, encoder=encoder, threads=threads)
-    if choice.kind == "flat":
+    if choice.kind == "flat" or len(ids) < _SHARE:
         index.add(ids, vectors)
-        return index
+        return index  # untuned, it looks at everything
     held_out = np.zeros(len(ids), bool)
     if queries is None or not len(queries):
         drawn = np.random.default_rng(0).choice(len(ids), min(_QUERIES, len(ids) // _SHARE), replace=False)
         held_out[drawn] = True
         queries = vectors[held_out]
-    known = vectors[inside] if held_out.any() else vectors  # a copy of a million vectors where one is needed only
+    known = vectors[~held_out] if held_out.any() else vectors  # a copy of a million vectors where one is needed only
     index.add([ids[i] for i in np.flatnonzero(~held_out).tolist()], known)
     with faiss_threads(threads):
         truth = Truth.of(np.ascontiguousarray(queries, np.float32), known)
