@@ -1,59 +1,33 @@
-// The page: builds a dialogue, asks /v1/intent, shows the answer and why. No framework, no other host.
-import { WORDS } from "./words.js";
+// The page: builds a dialogue, asks what the customer wants and what to answer. No framework, no other host.
+import { answerNodes, moreNodes } from "./answer.js";
+import { choose, current, say } from "./language.js";
+import { make, name } from "./nodes.js";
+import { HITS_ASKED, modalityName, retrievedNodes } from "./retrieved.js";
 
 const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
-const RULES_SHOWN = 3;
-const WITHOUT_POOL = ["rules", "default", "mllm"]; // arms in which no pool of models had a say
 const $ = (id) => document.getElementById(id);
 
 const state = {
-  language: readLanguage(),
   turns: [{ speaker: "user", text: "", pictures: [] }], // picture: {name, url}
-  answer: null, // the last response
+  serves: { intent: true, retrieval: false }, // what /readyz says is answered
+  answer: null, // the last response of /v1/intent
+  retrieved: null, // the last response of /v1/retrieve
   gold: {}, // task → label of the example on show, while it is unchanged
 };
 
 // ---------------------------------------------------------------- words
 
-function readLanguage() {
-  let saved = null;
-  try {
-    saved = localStorage.getItem("mmd.language");
-  } catch {
-    // storage is switched off; the choice then lasts as long as the page
-  }
-  return saved ?? (navigator.language.startsWith("zh") ? "zh" : "en");
-}
-
-function say(key, values = {}) {
-  return WORDS[state.language][key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
-}
-
 function setLanguage(language) {
-  state.language = language;
-  try {
-    localStorage.setItem("mmd.language", language);
-  } catch {
-    // see readLanguage
-  }
+  choose(language);
   document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
   document.title = say("page");
   for (const node of document.querySelectorAll("[data-text]")) node.textContent = say(node.dataset.text);
+  for (const option of $("modality").options) if (option.value) option.textContent = modalityName(option.value);
   showTurns();
   showAnswer();
 }
 
 // ---------------------------------------------------------------- small helpers
-
-function make(tag, className = "", text = "") {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text) node.textContent = text;
-  return node;
-}
-
-const percent = (value) => `${Math.round(value * 100)} %`;
-const name = (id) => id.replaceAll("_", " ");
 
 function showError(message) {
   $("error").textContent = message;
@@ -179,6 +153,7 @@ function addTurn(speaker) {
 function clearAll() {
   state.turns = [{ speaker: "user", text: "", pictures: [] }];
   state.answer = null;
+  state.retrieved = null;
   state.gold = {};
   showError("");
   showTurns();
@@ -188,8 +163,8 @@ function clearAll() {
 
 // ---------------------------------------------------------------- asking
 
-function requestBody() {
-  const turns = state.turns
+function dialogueTurns() {
+  return state.turns
     .filter((turn) => turn.text.trim() || turn.pictures.length)
     .map((turn) => ({
       speaker: turn.speaker,
@@ -197,13 +172,11 @@ function requestBody() {
       images: turn.pictures.map((p) => p.url),
       item_ids: turn.items ?? [], // of an example
     }));
-  return { task: $("task").value || null, turns };
 }
 
 async function explain(response) {
-  if (response.status === 429 || response.status === 503) {
-    return say("busy", { s: response.headers.get("Retry-After") ?? 1 });
-  }
+  const wait = response.headers.get("Retry-After");
+  if (wait) return say("busy", { s: wait });
   try {
     return (await response.json()).error.message;
   } catch {
@@ -211,32 +184,43 @@ async function explain(response) {
   }
 }
 
+async function post(path, body) {
+  const response = await fetch(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+  });
+  if (response.ok) return response.json();
+  showError(await explain(response));
+  return null;
+}
+
 async function ask() {
-  const body = requestBody();
+  const turns = dialogueTurns();
   showError("");
-  if (!body.turns.some((turn) => turn.speaker === "user")) {
+  // an intent is the customer's; an answer can be found to whatever was said
+  if (!turns.some((turn) => turn.speaker === "user" || !state.serves.intent)) {
     showError(say("empty"));
     focusTurn(0, "textarea");
     return;
   }
   setBusy(true);
+  const modality = $("modality").value || null;
   try {
-    const response = await fetch("v1/intent", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(body),
-    });
-    if (response.ok) {
-      state.answer = await response.json();
-      showAnswer();
-      if ($("result").getBoundingClientRect().top > innerHeight / 2) $("result").scrollIntoView();
-    } else showError(await explain(response));
+    [state.answer, state.retrieved] = await Promise.all([
+      state.serves.intent ? post("v1/intent", { task: $("task").value || null, turns }) : null,
+      state.serves.retrieval ? post("v1/retrieve", { turns, modality, k: HITS_ASKED }) : null,
+    ]);
+    showAnswer();
+    if (answered() && $("result").getBoundingClientRect().top > innerHeight / 2) $("result").scrollIntoView();
   } catch {
     showError(say("offline"));
   } finally {
     setBusy(false);
   }
 }
+
+const answered = () => Boolean(state.answer || state.retrieved);
 
 function setBusy(busy) {
   $("send").disabled = busy;
@@ -248,111 +232,34 @@ function setBusy(busy) {
 // ---------------------------------------------------------------- the answer
 
 function showAnswer() {
-  const answer = state.answer;
-  $("status").classList.toggle("hidden", Boolean(answer)); // the answer speaks for itself, except to screen readers
-  if (!answer) {
-    $("status").textContent = say("nothing");
-    $("predictions").replaceChildren();
-    $("more").replaceChildren();
-    return;
-  }
-  const labels = answer.predictions.map((p) => name(p.label)).join(", ");
-  $("status").textContent = say("done", { labels });
-  $("predictions").replaceChildren(...answer.predictions.map(predictionNode));
-  $("more").replaceChildren(...moreNodes(answer));
+  const { answer, retrieved } = state;
+  $("status").classList.toggle("hidden", answered()); // the answer speaks for itself, except to screen readers
+  $("status").textContent = answered() ? summary(answer, retrieved) : say("nothing");
+  $("predictions").replaceChildren(...(answer ? answerNodes(answer, state.gold) : []));
+  $("more").replaceChildren(...(answer ? moreNodes(answer) : []));
+  $("retrieved").replaceChildren(...(retrieved ? retrievedNodes(retrieved) : []));
 }
 
-function predictionNode(prediction) {
-  const node = make("article", "prediction");
-  const who = make("div", "who");
-  who.append(make("span", `badge ${prediction.arm}`, say(prediction.arm in WORDS.en ? prediction.arm : "classifier")));
-  const gold = state.gold[prediction.task];
-  if (gold) {
-    const agrees = gold === prediction.label;
-    who.append(make("span", agrees ? "badge agrees" : "badge", `${agrees ? "✓" : "≠"} ${say("gold", { label: name(gold) })}`));
-  }
-  node.append(
-    make("h3", "", name(prediction.task)),
-    make("p", "label", name(prediction.label)),
-    who,
-    ...shareNodes(prediction),
-    make("h3", "", say("confidence")),
-    bar(say("confidence"), prediction.confidence, true),
-    make("h3", "", say("fired")),
-    ...ruleNodes(prediction),
-  );
-  if (prediction.alternatives.length) {
-    node.append(make("h3", "", say("alternatives")));
-    for (const { label, probability } of prediction.alternatives.slice(0, 5)) node.append(bar(name(label), probability));
-  }
-  return node;
-}
-
-function shareNodes(prediction) {
-  if (WITHOUT_POOL.includes(prediction.arm)) return [];
-  const share = prediction.mllm_share;
-  const key = share === 0 ? "probeAlone" : share === 1 ? "mllmAlone" : "shares";
-  return [make("p", "hint shares", say(key, { mllm: percent(share), probe: percent(1 - share) }))];
-}
-
-function bar(label, value, whole = false) {
-  const node = make("div", whole ? "bar whole" : "bar");
-  node.setAttribute("role", "img");
-  node.setAttribute("aria-label", `${label}: ${percent(value)}`);
-  const track = make("div", "track");
-  const fill = make("div", "fill");
-  fill.style.width = `${value * 100}%`;
-  track.append(fill);
-  if (!whole) node.append(make("span", "name", label));
-  node.append(track, make("span", "number", percent(value)));
-  return node;
-}
-
-function ruleNodes(prediction) {
-  if (!prediction.fired.length) return [make("p", "hint", say("noRules"))];
-  const nodes = prediction.fired.map((rule) => ruleNode(rule, prediction.label));
-  if (nodes.length <= RULES_SHOWN) return nodes;
-  const rest = make("details");
-  rest.append(make("summary", "", say("otherRules", { n: nodes.length - RULES_SHOWN })), ...nodes.slice(RULES_SHOWN));
-  return [...nodes.slice(0, RULES_SHOWN), rest];
-}
-
-function ruleNode(rule, label) {
-  const node = make("div", rule.label === label ? "rule same" : "rule");
-  const record = { precision: percent(rule.precision), support: rule.support, low: percent(rule.wilson_lower) };
-  node.append(
-    make("span", "", rule.words[state.language]),
-    make("span", "hint", rule.support ? say("record", record) : say("unmeasured")),
-  );
-  node.title = rule.id;
-  return node;
-}
-
-function facts(pairs) {
-  const list = make("dl", "facts");
-  for (const [key, value] of pairs) list.append(make("dt", "", key), make("dd", "", value));
-  return list;
-}
-
-function fold(title, content) {
-  const node = make("details");
-  node.append(make("summary", "", title), content);
-  return node;
-}
-
-function moreNodes(answer) {
-  const notes = answer.degraded.map((part) => make("p", "note", say("degraded") + part));
-  const times = Object.entries(answer.timings_ms);
-  const total = answer.timings_ms.total.toFixed(0);
-  return [
-    ...notes,
-    fold(say("timings", { total }), facts(times.map(([stage, ms]) => [say(stage), `${ms.toFixed(1)} ms`]))),
-    fold(say("used"), facts(Object.entries(answer.artifacts))),
-    fold(say("json"), make("pre", "", JSON.stringify(answer, null, 2))),
-  ];
+function summary(answer, retrieved) {
+  const labels = answer?.predictions.map((p) => name(p.label)).join(", ");
+  const told = [answer ? say("done", { labels }) : "", retrieved ? say("found", { n: retrieved.hits.length }) : ""];
+  return told.filter(Boolean).join(" ");
 }
 
 // ---------------------------------------------------------------- start
+
+async function loadServed() {
+  const ready = await (await fetch("readyz")).json();
+  if (!ready.answers) return showError(ready.error.message);
+  for (const part of ["intent", "retrieval"]) state.serves[part] = ready.answers.includes(part);
+  $("task-row").hidden = !state.serves.intent;
+  $("modality-row").hidden = !state.serves.retrieval;
+  for (const modality of ready.modalities) {
+    const option = make("option", "", modalityName(modality));
+    option.value = modality;
+    $("modality").append(option);
+  }
+}
 
 async function loadTasks() {
   const { tasks } = await (await fetch("v1/tasks")).json();
@@ -400,7 +307,7 @@ function exampleNode(example) {
 }
 
 function start() {
-  $("language").value = state.language;
+  $("language").value = current();
   $("language").addEventListener("change", () => setLanguage($("language").value));
   $("add-user").addEventListener("click", () => addTurn("user"));
   $("add-agent").addEventListener("click", () => addTurn("agent"));
@@ -419,8 +326,8 @@ function start() {
     const index = state.turns.findLastIndex((turn) => turn.speaker === "user");
     if (index >= 0) addPictures(state.turns[index], index, event.dataTransfer.files);
   });
-  setLanguage(state.language);
-  Promise.all([loadTasks(), loadExamples()]).catch(() => showError(say("offline")));
+  setLanguage(current());
+  Promise.all([loadServed(), loadTasks(), loadExamples()]).catch(() => showError(say("offline")));
 }
 
 start();

@@ -1,12 +1,7 @@
 // The API document, rendered from openapi.json, so that it needs no other host.
-const main = document.getElementById("api");
+import { make } from "./nodes.js";
 
-function make(tag, className = "", text = "") {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text) node.textContent = text;
-  return node;
-}
+const main = document.getElementById("api");
 
 // Text in which ``names`` stand between double backquotes.
 function prose(tag, className, text = "") {

@@ -71,6 +71,7 @@ class EngineBackend:
         self.engine = engine
         self.corpus = corpus
         self.retrieval = retrieval
+        self.serves_intent = True
         self.failure: Exception | None = None  # raised instead of an answer
 
     async def answer(self, query: IntentQuery) -> IntentAnswer:
@@ -95,14 +96,16 @@ class EngineBackend:
         return self.retrieval
 
     async def tasks(self) -> TasksResponse:
-        return to_tasks(self.engine.model)
+        return to_tasks(self.engine.model) if self.serves_intent else TasksResponse(tasks=())
 
     async def examples(self) -> ExamplesResponse:
         return ExamplesResponse(examples=pick_examples(self.corpus, "auto"))
 
     async def ready(self) -> ReadyResponse:
-        absent = PartStatus("retrieval", absent=NO_INDEX)
-        return to_ready([to_status(self.engine.model), status_of(self.retrieval) if self.retrieval else absent])
+        no_intent = PartStatus("intent", absent="rulebase/tiny: there is none; run `mmd mine_rules`.")
+        intent = to_status(self.engine.model) if self.serves_intent else no_intent
+        no_retriever = PartStatus("retrieval", absent=NO_INDEX)
+        return to_ready([intent, status_of(self.retrieval) if self.retrieval else no_retriever])
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,23 @@ def url(backend: Any, serving: Callable[..., str]) -> str:
 
 @pytest.fixture
 def page(url: str) -> Iterator[Any]:
-    """A page that has loaded; the test fails on script errors and on requests to other hosts."""
+    """A page over intent recognition alone."""
+    with opened(url) as page:
+        page.wait_for_selector(".examples button")
+        yield page
+
+
+@pytest.fixture
+def full_page(full_backend: Any, serving: Callable[..., str]) -> Iterator[Any]:
+    """A page over intent recognition and retrieval."""
+    with opened(serving(full_backend, ServeSettings())) as page:
+        page.wait_for_selector("#modality-row:not([hidden])")
+        yield page
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Any]:
+    """Open the page; the test fails on script errors and on requests to other hosts."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     if CHROMIUM is None:
         pytest.skip("no Chromium found; apt-get install chromium")
@@ -48,7 +65,6 @@ def page(url: str) -> Iterator[Any]:
         page.on("console", lambda message: faults.append(message.text) if "Content Security" in message.text else None)
         page.on("request", lambda r: None if r.url.startswith((url, "data:")) else faults.append(r.url))
         page.goto(url)
-        page.wait_for_selector(".examples button")
         yield page
         browser.close()
     assert faults == []
@@ -149,6 +165,47 @@ def test_nothing_overflows_a_phone(page: Any):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+def test_answers_are_shown_with_pictures_and_product_cards(full_page: Any):
+    full_page.locator("#turns textarea").fill("A blue mug, please")
+    full_page.locator("#modality").select_option("product")
+    full_page.locator("#send").click()
+    full_page.wait_for_selector(".hit.product")
+    assert full_page.locator(".prediction .label").count() == 1  # the intent is told as well
+    card = full_page.locator(".hit").first
+    assert card.locator(".badge").inner_text() == "Product"
+    assert card.locator(".hit-title").inner_text()
+    assert card.locator("img").evaluate("node => node.decode().then(() => node.naturalWidth)") > 0
+    assert full_page.locator("#retrieved > .hits > .hit").count() == 5
+    full_page.locator("#language").select_option("zh")
+    assert full_page.locator(".hit .badge").first.inner_text() == "商品"
+
+
+def test_a_dialogue_is_answered_where_intents_are_not_served(full_page: Any, full_backend: Any):
+    full_backend.serves_intent = False
+    full_page.reload()
+    full_page.wait_for_selector("#task-row", state="hidden")
+    full_page.locator("#turns textarea").fill("A blue mug, please")
+    full_page.locator("#send").click()
+    full_page.wait_for_selector(".hit")
+    assert full_page.locator(".prediction").count() == 0
+    assert not full_page.locator("#error").is_visible()
+
+
+def test_cards_do_not_overflow_a_phone(full_page: Any):
+    full_page.locator(".examples button").first.click()
+    full_page.wait_for_selector(".hit")
+    assert full_page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_without_retrieval_the_page_does_not_offer_it(page: Any):
+    page.locator("#turns textarea").fill("I want a refund")
+    page.locator("#send").click()
+    page.wait_for_selector(".prediction")
+    assert not page.locator("#modality-row").is_visible()
+    assert page.locator(".hit").count() == 0
+    assert not page.locator("#error").is_visible()
+
+
 def test_every_control_has_a_name(page: Any):
     nameless = page.evaluate(
         """() => [...document.querySelectorAll("button, select, textarea, input")]
@@ -163,6 +220,8 @@ def test_the_api_document_shows_every_path(page: Any, url: str):
     page.wait_for_selector("article")
     assert page.locator("article h2 code").all_inner_texts() == [
         "/v1/intent",
+        "/v1/retrieve",
+        "/v1/images/{image_id}",
         "/v1/tasks",
         "/v1/examples",
         "/healthz",
