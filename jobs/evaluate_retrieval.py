@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from jobs.evaluate import pictures_of
+from jobs.featurize import absolute_store
 from jobs.glue.entry import JobContext, console, main
 from mmd.artifacts import Artifact, ArtifactWriter, version_for
 from mmd.corpora.store import Corpus
@@ -130,7 +131,8 @@ def open_retriever(
     device = choose_device(config.models)
     retriever.to(device).use_dtype(choose_dtype(config.models, torch.device(device)))
     facts = Facts.load(corpus, features, retriever.spec.samples)
-    sources = StoredSources(corpus, features, Encoders(retriever.spec.towers, config.features, config.models))
+    encoders = Encoders(retriever.spec.towers, config.features, config.models)
+    sources = StoredSources(corpus, features, encoders, absolute_store(context))
     return retriever, load_maker(artifact, facts, sources, config.models), facts
 
 

@@ -63,7 +63,13 @@ class FeatureCache:
     def read(self, ids: Iterable[str]) -> pa.Table:
         """Return the rows of these ids, sorted by id; ids that the cache lacks are left out."""
         wanted = pa.array(sorted(set(ids)), pa.string())
-        parts = [part.filter(pc.is_in(part[self._key], wanted)) for part in self._parts()]
+        return self._joined([part.filter(pc.is_in(part[self._key], wanted)) for part in self._parts()])
+
+    def read_all(self) -> pa.Table:
+        """Return all rows, sorted by id; each id once."""
+        return self._joined(list(self._parts()))
+
+    def _joined(self, parts: list[pa.Table]) -> pa.Table:
         if not parts:
             return self.schema.empty_table()
         table = pa.concat_tables(parts)

@@ -11,15 +11,18 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import structlog
 from numpy.typing import NDArray
 
 from mmd.corpora.store import Corpus
 from mmd.errors import ModelError
-from mmd.features.base import ImageEncoder, TextEncoder
+from mmd.features.base import VECTOR_TABLE, ImageEncoder, TextEncoder
+from mmd.features.cache import FeatureCache
 from mmd.features.extract import ExtractorInfo, attempt, build_extractors
 from mmd.features.settings import FeatureSettings
 from mmd.features.store import Features
+from mmd.features.store import Vectors as VectorTable
 from mmd.models.settings import ModelSettings
 from mmd.retrieval.bases import FEATURES, BaseModels, trains_text, trains_vision
 from mmd.retrieval.inputs import InputMaker, InputSources, Vectors
@@ -105,10 +108,14 @@ class StoredSources:
         corpus: whose pictures are read; None: there are none.
         features: vectors of ``featurize``; None: all are computed here.
         encoders: that compute.
+        store: URI of the artefact store, whose cache keeps computed text vectors for later runs; None: nothing is kept.
     """
 
-    def __init__(self, corpus: Corpus | None, features: Features | None, encoders: Encoders) -> None:
+    def __init__(
+        self, corpus: Corpus | None, features: Features | None, encoders: Encoders, store: str | None = None
+    ) -> None:
         self._corpus = corpus
+        self._store = store
         self._encoders = encoders
         self._texts: dict[str, Vectors] = {}
         self._pictures: dict[str, Vectors | None] = {}
@@ -133,15 +140,41 @@ class StoredSources:
         """Return float32 (n, text_dim); a text without words is a zero row."""
         keys = {text: text_id(text) for text in dict.fromkeys(texts) if text.strip()}
         stored = self._stored["text"]
-        missing = [text for text, key in keys.items() if key not in stored and key not in self._texts]
-        if missing and self._encoders.text:
-            vectors = self._encoders.text.encode(missing)
-            self._texts |= {keys[text]: vector for text, vector in zip(missing, vectors, strict=True)}
+        self._encode_texts({key: text for text, key in keys.items() if key not in stored and key not in self._texts})
         out = np.zeros((len(texts), self.text_dim), np.float32)
         for row, text in enumerate(texts):
             if key := keys.get(text):
                 out[row] = self._texts[key] if key in self._texts else stored[key]
         return out
+
+    def _encode_texts(self, missing: dict[str, str]) -> None:
+        """Put the vectors of missing texts, by their ids, into ``_texts``: from the cache, or computed and cached."""
+        if not missing or self._encoders.text is None:
+            return
+        kept = self._kept
+        self._texts |= {key: kept[key] for key in missing if key in kept}
+        ids = [key for key in missing if key not in kept]
+        if not ids:
+            return
+        vectors = self._encoders.text.encode([missing[key] for key in ids])
+        self._texts |= dict(zip(ids, vectors, strict=True))
+        if self._cache:
+            self._cache.put(
+                pa.table(
+                    [pa.array(ids), pa.array(list(vectors), pa.list_(pa.float32())), pa.array([""] * len(ids))],
+                    names=VECTOR_TABLE.names,
+                )
+            )
+
+    @cached_property
+    def _cache(self) -> FeatureCache | None:
+        info = self.extractors["text"]
+        return FeatureCache(self._store, "text", info.name) if self._store and info else None
+
+    @cached_property
+    def _kept(self) -> Mapping[str, Vectors]:
+        """What the cache held when it was first needed."""
+        return VectorTable(self._cache.read_all()) if self._cache else {}
 
     def picture_vectors(self, image_ids: Sequence[str]) -> tuple[Vectors, NDArray[np.bool_]]:
         """Return float32 (n, picture_dim) and bool (n,): which are known. An unreadable picture is not."""
@@ -223,10 +256,11 @@ def training_sources(
     towers: TowerSettings,
     settings: FeatureSettings,
     models: ModelSettings,
+    store: str | None = None,
 ) -> StoredSources:
-    """Return the sources of a corpus's queries and responses.
+    """Return the sources of a corpus's queries and responses; see :class:`StoredSources`.
 
     Raises:
         ModelError: an extractor or frozen model that the towers read is not installed.
     """
-    return StoredSources(corpus, features, Encoders(towers, settings, models))
+    return StoredSources(corpus, features, Encoders(towers, settings, models), store)
