@@ -15,7 +15,7 @@ from typing import Any
 
 from mmd.artifacts import fingerprint
 from mmd.base import Settings
-from mmd.errors import ModelError
+from mmd.errors import ConfigError, ModelError
 from mmd.models.lora import quiet_peft
 from mmd.models.resolve import resolve
 from mmd.models.settings import ModelSettings
@@ -57,10 +57,24 @@ class BaseModels:
         self._weights = weights
 
     def text_module(self, settings: TowerSettings) -> Any:  # noqa: ANN401 (a torch module)
-        """Return a text model for one encoder: a copy, or LoRA on shared weights."""
+        """Return a text model for one encoder: a copy, or LoRA on shared weights.
+
+        Raises:
+            ConfigError: texts may have more tokens than the model has positions for.
+        """
+        self._check_lengths(settings)
         if settings.train_text == "lora":
             return _with_lora(_view(self._text_model), settings.lora_rank)
         return copy.deepcopy(self._text_model)
+
+    def _check_lengths(self, settings: TowerSettings) -> None:
+        positions = getattr(self._text_model.config, "max_position_embeddings", None)
+        wanted = max(settings.context_tokens, settings.response_tokens)
+        if positions is not None and wanted > positions:
+            raise ConfigError(
+                f"retrieval.towers: context_tokens={settings.context_tokens}, response_tokens="
+                f"{settings.response_tokens}, but {settings.text} reads {positions} tokens; set them to that at most."
+            )
 
     def vision_module(self) -> Any:  # noqa: ANN401 (a torch module)
         """Return a vision model for one encoder."""

@@ -181,7 +181,7 @@ class InputMaker:
         self.modalities = tuple(modalities)
         self.sources = sources
         self.titles = titles
-        self.pictures = pictures or {}
+        self.pictures = {} if pictures is None else pictures  # one that is empty may fill: pictures come online
         self.tokenizer = tokenizer
         self.processor = processor
 

@@ -12,6 +12,7 @@ mdr           one                                   one for all         none
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Literal, cast
 
@@ -32,6 +33,9 @@ METHODS: tuple[Method, ...] = ("dr", "sdr", "sdr-separate", "mdr")
 INTENT = "intent"
 SHARED = "shared"
 INTEGRATED = "integrated"
+_MIN_TEMPERATURE = 0.01  # of CLIP (Radford et al. 2021): scores are then cosines times 100
+_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_RESERVED = frozenset({INTENT, SHARED, INTEGRATED, *dir(nn.ModuleDict)})  # encoders' own names, and what torch refuses
 FORMAT_VERSION: Literal[1] = 1
 
 
@@ -98,6 +102,9 @@ class Retriever(nn.Module):
         super().__init__()
         if spec.method not in METHODS:
             raise ConfigError(f"retrieval.method={spec.method!r}: no such method; take one of {', '.join(METHODS)}.")
+        for name in spec.modalities:
+            if not _NAME.fullmatch(name) or name in _RESERVED:
+                raise ConfigError(f"modality {name!r}: give it another name, of lower-case letters, digits, - and _.")
         self.spec = spec
         self._bases = bases
         with torch.random.fork_rng(devices=[]):
@@ -234,13 +241,14 @@ class Retriever(nn.Module):
             part = tower(modality)(inputs.rows(rows))
             out = part.new_zeros((len(inputs), part.shape[1])) if out is None else out
             out = out.index_copy(0, rows, part)
-        return torch.zeros((0, self.spec.towers.dim)) if out is None else out
+        return torch.zeros((0, self.spec.towers.dim), device=kinds.device) if out is None else out
 
     # ------------------------------------------------------------ what it is made of
 
     def temperature(self) -> Tensor:
-        """Return the temperature of the softmax over cosines, a scalar; above 0.01."""
-        return self.log_temperature.exp().clamp(min=0.01)
+        """Return the temperature of the softmax over cosines, a scalar; one that is learnt stays above 0.01."""
+        temperature = self.log_temperature.exp()
+        return temperature.clamp(min=_MIN_TEMPERATURE) if self.spec.learn_temperature else temperature
 
     def use_dtype(self, dtype: torch.dtype) -> None:
         """Run text and vision models in an arithmetic (weights stay float32; heads compute in float32)."""

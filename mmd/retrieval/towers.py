@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mmd.retrieval.settings import TowerSettings
 
 _PROJECTION_SEED = 20250611
-_PART_WEIGHTS = (0.5, 1.0, 0.25)
+_PART_WEIGHTS = (1.0, 1.0, 0.0)
 """Weights at the start of a query's vectors: last user turn, all turns, last agent turn."""
 _PICTURE_WEIGHT = 0.5
 """Weight at the start of a picture against words."""
@@ -147,13 +147,25 @@ class VectorVision(VisionEncoder):
 
 
 class TransformerVision(VisionEncoder):
-    """A trained vision model (ResNet, ViT, SigLIP, …): its pooled output, or the mean of its last states."""
+    """A trained vision model (ResNet, ViT, SigLIP, …): its pooled output, or the mean of its last states.
+
+    Batch normalisation keeps the statistics that it came with: a picture's vector must not depend on its batch, nor a
+    GradCache step's second pass on its first.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.dim = vision_width(cast("Any", model).config)
         self.dtype = torch.float32
+
+    def train(self, mode: bool = True) -> TransformerVision:  # noqa: FBT001, FBT002 (torch's signature)
+        """Switch dropout on or off."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 (the base of all of them)
+                module.eval()
+        return self
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Return float32 (n, dim) of pixels (n, 3, height, width)."""

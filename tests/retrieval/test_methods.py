@@ -139,7 +139,7 @@ def test_an_untrained_retriever_over_features_ranks_as_the_raw_vectors_do(
     made = make_retriever(method, dim=32, vision="none", dropout=0.3)
     inputs, out = made.maker.queries(queries), made.maker.responses(responses[:2])
     parts = inputs.text.vectors.unflatten(1, (3, -1))
-    weights = torch.tensor([0.5, 1.0, 0.25])[None, :, None]
+    weights = torch.tensor([1.0, 1.0, 0.0])[None, :, None]
     raw = nn.functional.cosine_similarity((weights * parts).sum(1)[:, None], out.text.vectors[None], dim=2)
     ours = made.retriever.embed_queries(inputs, "text") @ made.retriever.encode_responses(out).T
     torch.testing.assert_close(ours, raw, atol=5e-3, rtol=0)
@@ -190,3 +190,21 @@ def test_a_modality_without_rows_is_no_fault(make_retriever: Make, queries: Sequ
         .isfinite()
         .all()
     )
+
+
+@pytest.mark.parametrize("name", ["intent", "shared", "integrated", "items", "a.b", "Text", ""])
+def test_a_modality_cannot_have_the_name_of_an_encoder(name: str, make_retriever: Make):
+    spec = make_retriever("dr").retriever.spec.model_copy(update={"modalities": ("text", name)})
+    with pytest.raises(ConfigError, match="another name"):
+        Retriever(spec)
+
+
+def test_a_fourth_modality_is_a_name_more(make_retriever: Make, responses: Sequence[Response]):
+    made = make_retriever("dr", modalities=("text", "image", "product", "video"))
+    assert len(made.retriever.parameter_counts()) == 1 + 4 + 4 + 1 + 1  # intent, contexts, responses, head, total
+    assert made.retriever.encode_responses(made.maker.responses(responses)).shape == (3, 16)
+
+
+def test_more_tokens_than_a_model_has_positions_are_refused(make_retriever: Make):
+    with pytest.raises(ConfigError, match=r"context_tokens=600.*512"):
+        make_retriever("mdr", **TOWERS["bert"], context_tokens=600)
