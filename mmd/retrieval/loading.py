@@ -20,11 +20,11 @@ from mmd.intent.online import OnlineExtractors, OnlineFeatures, OnlineSettings
 from mmd.retrieval.bases import FEATURES
 from mmd.retrieval.engine import RetrievalEngine
 from mmd.retrieval.facts import Facts
-from mmd.retrieval.index import ResponseIndex
 from mmd.retrieval.methods import RetrieverSpec
 from mmd.retrieval.online import OnlineRetrieval, OnlineSources
 from mmd.retrieval.pictures import ResponsePictures
 from mmd.retrieval.saving import encoder_hash, load_maker, load_retriever
+from mmd.retrieval.sharded import load_index
 from mmd.retrieval.sources import Encoders
 from mmd.retrieval.types import RESPONSES, Response
 
@@ -53,8 +53,9 @@ def load_online(
     read = load_reader(retriever.spec, corpus, features, settings)
     sources = OnlineSources(OnlineFeatures(read, settings), facts, describe(read, retriever.spec))
     maker = load_maker(found["retriever"], sources, sources, settings.models)
+    encoder, threads = encoder_hash(found["retriever"]), settings.models.threads
     indices = {
-        modality: ResponseIndex.load(found["index"], modality, encoder=encoder_hash(found["retriever"]))
+        modality: load_index(found["index"], modality, encoder=encoder, threads=threads)
         for modality in retriever.spec.modalities
     }
     responses = [Response(**row) for row in found["index"].read_table("responses", RESPONSES).to_pylist()]

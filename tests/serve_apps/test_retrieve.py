@@ -14,18 +14,22 @@ from starlette.testclient import TestClient
 from mmd.artifacts import ArtifactStore
 from mmd.config import ServeSettings
 from mmd.corpora.store import Corpus
+from mmd.errors import ArtifactError, ModelError
+from mmd.features.extract import ExtractorInfo
 from mmd.features.settings import FeatureSettings
 from mmd.features.store import Features
+from mmd.intent.online import OnlineExtractors, OnlineFeatures, OnlineSettings
 from mmd.models.settings import ModelSettings
 from mmd.retrieval.engine import RetrievalEngine
-from mmd.retrieval.facts import Facts
-from mmd.retrieval.online import OnlineRetrieval
+from mmd.retrieval.facts import Facts, context_text
+from mmd.retrieval.loading import load_online, load_reader
+from mmd.retrieval.online import OnlineRetrieval, OnlineSources
 from mmd.retrieval.samples import load_samples
 from mmd.retrieval.saving import load_maker, load_spec
 from mmd.retrieval.settings import SampleSettings
 from mmd.retrieval.sources import training_sources
 from mmd.retrieval.types import Query, Sample
-from mmd.schema import Image, Turn
+from mmd.schema import Image, OcrLine, Turn
 from serve_apps.api import RetrieveResponse
 from serve_apps.examples import data_url as data_url_of
 from serve_apps.http import create_app
@@ -264,3 +268,77 @@ def test_a_query_that_cannot_be_ranked_spoils_no_other(tiny_retrieval: OnlineRet
     first, refused, last = rank_each(tiny_retrieval, [good, empty, good], 3, None)
     assert getattr(refused, "status", None) == 400
     assert [len(getattr(answer, "hits", ())) for answer in (first, last)] == [3, 3]
+
+
+# ---------------------------------------------------------------- pictures that no corpus knows
+
+
+def test_words_in_a_sent_picture_are_part_of_the_context(tiny_corpus: Corpus):
+    """As OCR of stored pictures is, and gone once the query is ranked."""
+    facts = Facts(SampleSettings(picture_text="ocr"), {}, {}, {})
+    sources = OnlineSources(OnlineFeatures(OnlineExtractors()), facts, {})
+    read = Image(
+        "shot", "PNG", 8, 8, b"", ocr=(OcrLine("order", 1.0, (0, 0, 1, 1)), OcrLine("4711", 1.0, (0, 1, 1, 2)))
+    )
+    query = Query((Turn("user", "Where is it?", ("shot",)),))
+    shown, problems = sources.look({"shot": read})
+    assert problems == ()
+    sources.show(shown)
+    assert context_text(query, {}, sources.pictures) == ["user: Where is it? [picture: order 4711]"]
+    sources.show({})
+    assert context_text(query, {}, sources.pictures) == ["user: Where is it? [picture]"]
+
+
+def test_words_of_pictures_are_left_out_where_training_left_them_out():
+    facts = Facts(SampleSettings(picture_text="none"), {}, {}, {})
+    sources = OnlineSources(OnlineFeatures(OnlineExtractors()), facts, {})
+    line = OcrLine("order", 1.0, (0, 0, 1, 1))
+    shown, _ = sources.look({"shot": Image("shot", "PNG", 8, 8, b"", ocr=(line,))})
+    sources.show(shown)
+    assert dict(sources.pictures) == {}
+
+
+def test_pictures_that_cannot_be_read_are_told_and_the_words_answer(
+    tiny_retrieval: OnlineRetrieval, tiny_corpus: Corpus
+):
+    """The vision extractor is missing: the answer is that of the words alone."""
+    sources = tiny_retrieval._sources
+    blind = OnlineFeatures(OnlineExtractors(absent={"vision": "not installed"}))
+    image = next(tiny_corpus.images())
+    query = Query((Turn("user", "Like this?", (image.id,)),))
+    seeing, sources._features = sources._features, blind
+    try:
+        prepared = tiny_retrieval.prepare(query, {image.id: image})
+        assert prepared.problems == ("vision: not installed",)
+        assert len(tiny_retrieval.rank([prepared], 3)[0].hits) == 3
+    finally:
+        sources._features = seeing
+
+
+# ---------------------------------------------------------------- loading
+
+
+def test_a_store_without_an_index_is_refused_with_the_way_out(tiny_store: Path):
+    with pytest.raises(ArtifactError, match="index/tiny"):
+        load_online(ArtifactStore(str(tiny_store)), "tiny")
+
+
+def test_an_index_of_another_retriever_is_refused(
+    retrieval_store: Path, tmp_path: Path, make_retriever: Callable[..., Any]
+):
+    make_retriever(retrieval_store, tmp_path / "two", "mdr")
+    store = ArtifactStore(str(tmp_path / "two"))
+    new, old = store.open("retriever/tiny"), store.open("index/tiny").manifest.inputs["retriever"].split()[0]
+    assert new.ref == old
+    other = next(a for a in store.find("retriever") if a.ref != new.ref)
+    with pytest.raises(ArtifactError, match="mmd build_index"):
+        load_online(store, "tiny", {"retriever": other.ref})
+
+
+def test_another_version_of_an_extractor_is_refused(retrieval_store: Path):
+    store = ArtifactStore(str(retrieval_store))
+    spec = load_spec(store.open("retriever/tiny"))
+    older = spec.model_copy(update={"extractors": {"text": None, "vision": ExtractorInfo("descriptor-0", 9)}})
+    corpus, features = Corpus(store.open("corpus/tiny")), Features(store.open("features/tiny"))
+    with pytest.raises(ModelError, match="trained with descriptor-0"):
+        load_reader(older, corpus, features, OnlineSettings())
