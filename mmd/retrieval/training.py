@@ -327,11 +327,12 @@ class Division:
 
 
 def divide(samples: Sequence[Sample], fraction: float, seed: int) -> Division:
-    """Divide the training split by dialogues; test samples are in neither part."""
-    parts = [part_of(sample, fraction, seed) for sample in samples]
+    """Divide the training split by dialogues, both parts in the order of ids; test samples are in neither."""
+    ordered = sorted(samples, key=lambda sample: sample.id)
+    parts = [part_of(sample, fraction, seed) for sample in ordered]
     return Division(
-        train=tuple(s for s, part in zip(samples, parts, strict=True) if part == "train"),
-        held_out=tuple(s for s, part in zip(samples, parts, strict=True) if part == "validation"),
+        train=tuple(s for s, part in zip(ordered, parts, strict=True) if part == "train"),
+        held_out=tuple(s for s, part in zip(ordered, parts, strict=True) if part == "validation"),
     )
 
 
