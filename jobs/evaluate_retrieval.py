@@ -25,6 +25,7 @@ from jobs.glue.entry import JobContext, console, main
 from mmd.artifacts import Artifact, ArtifactWriter, version_for
 from mmd.corpora.store import Corpus
 from mmd.evaluation.ranking import CORPUS, Questions
+from mmd.evaluation.report import PictureSource
 from mmd.evaluation.retrieval import Findings, summarise, to_json
 from mmd.evaluation.retrieval_report import RetrievalContent, headline, render_retrieval, retrieval_table
 from mmd.evaluation.retrieval_systems import make_questions, pick_retrieved, retriever_system, word_systems
@@ -111,9 +112,18 @@ def evaluate(context: JobContext, inputs: Mapping[str, Artifact], writer: Artifa
         parameters=retriever.parameter_counts(),
         resamples=config.evaluation.bootstrap_resamples,
     )
-    for pool in findings.pool_sizes:
+    for pool in ("union", CORPUS):
         console.print(retrieval_table(findings, pool))
-    write_report(writer, content, render_retrieval(content, pictures_of(context, corpus)), inputs)
+    write_report(writer, content, render_retrieval(content, shown_pictures(context, corpus)), inputs)
+
+
+def shown_pictures(context: JobContext, corpus: Corpus) -> PictureSource | None:
+    """Return where the report's pictures come from, if it may show any; those that the corpus lacks are left out."""
+    source = pictures_of(context, corpus)
+    if source is None:
+        return None
+    known = set(corpus.image_table(["id"])["id"].to_pylist())
+    return lambda ids: source([i for i in ids if i in known])
 
 
 def open_retriever(
@@ -124,15 +134,16 @@ def open_retriever(
 
     from mmd.models.devices import choose_device, choose_dtype
     from mmd.retrieval.saving import load_maker, load_retriever
-    from mmd.retrieval.sources import Encoders, StoredSources
+    from mmd.retrieval.sources import training_sources
 
     config = context.config
     retriever = load_retriever(artifact, config.models)
     device = choose_device(config.models)
     retriever.to(device).use_dtype(choose_dtype(config.models, torch.device(device)))
     facts = Facts.load(corpus, features, retriever.spec.samples)
-    encoders = Encoders(retriever.spec.towers, config.features, config.models)
-    sources = StoredSources(corpus, features, encoders, absolute_store(context))
+    sources = training_sources(
+        corpus, features, retriever.spec.towers, config.features, config.models, absolute_store(context)
+    )
     return retriever, load_maker(artifact, facts, sources, config.models), facts
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from mmd.evaluation import plots
-from mmd.evaluation.metrics import Confusion, Interval
+from mmd.evaluation.metrics import Confusion
 from mmd.evaluation.ranking import CORPUS
 from mmd.evaluation.report import PictureSource, page_template, thumbnail
 from mmd.evaluation.retrieval import ALL, CURVE_CUTOFFS, Findings, Row
@@ -81,14 +81,17 @@ def render_retrieval(content: RetrievalContent, pictures: PictureSource | None =
 
 
 def retrieval_table(findings: Findings, pool: str = "union") -> Table:
-    """Return R@k of all systems in one pool for the terminal."""
-    title = _POOL_WORDS[pool].format(size=findings.pool_sizes[pool])
-    columns = [f"{subset} R@{k}" for subset in findings.subsets for k in (1, 10)]
-    table = Table("recall", *columns, title=title, title_justify="left")
+    """Return recall of all systems in one pool for the terminal."""
+    table = Table("R@1 / R@10", *findings.subsets, title=pool_words(findings, pool), title_justify="left")
     for row in _rows(findings, pool):
-        cells = [_told(row.scores[subset].recall[k]) for subset in findings.subsets for k in (1, 10)]
-        table.add_row(row_name(row), *cells)
+        cells = [row.scores[subset].recall for subset in findings.subsets]
+        table.add_row(row_name(row), *(f"{recall[1].value:.3f} / {recall[10].value:.3f}" for recall in cells))
     return table
+
+
+def pool_words(findings: Findings, pool: str) -> str:
+    """Say in words what a kind of pool holds."""
+    return _POOL_WORDS[pool].format(size=findings.pool_sizes[pool])
 
 
 def row_name(row: Row) -> str:
@@ -99,10 +102,6 @@ def row_name(row: Row) -> str:
 def system_colours(findings: Findings) -> dict[str, str]:
     """Return system → colour; green is the trained retriever's."""
     return {system.name: _COLOURS[min(number, len(_COLOURS) - 1)] for number, system in enumerate(findings.systems)}
-
-
-def _told(value: Interval) -> str:
-    return f"{value.value:.3f} ({value.low:.3f}…{value.high:.3f})"
 
 
 def _rows(findings: Findings, pool: str) -> list[Row]:
@@ -126,8 +125,7 @@ def _pool_view(findings: Findings, pool: str) -> dict[str, Any]:
             for row in rows
         ]
         groups.append({"subset": subset, "n": rows[0].scores[subset].n, "rows": lines, "chance": _chance(rows, subset)})
-    words = _POOL_WORDS[pool].format(size=findings.pool_sizes[pool])
-    return {"name": pool, "words": words, "groups": groups}
+    return {"name": pool, "words": pool_words(findings, pool), "groups": groups}
 
 
 def _chance(rows: Sequence[Row], subset: str) -> list[dict[str, Any]]:
