@@ -171,7 +171,8 @@ def _vectors(context: JobContext, encoding: Encoding, table: pa.Table) -> Iterat
             num_cpus=0.5,  # a pool that held every logical CPU would starve the tasks that feed it
             num_gpus=1 if _has_gpu() else 0,
         )
-        for batch in found.iter_batches(batch_size=None, batch_format="pyarrow"):
+        batches: Iterator[Any] = iter(found.iter_batches(batch_size=None, batch_format="pyarrow"))
+        for batch in batches:
             width = len(batch["vector"][0])
             flat = batch["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
             yield batch["id"].to_pylist(), flat.reshape(-1, width)

@@ -36,6 +36,7 @@ JOBS = {
     "sweep_gates": "choose how rules, probe and multimodal model are joined",
     "evaluate": "measure everything on the test split and write the report",
     "train_retriever": "train DR, SDR or MDR with Ray Train",
+    "build_index": "encode all responses and make them searchable",
     "evaluate_retrieval": "measure the retriever on the test split and write its report",
     "bench": "run a benchmark and record it under docs/results",
     "experiment": "run an experiment of KDSL and record it, with its picture, under docs/results",

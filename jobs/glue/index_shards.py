@@ -131,7 +131,7 @@ def sharded_search(
     shards = shard_count(artifact, folder)
     folders = [shard_folder(folder, shard) for shard in range(shards)] or [folder]
     remote = ray.remote(IndexShard).options(num_cpus=cpus)
-    actors = [remote.remote(ShardPlace(store, artifact.ref, own, encoder, threads)) for own in folders]
+    actors: list[Any] = [remote.remote(ShardPlace(store, artifact.ref, own, encoder, threads)) for own in folders]
     try:
         _answers([actor.size.remote() for actor in actors])  # an actor that could not load says so here
         yield ShardedSearch(actors)
