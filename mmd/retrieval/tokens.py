@@ -36,7 +36,13 @@ class Tokenizer:
         if not texts:
             return {key: torch.zeros((0, 1), dtype=torch.int64) for key in _KEYS[:2]}
         found = self._sides[side](
-            list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt", verbose=False
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=limit,
+            split_special_tokens=True,  # what users wrote is text, whatever it spells
+            return_tensors="pt",
+            verbose=False,
         )
         return {key: found[key] for key in _KEYS if key in found}
 

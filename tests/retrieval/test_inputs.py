@@ -110,6 +110,13 @@ def test_long_contexts_keep_their_end_and_long_responses_their_beginning(make_re
     assert query[-1] == response[-1] == fast.convert_tokens_to_ids("[SEP]")
 
 
+def test_a_text_that_spells_a_special_token_is_still_text(make_retriever: Make):
+    maker = make_retriever(**BERT).maker
+    ids = maker.responses([Response("text:x", "text", "", "a [SEP] b [PAD]")]).text.tokens["input_ids"][0].tolist()
+    special = maker.tokenizer.fast.all_special_ids
+    assert [place for place, token in enumerate(ids) if token in special] == [0, len(ids) - 1]
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_padding_changes_nothing(pooling: str, make_retriever: Make, queries: Sequence[Query]):
     made = make_retriever("mdr", **BERT, pooling=pooling)
