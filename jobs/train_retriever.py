@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,69 +31,31 @@ from jobs.featurize import absolute_store
 from jobs.glue.cluster import quiet_data, quiet_logger, ray_cluster, worker_errors
 from jobs.glue.entry import JobContext, console, main
 from jobs.glue.metric_logs import EVENTS_FILE, write_events
-from jobs.glue.placing import HELD_OUT, Pass, make_datasets, ordered_shards, placed_rows, plan_passes, read_rows
-from jobs.glue.train import RunPlace, StepReporter, fit, gpus_wanted, remove_left_over, start_monitor, watch
+from jobs.glue.placing import HELD_OUT, make_datasets, ordered_shards, plan_passes
+from jobs.glue.retriever import MINED, RetrieverJob, features_of, load_best, train_worker
+from jobs.glue.train import RunPlace, fit, gpus_wanted, remove_left_over, start_monitor, watch
 from jobs.glue.tune import only_run
-from mmd.artifacts import Artifact, ArtifactStore, ArtifactWriter, version_for
+from mmd.artifacts import Artifact, ArtifactWriter, version_for
 from mmd.config import AppConfig
 from mmd.corpora.store import Corpus
 from mmd.errors import CorpusError
-from mmd.features.store import Features
-from mmd.models.threads import torch_threads
 from mmd.retrieval.batches import BatchPlan, key_of, recipe_for
 from mmd.retrieval.facts import Facts
 from mmd.retrieval.rows import KEY_COLUMNS, FindRows, response_of, sample_of
 from mmd.retrieval.training import (
     Division,
-    RetrieverTraining,
     TrainState,
-    build_retriever,
     divide,
     load_state,
-    load_trained,
-    make_judge,
-    make_miner,
-    worker_threads,
 )
-from mmd.retrieval.types import Response, Sample, SampleSet
+from mmd.retrieval.types import Response, Sample
 
 if TYPE_CHECKING:
-    from mmd.retrieval.bases import BaseModels
-    from mmd.retrieval.inputs import InputMaker
     from mmd.retrieval.methods import Retriever
 
 TRAINING_FILE = "training.json"
-MINED = "mined"
-_BEST_FOLDER = "best"
 _OPERATION = {"max_failures", "checkpoint_every", "threads"}  # change how, not what
 _ROW_BYTES = 2_000  # of a sample in memory, words and ids
-
-
-@dataclass(frozen=True)
-class RetrieverJob:
-    """What a worker needs to know; sent to it by Ray.
-
-    Attributes:
-        config: all settings.
-        store: URI of the artefact store.
-        inputs: role → reference of the corpus, and of its features where they are read.
-        plan: samples and rates of every step.
-        passes: readings of the samples' shards.
-        modalities: that responses have, in the settings' order.
-        mined: whether there are hard negatives.
-        held_out: whether there are validation samples.
-        on_cpu: whether workers train on CPUs.
-    """
-
-    config: AppConfig
-    store: str
-    inputs: Mapping[str, str]
-    plan: BatchPlan
-    passes: tuple[Pass, ...]
-    modalities: tuple[str, ...]
-    mined: bool
-    held_out: bool
-    on_cpu: bool
 
 
 def run(context: JobContext) -> Artifact:
@@ -181,10 +142,12 @@ def sample_shards(config: AppConfig, inputs: Mapping[str, Artifact], place: RunP
     folder = RunPlace(place.path, "samples")
     if folder.finished() is None:
         folder.remove()
-        corpus, features = Corpus(inputs["corpus"]), _features(inputs)
+        corpus, features = Corpus(inputs["corpus"]), features_of(inputs)
         facts = Facts.load(corpus, features, config.retrieval.samples)
         artifact = corpus.artifact
         local = artifact.protocol == "file"
+        if not artifact.shards("dialogues"):
+            raise CorpusError(f"{artifact.ref}: has no dialogues.")
         dialogues = ray.data.read_parquet(
             [artifact.path(s) if local else f"{artifact.root}/{s}" for s in artifact.shards("dialogues")],
             filesystem=None if local else artifact.fs,
@@ -198,19 +161,12 @@ def sample_shards(config: AppConfig, inputs: Mapping[str, Artifact], place: RunP
     fs, root = fsspec.core.url_to_fs(folder.path)
     shards = sorted(fs.glob(f"{root}/*.parquet"))
     if not shards:
+        wanted = ", ".join(config.retrieval.samples.modalities)
         raise CorpusError(
-            f"{inputs['corpus'].ref}: no training dialogue has a response of {', '.join(_wanted(config))}; see "
-            "retrieval.samples for what is one."
+            f"{inputs['corpus'].ref}: no training dialogue has a response of {wanted}; see retrieval.samples for what "
+            "is one."
         )
     return [path if "://" not in folder.path else fs.unstrip_protocol(path) for path in shards]
-
-
-def _wanted(config: AppConfig) -> tuple[str, ...]:
-    return config.retrieval.samples.modalities
-
-
-def _features(inputs: Mapping[str, Artifact]) -> Features | None:
-    return Features(inputs["features"]) if "features" in inputs else None
 
 
 def read_keys(shards: Sequence[str]) -> dict[Sample, Response]:
@@ -248,123 +204,6 @@ def fit_run(job: RetrieverJob, division: Division, shards: Sequence[str], place:
         )
 
 
-# ---------------------------------------------------------------- a worker
-
-
-def train_worker(config: Mapping[str, Any]) -> None:
-    """Train on one worker; Ray Train calls it, on all workers alike."""
-    import ray.train
-    import ray.train.torch
-
-    job: RetrieverJob = config["job"]
-    rank = ray.train.get_context().get_world_rank()
-    with torch_threads(worker_threads(job.config.retrieval.training)):
-        loop = make_loop(job, ray.train.torch.get_device() if not job.on_cpu else "cpu")
-        if found := ray.train.get_checkpoint():
-            with found.as_directory() as folder:
-                loop.restore(Path(folder))
-        reporter = StepReporter(config["monitor"], job.plan.batch) if rank == 0 else None
-        loop.train(
-            worker_rows(job, loop.state.step, rank),
-            on_step=reporter,
-            on_checkpoint=lambda at: report_checkpoint(at, finished=False),
-        )
-        report_checkpoint(loop, finished=True)
-
-
-def make_loop(job: RetrieverJob, device: Any) -> RetrieverTraining:  # noqa: ANN401 (a torch device or its name)
-    """Return the loop of this worker, its validation and training samples read where they are needed whole."""
-    import ray.train
-
-    from mmd.retrieval.steps import ChunkMaker
-    from mmd.retrieval.workers import Alone, ProcessGroup
-
-    settings = job.config.retrieval
-    maker, bases = open_inputs(job)
-    chunks = ChunkMaker(maker, settings.training.micro_batch, on_cpu=job.on_cpu)
-    workers = ProcessGroup() if settings.training.workers > 1 else Alone()
-    samples = {name: read_samples(ray.train.get_dataset_shard(name)) for name in _shared_names(job)}
-    responses = {r.id: r for found in samples.values() for r in found.values()}
-    held_out, mined = (tuple(samples.get(name, {})) for name in (HELD_OUT, MINED))
-    division = Division(train=mined, held_out=held_out)
-    return RetrieverTraining(
-        job.plan,
-        build_retriever(settings, maker, bases, device, job.config.seed),
-        chunks,
-        settings.training,
-        workers=workers,
-        judge=make_judge(division, SampleSet(held_out, responses, job.modalities), settings, chunks, workers, device),
-        miner=make_miner(mined, responses, settings.training, chunks, workers, device),
-        device=device,
-    )
-
-
-def _shared_names(job: RetrieverJob) -> list[str]:
-    return [HELD_OUT] * job.held_out + [MINED] * job.mined
-
-
-def read_samples(iterator: Any) -> dict[Sample, Response]:  # noqa: ANN401 (a ray.data.DataIterator)
-    """Return a dataset's samples and right responses in the order of ids."""
-    rows = sorted(read_rows(iterator), key=lambda row: str(row["id"]))
-    return {sample_of(row): response_of(row) for row in rows}
-
-
-def open_inputs(job: RetrieverJob) -> tuple[InputMaker, BaseModels]:
-    """Open what tower inputs are made from."""
-    from mmd.retrieval.bases import load_bases
-    from mmd.retrieval.sources import build_maker, training_sources
-
-    config = job.config
-    store = ArtifactStore(job.store)
-    inputs = {role: store.open(ref, verify=False) for role, ref in job.inputs.items()}
-    corpus, features = Corpus(inputs["corpus"]), _features(inputs)
-    towers = config.retrieval.towers
-    bases = load_bases(towers, config.models)
-    sources = training_sources(corpus, features, towers, config.features, config.models, job.store)
-    facts = Facts.load(corpus, features, config.retrieval.samples)
-    return build_maker(towers, job.modalities, facts, sources, bases), bases
-
-
-def worker_rows(job: RetrieverJob, first_step: int, rank: int) -> Iterator[list[tuple[Sample, Response]]]:
-    """Yield this worker's samples and right responses of each step."""
-    import ray.train
-
-    shard = ray.train.get_dataset_shard
-    for placed in placed_rows(job.passes, shard, job.plan, first_step, rank, _parse):
-        yield [pair for _, pair in placed]
-
-
-def _parse(row: Mapping[str, Any]) -> tuple[Sample, Response]:
-    return sample_of(row), response_of(row)
-
-
-def report_checkpoint(loop: RetrieverTraining, *, finished: bool) -> None:
-    """Save and report a checkpoint; the first worker's holds everything.
-
-    Args:
-        loop: the loop, on this worker.
-        finished: whether the run is done: the spec goes along, and the retriever takes its best weights.
-    """
-    import ray.train
-    from safetensors.torch import save_file
-
-    from mmd.retrieval.training import trained_copies
-
-    row = {"step": loop.state.step}
-    if loop.workers.rank:
-        ray.train.report(row)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        loop.save(Path(folder))
-        if finished:
-            loop.take_best()
-            best = Path(folder) / _BEST_FOLDER
-            best.mkdir()
-            save_file(trained_copies(loop.retriever), best / "weights.safetensors")
-            (best / "spec.json").write_text(loop.retriever.spec.model_dump_json(), encoding="utf-8")
-        ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
 # ---------------------------------------------------------------- the artefact
 
 
@@ -372,18 +211,10 @@ def write_retriever(
     writer: ArtifactWriter, job: RetrieverJob, division: Division, state: TrainState, scratch: Path
 ) -> Retriever:
     """Write the best weights, what was measured, and events."""
-    from safetensors.torch import load_file
-
-    from mmd.retrieval.bases import load_bases
-    from mmd.retrieval.methods import Retriever, RetrieverSpec
     from mmd.retrieval.saving import save_retriever
 
-    best = scratch / "run" / _BEST_FOLDER
-    spec = RetrieverSpec.model_validate_json((best / "spec.json").read_text(encoding="utf-8"))
-    bases = load_bases(spec.towers, job.config.models)
-    retriever = Retriever(spec, bases, job.config.seed)
-    load_trained(retriever, load_file(best / "weights.safetensors"))
-    save_retriever(writer, retriever.eval(), bases)
+    retriever, bases = load_best(job, scratch / "run")
+    save_retriever(writer, retriever, bases)
     record = {
         "samples": {"train": len(division.train), "validation": len(division.held_out)},
         "parameters": retriever.parameter_counts(),

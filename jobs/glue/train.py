@@ -134,6 +134,7 @@ class RunPlace:
     def finish(self, checkpoint: str) -> None:
         """Note the last checkpoint, by its folder's name."""
         fs, root = fsspec.core.url_to_fs(self.path)
+        fs.makedirs(root, exist_ok=True)  # of an empty result Ray Data makes no folder
         with fs.open(f"{root}/{FINISHED_FILE}", "wb") as handle:
             handle.write(json.dumps({"checkpoint": checkpoint}).encode())
 
