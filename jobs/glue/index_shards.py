@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from jobs.glue.cluster import worker_errors
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.errors import RequestError
-from mmd.retrieval.index import Found, ResponseIndex
+from mmd.retrieval.index import Found, ResponseIndex, checked_vectors, read_info
 from mmd.retrieval.sharded import deal, merge_top_k, shard_count, shard_folder
 from mmd.retrieval.structures import Vectors
 
@@ -70,10 +69,12 @@ class ShardedSearch:
 
     Args:
         actors: handles of :class:`IndexShard`, in order of the shards.
+        dim: numbers of a vector.
     """
 
-    def __init__(self, actors: Sequence[Any]) -> None:
+    def __init__(self, actors: Sequence[Any], dim: int) -> None:
         self._actors = tuple(actors)
+        self._dim = dim
 
     def __len__(self) -> int:
         """Return how many responses can be found."""
@@ -87,13 +88,13 @@ class ShardedSearch:
         """
         import ray
 
-        queries = ray.put(np.ascontiguousarray(vectors, np.float32))  # sent once, whatever the number of actors
+        queries = ray.put(checked_vectors(vectors, self._dim, "queries"))  # sent once, whatever the number of actors
         return merge_top_k(_answers([actor.search.remote(queries, k) for actor in self._actors]), k)
 
     def add(self, ids: Sequence[str], vectors: Vectors) -> None:
         """Add vectors (len(ids), dim), each to its part."""
-        rows = deal(ids, len(self._actors))
-        _answers([self._actors[s].add.remote([ids[r] for r in own], vectors[own]) for s, own in rows.items()])
+        given, rows = checked_vectors(vectors, self._dim, "vectors"), deal(ids, len(self._actors))
+        _answers([self._actors[s].add.remote([ids[r] for r in own], given[own]) for s, own in rows.items()])
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete responses from their parts.
@@ -130,11 +131,12 @@ def sharded_search(
 
     shards = shard_count(artifact, folder)
     folders = [shard_folder(folder, shard) for shard in range(shards)] or [folder]
+    infos = [read_info(artifact, own, encoder) for own in folders]
     remote = ray.remote(IndexShard).options(num_cpus=cpus)
     actors: list[Any] = [remote.remote(ShardPlace(store, artifact.ref, own, encoder, threads)) for own in folders]
     try:
         _answers([actor.size.remote() for actor in actors])  # an actor that could not load says so here
-        yield ShardedSearch(actors)
+        yield ShardedSearch(actors, infos[0]["dim"])
     finally:
         for actor in actors:
             ray.kill(actor)

@@ -112,7 +112,7 @@ class ResponseIndex:
         Raises:
             RequestError: an id is there already or given twice, or the vectors are of another size or not finite.
         """
-        rows = self._checked(vectors, "vectors")
+        rows = checked_vectors(vectors, self.dim, "vectors")
         if len(rows) != len(ids):
             raise RequestError(f"index: {len(ids)} ids for {len(rows)} vectors; give each vector its id.")
         with self._lock, faiss_threads(self.threads):
@@ -147,7 +147,7 @@ class ResponseIndex:
         Raises:
             RequestError: ``k`` below 1, or vectors of another size or not finite.
         """
-        queries = self._checked(vectors, "queries")
+        queries = checked_vectors(vectors, self.dim, "queries")
         if k < 1:
             raise RequestError(f"index: {k} responses were asked for; ask for at least 1.")
         with self._lock, faiss_threads(self.threads):
@@ -222,15 +222,6 @@ class ResponseIndex:
         """Return the ids that can be found, oldest first."""
         return list(self._slots)
 
-    def _checked(self, vectors: npt.ArrayLike, what: str) -> Vectors:
-        rows = np.ascontiguousarray(vectors, np.float32)
-        if rows.ndim != 2 or rows.shape[1] != self.dim:
-            raise RequestError(f"index: {what} of shape {rows.shape}; this index takes (n, {self.dim}).")
-        if not np.isfinite(rows).all():
-            bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
-            raise RequestError(f"index: row {bad} of the {what} holds NaN or infinity; check the encoder's input.")
-        return rows
-
     def _refuse_known(self, ids: Sequence[str]) -> None:
         seen: set[str] = set()
         for response_id in ids:
@@ -272,12 +263,7 @@ class ResponseIndex:
         """
         import faiss
 
-        info: Mapping[str, Any] = artifact.read_json(f"{folder}/{INFO_FILE}")
-        if encoder is not None and info["encoder"] != encoder:
-            raise ArtifactError(
-                f"{artifact.ref}: {folder} holds vectors of encoder {info['encoder'][:12]!r}, not of {encoder[:12]!r}; "
-                "run `mmd build_index` for this retriever."
-            )
+        info = read_info(artifact, folder, encoder)
         index = cls(info["dim"], Choice(**info["choice"]), encoder=info["encoder"], threads=threads)
         index.tuned = Tuned(**info["tuned"])
         table = artifact.read_table(f"{folder}/{IDS_FOLDER}", IDS)
@@ -295,3 +281,33 @@ class ResponseIndex:
                 "--force`."
             )
         return index
+
+
+def checked_vectors(vectors: npt.ArrayLike, dim: int, what: str) -> Vectors:
+    """Return vectors as float32 (n, dim).
+
+    Raises:
+        RequestError: they are of another size, or not finite.
+    """
+    rows = np.ascontiguousarray(vectors, np.float32)
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise RequestError(f"index: {what} of shape {rows.shape}; this index takes (n, {dim}).")
+    if not np.isfinite(rows).all():
+        bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+        raise RequestError(f"index: row {bad} of the {what} holds NaN or infinity; check the encoder's input.")
+    return rows
+
+
+def read_info(artifact: Artifact, folder: str, encoder: str | None = None) -> Mapping[str, Any]:
+    """Return what a stored index tells of itself; arguments as of :meth:`ResponseIndex.load`.
+
+    Raises:
+        ArtifactError: it holds another encoder's vectors.
+    """
+    info: Mapping[str, Any] = artifact.read_json(f"{folder}/{INFO_FILE}")
+    if encoder is not None and info["encoder"] != encoder:
+        raise ArtifactError(
+            f"{artifact.ref}: {folder} holds vectors of encoder {info['encoder'][:12]!r}, not of {encoder[:12]!r}; "
+            "run `mmd build_index` for this retriever."
+        )
+    return info
