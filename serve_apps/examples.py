@@ -8,7 +8,7 @@ from typing import Literal
 
 from mmd.corpora.store import Corpus
 from mmd.intent.engine import shape_of
-from mmd.schema import Dialogue, Image
+from mmd.schema import Dialogue, Image, Turn
 from serve_apps.api import ExampleOut, TurnIn
 
 COUNT = 8
@@ -51,11 +51,11 @@ def spread(dialogues: Iterable[Dialogue], count: int) -> list[Dialogue]:
 
 
 def _example(dialogue: Dialogue, images: Mapping[str, Image]) -> ExampleOut:
-    return ExampleOut(id=dialogue.id, turns=turns_in(dialogue, images), labels=dict(dialogue.labels))
+    return ExampleOut(id=dialogue.id, turns=turns_in(dialogue.turns, images), labels=dict(dialogue.labels))
 
 
-def turns_in(dialogue: Dialogue, images: Mapping[str, Image]) -> tuple[TurnIn, ...]:
-    """Return a stored dialogue's turns as a client sends them; ``images`` holds at least the pictures it names."""
+def turns_in(turns: Iterable[Turn], images: Mapping[str, Image]) -> tuple[TurnIn, ...]:
+    """Return stored turns as a client sends them; ``images`` holds at least the pictures that they name."""
     return tuple(
         TurnIn(
             speaker=turn.speaker,
@@ -63,7 +63,7 @@ def turns_in(dialogue: Dialogue, images: Mapping[str, Image]) -> tuple[TurnIn, .
             images=tuple(data_url(images[image_id]) for image_id in turn.image_ids),
             item_ids=turn.item_ids,
         )
-        for turn in dialogue.turns
+        for turn in turns
     )
 
 

@@ -26,7 +26,9 @@ from mmd.artifacts import ArtifactStore
 from mmd.config import DEFAULT_PATH, AppConfig, ServeSettings, load_config
 from mmd.errors import ArtifactError, ConfigError, MmdError
 from mmd.log import configure_logging
-from serve_apps.trial import ServiceClient, Trial, try_service
+from serve_apps.api import ReadyResponse
+from serve_apps.client import ServiceClient
+from serve_apps.trial import Trials, try_service
 
 _console = Console(highlight=False)
 
@@ -86,13 +88,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def run(config: AppConfig, corpus: str, refs: Sequence[str] = (), *, try_count: int | None = None) -> Trial | None:
+def run(config: AppConfig, corpus: str, refs: Sequence[str] = (), *, try_count: int | None = None) -> Trials | None:
     """Start the application and keep it until interrupted, or until ``try_count`` dialogues have been asked.
 
     Returns:
         How the asked dialogues fared, if any were to be asked.
 
     Raises:
+        RequestError: nothing that was found in the store can be loaded.
         MmdError: artefacts are missing, or the port is taken; both are found before Ray starts.
     """
     check_artifacts(config.store, corpus, refs)
@@ -131,9 +134,16 @@ def run(config: AppConfig, corpus: str, refs: Sequence[str] = (), *, try_count: 
             serve.run(app, name="mmd")
         except RuntimeError as err:
             raise ConfigError(f"the application did not start: {err}") from err
-        _console.print(f"mmd serve: {corpus} at http://{settings.host}:{settings.port} (API: /docs; stop: Ctrl+C)")
+        client = ServiceClient(settings)
+        ready = ReadyResponse.model_validate_json(client.get("/readyz"))
+        _console.print(
+            f"mmd serve: {corpus} ({' and '.join(ready.answers)}) at http://{settings.host}:{settings.port} "
+            "(API: /docs; stop: Ctrl+C)"
+        )
+        for problem in ready.degraded:
+            _console.print(f"mmd serve: {problem}", style="yellow", markup=False, soft_wrap=True)
         if try_count:
-            return try_service(ServiceClient(settings), ArtifactStore(config.store), try_count, _console)
+            return try_service(client, ArtifactStore(config.store), try_count, _console)
         _wait()
         return None
     finally:

@@ -33,6 +33,11 @@ def choose_dialogues(dialogues: Sequence[Dialogue], count: int) -> Iterator[Dial
             break
 
 
+def readable_dialogues(dialogues: Sequence[Dialogue], count: int) -> list[Dialogue]:
+    """Return dialogues, labelled or not, those of a readable length and with pictures first."""
+    return sorted(dialogues, key=_readability)[:count]
+
+
 def _readability(dialogue: Dialogue) -> tuple[int, bool, str]:
     pictured = any(turn.image_ids for turn in dialogue.turns)
     return abs(len(dialogue.turns) - _TURNS_SHOWN), not pictured, dialogue.id

@@ -8,7 +8,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -155,7 +155,7 @@ def write_retriever(store: ArtifactStore, method: Method, *, seed: int) -> Artif
     return store.open("retriever/tiny")
 
 
-def write_index(store: ArtifactStore, artifact: Artifact, modalities: Sequence[str] = (), skip: int = 0) -> Artifact:
+def write_index(store: ArtifactStore, artifact: Artifact, skip: int = 0) -> Artifact:
     """Write the index of a retriever's responses, all but the first ``skip`` of each modality."""
     corpus, features = Corpus(store.open("corpus/tiny")), Features(store.open("features/tiny"))
     retriever = load_retriever(artifact)
@@ -177,6 +177,11 @@ def write_index(store: ArtifactStore, artifact: Artifact, modalities: Sequence[s
         rows = [image_to_row(image) for image in corpus.images(shown)]
         writer.write_table("images", pa.Table.from_pylist(rows, schema=IMAGES))
     return store.open("index/tiny")
+
+
+@pytest.fixture(scope="session")
+def make_index() -> Callable[..., Artifact]:
+    return write_index
 
 
 @pytest.fixture(scope="session")

@@ -185,7 +185,7 @@ def test_a_deployed_service_answers_while_its_adapter_is_swapped(
     """The same over HTTP, by deploying the project's own file with another user_config."""
     old, new = adapters
     bodies = [
-        {"task": SCENE, "turns": [turn.model_dump() for turn in turns_in(query.dialogue, query.images)]}
+        {"task": SCENE, "turns": [turn.model_dump() for turn in turns_in(query.dialogue.turns, query.images)]}
         for query in scenes
     ]
     first = service.wait_for(lambda ready: ready["artifacts"].get("adapter") == old.ref)

@@ -19,11 +19,12 @@ from mmd.intent.engine import IntentEngine
 from mmd.intent.showcase import choose_dialogues
 from mmd.schema import Dialogue, Turn
 from serve_apps.api import PredictionOut
+from serve_apps.client import ServiceClient
 from serve_apps.run import build_parser
-from serve_apps.trial import ServiceClient, Trial, try_service, who_decided
+from serve_apps.trial import Trial, Trials, try_service, who_decided
 
 
-def attempt(store: Path, port: int, count: int) -> tuple[Trial, str]:
+def attempt(store: Path, port: int, count: int) -> tuple[Trials, str]:
     """Try the service on a port; return how it fared and what was printed."""
     console = Console(file=io.StringIO(), width=200, highlight=False)
     client = ServiceClient(ServeSettings(port=port, host="0.0.0.0"))  # noqa: S104 (nothing is bound: where a client asks)
@@ -36,7 +37,9 @@ def test_answers_are_the_engines_and_counted(
 ):
     port = free_port()
     serving(backend, ServeSettings(), port)
-    trial, printed = attempt(tiny_store, port, 4)
+    trials, printed = attempt(tiny_store, port, 4)
+    trial = trials.intent
+    assert trials.retrieval.asked == 0
     assert trial.asked == len(trial.latencies_ms) == 4  # the shop's dialogues have one task each
     assert trial.all_answered
     assert trial.right == printed.count(": right;")
@@ -65,7 +68,7 @@ def test_what_is_not_answered_is_told_and_counted(
     backend.failure = RuntimeError("broken")
     serving(backend, ServeSettings(), port)
     trial, printed = attempt(tiny_store, port, 2)
-    assert trial == Trial(asked=2, right=0, degraded=0, latencies_ms=())
+    assert trial == Trials(Trial(asked=2, right=0, degraded=0, latencies_ms=()), Trial())
     assert not trial.all_answered
     assert printed.count("no answer: 127.0.0.1:") == 2
     assert "HTTP 500" in printed
@@ -90,6 +93,25 @@ def test_a_dialogue_with_labels_of_two_tasks_is_tried_once():
     both = Dialogue("a", "s", "test", turns, {"mood": "glad", "intent": "greet"})
     one = Dialogue("b", "s", "test", turns, {"intent": "greet"})
     assert [d.id for d in choose_dialogues([both, one], 4)] == ["a", "b"]
+
+
+def test_retrieval_is_tried_where_it_is_served(
+    full_backend: Any, retrieval_store: Path, serving: Callable[..., str], free_port: Callable[[], int]
+):
+    """With intents, and alone."""
+    port = free_port()
+    serving(full_backend, ServeSettings(), port)
+    both, printed = attempt(retrieval_store, port, 3)
+    assert both.all_answered
+    assert both.intent.asked == 3
+    assert 0 < both.retrieval.asked <= 3  # a dialogue of a single turn has nothing before it
+    assert printed.count("right one at rank") == both.retrieval.right
+    assert f"{both.retrieval.asked} of {both.retrieval.asked} searches answered" in printed
+    full_backend.serves_intent = False
+    alone, printed = attempt(retrieval_store, port, 3)
+    assert alone.all_answered
+    assert (alone.intent.asked, alone.retrieval.asked) == (0, 3)
+    assert "intent: rulebase/tiny" in printed
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many"])

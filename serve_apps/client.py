@@ -1,0 +1,55 @@
+"""A client of a running service."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mmd.config import ServeSettings
+from mmd.errors import RequestError
+
+
+class ServiceClient:
+    """A client of a running service, one connection a request.
+
+    Args:
+        settings: where it listens, and how long it may take.
+    """
+
+    def __init__(self, settings: ServeSettings) -> None:
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (what it listens on; asked on the loopback)
+        self._host = everywhere.get(settings.host, settings.host)
+        self._port = settings.port
+        self._timeout_s = settings.request_timeout_s + 5
+
+    def get(self, path: str) -> str:
+        """Return the body of a page.
+
+        Raises:
+            RequestError: the service cannot be reached, or refuses.
+        """
+        return self._exchange("GET", path, None)
+
+    def post(self, path: str, body: Mapping[str, Any]) -> str:
+        """Return the body of the answer to a JSON body.
+
+        Raises:
+            RequestError: the service cannot be reached, or refuses.
+        """
+        return self._exchange("POST", path, json.dumps(body))
+
+    def _exchange(self, method: str, path: str, body: str | None) -> str:
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+        try:
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read().decode()
+        except (OSError, http.client.HTTPException) as err:
+            raise RequestError(f"{self._host}:{self._port}{path}: no answer ({type(err).__name__}: {err}).") from err
+        finally:
+            connection.close()
+        if response.status != http.client.OK:
+            raise RequestError(f"{self._host}:{self._port}{path}: HTTP {response.status}: {text[:300]}")
+        return text
