@@ -32,6 +32,7 @@ from mmd.artifacts import Artifact, ArtifactWriter, version_for
 from mmd.config import AppConfig
 from mmd.corpora.store import Corpus
 from mmd.features.store import Features
+from mmd.retrieval.gpu import gpus
 from mmd.retrieval.index import ResponseIndex
 from mmd.retrieval.samples import find_samples
 from mmd.retrieval.settings import IndexSettings
@@ -224,7 +225,7 @@ def build_parts(
 def choice_of(settings: IndexSettings, n: int, dim: int) -> Choice:
     """Return the structure that the settings name or lead to."""
     if settings.kind == "auto":
-        return choose_kind(n, dim, settings.memory_mb, settings.recall)
+        return choose_kind(n, dim, settings.memory_mb, settings.recall, gpus=gpus())
     return describe_kind(settings.kind, n, dim)
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 from mmd.artifacts import Artifact, ArtifactWriter
 from mmd.errors import ArtifactError, RequestError
 from mmd.retrieval import structures
+from mmd.retrieval.gpu import GpuCopy, gpus
 from mmd.retrieval.structures import Choice, Slots, StructureKind, Vectors, faiss_threads
 
 IDS = pa.schema([("id", pa.string()), ("deleted", pa.bool_())])
@@ -62,7 +63,7 @@ class ResponseIndex:
     """Vectors with ids in a FAISS structure.
 
     Deleted vectors stay in the structure, passed over, until it is built anew; :attr:`wants_rebuild` says when that
-    pays. An index may be used by several threads.
+    pays. An index may be used by several threads. Where FAISS has GPUs (``faiss-gpu``), a copy there is searched.
 
     Args:
         dim: numbers of a vector.
@@ -77,6 +78,7 @@ class ResponseIndex:
         self.encoder = encoder
         self.threads = threads
         self.tuned = Tuned()
+        self.gpu = GpuCopy(self.choice.kind) if gpus() else None
         self._structure: Any = None
         self._ids: npt.NDArray[np.object_] = np.empty(0, object)
         self._living: npt.NDArray[np.bool_] = np.empty(0, bool)
@@ -182,6 +184,8 @@ class ResponseIndex:
     def fetch(self, queries: Vectors, k: int, effort: int) -> tuple[Vectors, Slots]:
         """Return scores and slots (n, k) as the structure finds them with this effort, −1 where it finds no more."""
         living = self._living if self.deleted else None
+        if self.gpu and (found := self.gpu.search(self._structure, queries, k, effort, living)):
+            return found
         return structures.search(self._structure, self.kind, queries, k, effort=effort, living=living)
 
     def _score(self, queries: Vectors, slots: Slots) -> Vectors:

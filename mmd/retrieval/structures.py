@@ -25,6 +25,7 @@ Slots = npt.NDArray[np.int64]
 
 EXACT_UP_TO = 20_000
 """Vectors up to which exact search answers in about a millisecond, so that nothing approximate is worth its error."""
+EXACT_ON_GPU_UP_TO = 10_000_000
 HNSW_LINKS = 16
 """Links of a node (M); the lowest layer has twice as many."""
 HNSW_BUILD_EFFORT = 40
@@ -74,25 +75,30 @@ def describe_kind(kind: StructureKind, n: int, dim: int, reason: str = "as the s
     return Choice(kind, parameters, structure_bytes(kind, n, dim, parameters), reason)
 
 
-def choose_kind(n: int, dim: int, memory_mb: int, recall: float) -> Choice:
+def choose_kind(n: int, dim: int, memory_mb: int, recall: float, *, gpus: int = 0) -> Choice:
     """Choose the structure that answers best within the memory.
 
-    Exact search where it is quick enough anyway or recall 1 is asked for; then the quickest that fits: a graph over
-    whole vectors, lists of whole vectors, lists of one byte a number, lists of product codes.
+    Exact search where it is quick enough anyway, on a GPU too, or recall 1 is asked for; then the quickest that fits: a
+    graph over whole vectors, lists of whole vectors, lists of one byte a number, lists of product codes.
 
     Args:
         n: vectors.
         dim: numbers of a vector.
         memory_mb: that the structure may take, in MiB.
         recall: recall@10 against exact search that is wanted, in (0, 1].
+        gpus: that FAISS can search on.
 
     Raises:
         ConfigError: nothing fits.
     """
     room = memory_mb * _MB
     exact = describe_kind("flat", n, dim)
-    if (n <= EXACT_UP_TO or recall >= 1) and exact.bytes <= room:
-        why = f"{n:,} vectors are few" if n <= EXACT_UP_TO else "recall 1 was asked for"
+    reasons = {
+        f"{n:,} vectors are few": n <= EXACT_UP_TO,
+        "recall 1 was asked for": recall >= 1,
+        f"a GPU looks at all {n:,} vectors quickly": gpus > 0 and n <= EXACT_ON_GPU_UP_TO,
+    }
+    if exact.bytes <= room and (why := next((why for why, holds in reasons.items() if holds), "")):
         return Choice("flat", {}, exact.bytes, f"{why}: exact search takes {_mb(exact.bytes)}")
     if recall >= 1:
         raise ConfigError(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.errors import ArtifactError, ConfigError, RequestError
+from mmd.retrieval.gpu import GpuCopy, gpus
 from mmd.retrieval.index import Found, ResponseIndex
 from mmd.retrieval.sharded import ShardedIndex, load_index, merge_top_k, shard_folder
 from mmd.retrieval.structures import KINDS, Choice, Vectors, choose_kind, describe_kind
@@ -196,6 +197,49 @@ def test_flat_equals_brute_force_on_random_vectors():
     assert index.search(queries, 10).ids == brute_force(dict(zip(names(500), vectors, strict=True)), queries, 10)
 
 
+# ---------------------------------------------------------------- copies on GPUs
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf_flat", "sq8", "ivf_pq"])
+def test_a_copy_that_knows_no_selectors_answers_as_the_structure(kind: str):
+    """The copy is FAISS's own clone, on the CPU: what is under test is how deleted and added vectors are met."""
+    import faiss
+
+    index, queries = built(kind), unit(40, seed=1)
+    copied = GpuCopy(index.kind, faiss.clone_index)
+    for step in ("as built", "deleted", "added"):
+        index.gpu = None
+        if step == "deleted":
+            index.delete(names(500)[100:])
+        if step == "added":
+            index.add(["new"], queries[:1])
+        plain = index.search(queries, 10)
+        index.gpu = copied
+        assert index.search(queries, 10).ids == plain.ids, step
+    assert index.search(queries[:1], 1).ids == [["new"]]
+
+
+def test_a_copy_leaves_to_the_structure_what_it_cannot_do():
+    def no_memory(index: object) -> object:
+        raise RuntimeError("out of memory")
+
+    index = built("flat", 3000)
+    expected = index.search(unit(2, seed=1), 2900).ids
+    index.gpu = GpuCopy("flat", no_memory)
+    assert index.search(unit(2, seed=1), 2900).ids == expected
+    assert index.search(unit(2, seed=1), 5).ids == [row[:5] for row in expected]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["flat", "ivf_flat", "sq8"])
+def test_a_gpu_answers_as_the_structure(kind: str):
+    assert gpus() > 0, "needs faiss-gpu and a device"
+    index, queries = built(kind), unit(40, seed=1)
+    on_gpu = index.search(queries, 10)
+    index.gpu = None
+    assert on_gpu.ids == index.search(queries, 10).ids
+
+
 # ---------------------------------------------------------------- parts
 
 
@@ -317,6 +361,11 @@ def test_structures_are_chosen_by_size_and_memory(n: int, memory_mb: int, recall
     assert choice.kind == kind
     assert choice.bytes <= memory_mb * 2**20
     assert f"{n:,} vectors" in choice.reason or recall == 1.0
+
+
+def test_a_gpu_makes_exact_search_of_a_million_the_choice():
+    assert choose_kind(1_000_000, 384, 2048, 0.95, gpus=1).kind == "flat"
+    assert choose_kind(1_000_000, 384, 1000, 0.95, gpus=1).kind == "sq8"
 
 
 def test_what_fits_nowhere_is_refused_with_the_ways_out():
