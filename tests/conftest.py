@@ -218,3 +218,39 @@ def write_mllm_gate(store: ArtifactStore, adapter: Artifact) -> Artifact:
     with store.write("gate", TINY, settings={"mllm": True}, inputs=inputs) as writer:
         save_gates(writer, gates, {})
     return store.open(f"gate/{TINY}")
+
+
+@pytest.fixture(scope="session")
+def make_tiny_retriever() -> Callable[..., Artifact]:
+    return write_tiny_retriever
+
+
+def write_tiny_retriever(store: ArtifactStore, method: str = "mdr", *, seed: int = 0) -> Artifact:
+    """Write an untrained retriever (tiny-bert and the descriptor's vectors) into a copy of the tiny store."""
+    from mmd.corpora.store import Corpus
+    from mmd.features.settings import FeatureSettings
+    from mmd.features.store import Features
+    from mmd.models.settings import ModelSettings
+    from mmd.retrieval.bases import load_bases
+    from mmd.retrieval.facts import Facts
+    from mmd.retrieval.methods import Retriever, spec_of
+    from mmd.retrieval.samples import find_samples
+    from mmd.retrieval.saving import save_retriever
+    from mmd.retrieval.settings import RetrievalSettings
+    from mmd.retrieval.sources import build_maker, training_sources
+
+    inputs = {"corpus": store.open(f"corpus/{TINY}"), "features": store.open(f"features/{TINY}")}
+    corpus, features = Corpus(inputs["corpus"]), Features(inputs["features"])
+    settings = RetrievalSettings.model_validate(
+        {"method": method, "towers": {"text": "tiny-bert", "dim": 16, "hidden": 16}}
+    )
+    facts = Facts.load(corpus, features, settings.samples)
+    samples = find_samples(corpus.dialogues(), facts, settings.samples)
+    drawn = FeatureSettings(ocr="none", vision="descriptor", text="none")
+    sources = training_sources(corpus, features, settings.towers, drawn, ModelSettings())
+    bases = load_bases(settings.towers)
+    maker = build_maker(settings.towers, samples.modalities, facts, sources, bases)
+    retriever = Retriever(spec_of(settings, maker, bases), bases, seed=seed)
+    with store.write("retriever", TINY, settings={"method": method}, inputs=inputs, seeds={"seed": seed}) as writer:
+        save_retriever(writer, retriever, bases)
+    return store.open(f"retriever/{TINY}")
