@@ -15,7 +15,7 @@ the same command computes only what is missing. A row that fails keeps its reaso
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -115,24 +115,13 @@ class Featurize:
 
     def _compute(self, role: Role, missing: Sequence[str], texts: dict[str, str] | None) -> Iterator[dict[str, int]]:
         """Map the missing rows over a pool of actors; yield the counts of each batch as it completes."""
-        import ray.data
-
-        batch_rows = self._settings.batch_images if texts is None else self._settings.batch_texts
-        batches = -(-len(missing) // batch_rows)
-        actors = max(1, min(self._settings.actors_max, worker_count(), batches))
-        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=actors)
-        with quiet_data(), worker_errors():
-            source = self._pictures(missing, batch_rows) if texts is None else _texts(missing, texts, batch_rows)
-            receipts = source.map_batches(
-                FeatureActor,
-                fn_constructor_args=(role, self._settings, self._store),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=pool,
-                num_cpus=0.5,  # a pool that held every logical CPU would starve the readers that feed it
-            )
-            for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow"):
-                yield from batch.to_pylist()
+        if texts is not None:
+            yield from compute_texts(self._settings, self._store, {text_id: texts[text_id] for text_id in missing})
+            return
+        rows = self._settings.batch_images
+        with quiet_data():
+            pictures = self._pictures(missing, rows)
+            yield from _extract(pictures, role, self._settings, self._store, -(-len(missing) // rows))
 
     def _pictures(self, ids: Sequence[str], batch_rows: int) -> Any:  # noqa: ANN401 (ray.data.Dataset)
         """Read the pictures of these ids from the shards that hold some, in blocks of a batch."""
@@ -150,6 +139,37 @@ class Featurize:
 
     def _summarise(self, role: Role, counts: Counts) -> None:
         self._writer.metrics |= {f"{role}_{name}": n for name, n in asdict(counts).items()}
+
+
+def compute_texts(settings: FeatureSettings, store: str, texts: Mapping[str, str]) -> Iterator[dict[str, int]]:
+    """Compute sentence vectors into the cache of a store; yield the counts of each batch as it completes.
+
+    Args:
+        settings: of the extractor.
+        store: URI that workers find the store by.
+        texts: id → text.
+    """
+    rows = settings.batch_texts
+    with quiet_data():
+        yield from _extract(_texts(list(texts), texts, rows), "text", settings, store, -(-len(texts) // rows))
+
+
+def _extract(source: Any, role: Role, settings: FeatureSettings, store: str, batches: int) -> Iterator[dict[str, int]]:  # noqa: ANN401 (ray.data.Dataset)
+    """Map blocks of pictures or texts over a pool of actors; yield the counts of each block."""
+    import ray.data
+
+    actors = max(1, min(settings.actors_max, worker_count(), batches))
+    receipts = source.map_batches(
+        FeatureActor,
+        fn_constructor_args=(role, settings, store),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
+        num_cpus=0.5,  # a pool that held every logical CPU would starve the readers that feed it
+    )
+    with worker_errors():
+        for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield from batch.to_pylist()
 
 
 class FeatureActor:
@@ -175,7 +195,7 @@ class _Keep:
         return batch.filter(pc.is_in(batch["id"], self._wanted))
 
 
-def _texts(ids: Sequence[str], texts: dict[str, str], batch_rows: int) -> Any:  # noqa: ANN401 (ray.data.Dataset)
+def _texts(ids: Sequence[str], texts: Mapping[str, str], batch_rows: int) -> Any:  # noqa: ANN401 (ray.data.Dataset)
     import ray.data
 
     blocks = [

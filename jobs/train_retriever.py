@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,12 @@ import fsspec
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from jobs.featurize import absolute_store
+from jobs.featurize import absolute_store, compute_texts
 from jobs.glue.cluster import quiet_data, quiet_logger, ray_cluster, worker_errors
 from jobs.glue.entry import JobContext, console, main
 from jobs.glue.metric_logs import EVENTS_FILE, write_events
 from jobs.glue.placing import HELD_OUT, make_datasets, ordered_shards, plan_passes
+from jobs.glue.progress import progress
 from jobs.glue.retriever import MINED, RetrieverJob, features_of, load_best, train_worker
 from jobs.glue.train import RunPlace, fit, gpus_wanted, remove_left_over, start_monitor, watch
 from jobs.glue.tune import only_run
@@ -39,8 +40,11 @@ from mmd.artifacts import Artifact, ArtifactWriter, version_for
 from mmd.config import AppConfig
 from mmd.corpora.store import Corpus
 from mmd.errors import CorpusError
+from mmd.features.cache import FeatureCache
+from mmd.features.extract import build_extractors
+from mmd.retrieval.bases import FEATURES
 from mmd.retrieval.batches import BatchPlan, key_of, recipe_for
-from mmd.retrieval.facts import Facts
+from mmd.retrieval.facts import Facts, turn_words
 from mmd.retrieval.rows import KEY_COLUMNS, FindRows, response_of, sample_of
 from mmd.retrieval.training import (
     Division,
@@ -49,6 +53,7 @@ from mmd.retrieval.training import (
     load_state,
 )
 from mmd.retrieval.types import Response, Sample
+from mmd.schema import text_id
 
 if TYPE_CHECKING:
     from mmd.retrieval.methods import Retriever
@@ -126,7 +131,10 @@ def train(
             held_out=bool(division.held_out),
             on_cpu=not gpus_wanted(config.models, training.workers),
         )
-        checkpoint = RunPlace(place.path, "run").finished() or fit_run(job, division, shards, place)
+        checkpoint = RunPlace(place.path, "run").finished()
+        if checkpoint is None:
+            cache_texts(job, inputs, keys.values())
+            checkpoint = fit_run(job, division, shards, place)
     RunPlace(place.path, "run").fetch(checkpoint, str(scratch / "run"))
     return job, division, load_state(scratch / "run")
 
@@ -167,6 +175,38 @@ def sample_shards(config: AppConfig, inputs: Mapping[str, Artifact], place: RunP
             "is one."
         )
     return [path if "://" not in folder.path else fs.unstrip_protocol(path) for path in shards]
+
+
+def cache_texts(job: RetrieverJob, inputs: Mapping[str, Artifact], responses: Iterable[Response]) -> None:
+    """Compute the sentence vectors that towers will read, where neither features nor cache have them, on all cores.
+
+    Workers would compute them, too, but one text after the other while training waits. Frozen text models are left to
+    them: they encode a batch at a time.
+    """
+    if job.config.retrieval.towers.text != FEATURES:
+        return
+    info = build_extractors(job.config.features).describe()["text"]
+    if info is None:
+        return  # the worker says what is missing
+    corpus, features = Corpus(inputs["corpus"]), features_of(inputs)
+    known = FeatureCache(job.store, "text", info.name).known()
+    if features and features.extractors["text"] == info:
+        known |= set(features.text_vectors)
+    facts = Facts.load(corpus, features, job.config.retrieval.samples)
+    missing = {key: text for key, text in read_texts(corpus, facts, responses).items() if key not in known}
+    if not missing:
+        return
+    with progress("text", len(missing), "texts") as advance:
+        for receipt in compute_texts(job.config.features, job.store, missing):
+            advance(receipt["rows"], done=receipt["rows"], errors=receipt["errors"])
+
+
+def read_texts(corpus: Corpus, facts: Facts, responses: Iterable[Response]) -> dict[str, str]:
+    """Return text id → text of all that towers read in training: turns in words, and right responses."""
+    turns = (turn for dialogue in corpus.dialogues("train") for turn in dialogue.turns)
+    texts = dict.fromkeys(turn_words(turn, facts.titles, facts.pictures) for turn in turns)
+    texts |= dict.fromkeys(response.text for response in responses)
+    return {text_id(text): text for text in texts if text.strip()}
 
 
 def read_keys(shards: Sequence[str]) -> dict[Sample, Response]:

@@ -13,8 +13,17 @@ if TYPE_CHECKING:
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def adamw(parameters: Iterable[torch.nn.Parameter], rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """Return AdamW over these weights; only matrices decay. Source: Loshchilov & Hutter 2019."""
+def adamw(
+    parameters: Iterable[torch.nn.Parameter], rate: float, weight_decay: float, *, fused: bool = False
+) -> torch.optim.AdamW:
+    """Return AdamW over these weights; only matrices decay. Source: Loshchilov & Hutter 2019.
+
+    Args:
+        parameters: what is trained.
+        rate: learning rate until :func:`set_rate` says otherwise.
+        weight_decay: decoupled.
+        fused: one kernel a weight instead of a dozen; the same up to rounding.
+    """
     import torch
 
     own = list(parameters)
@@ -22,7 +31,7 @@ def adamw(parameters: Iterable[torch.nn.Parameter], rate: float, weight_decay: f
         {"params": [p for p in own if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, fused=fused)
 
 
 def set_rate(optimizer: Any, rate: float) -> None:  # noqa: ANN401 (torch's, or DeepSpeed's wrapper)
@@ -61,12 +70,14 @@ def restore_state(
     """Invert :func:`state_tensors`."""
     import torch
 
+    fused = bool(optimizer.defaults.get("fused"))
     for index, parameter in enumerate(of):
         if masters:
             with torch.no_grad():
                 parameter.copy_(tensors[f"{index}.master"])
         if f"{index}.step" in tensors:
+            step = tensors[f"{index}.step"].clone()  # AdamW counts on the CPU, unless its kernels do
             optimizer.state[parameter] = {
-                "step": tensors[f"{index}.step"].clone(),  # AdamW counts on the CPU
+                "step": step.to(parameter.device) if fused else step,
                 **{name: tensors[f"{index}.{name}"].to(parameter.device) for name in _MOMENTS},
             }

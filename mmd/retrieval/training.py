@@ -115,7 +115,8 @@ class RetrieverTraining:
         self.workers = workers or Alone()
         self.state = TrainState()
         self._chunks, self._judge, self._miner, self._device = chunks, judge, miner, device
-        self._optimizer = adamw(trained(retriever).values(), plan.recipe.learning_rate, settings.weight_decay)
+        parameters = trained(retriever).values()
+        self._optimizer = adamw(parameters, plan.recipe.learning_rate, settings.weight_decay, fused=True)
         counts = {name: sum(key.modality == name for key in plan.keys) for name in retriever.spec.modalities}
         weights = class_weights(counts, retriever.spec.modalities) if retriever.two_step else None
         self._steps = StepMaker(retriever, self.workers, plan.seed, weights, cached=settings.micro_batch > 0)
