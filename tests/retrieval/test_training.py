@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from mmd.errors import ConfigError, ModelError
+from mmd.features.extract import ExtractorInfo
 from mmd.models.threads import torch_threads
 from mmd.retrieval.batches import BatchPlan, key_of, recipe_for
 from mmd.retrieval.inputs import InputMaker
@@ -48,6 +50,7 @@ class NoisySources:
     """Texts and pictures as noisy marks of what they are about; the first word of a text, the first part of an id."""
 
     text_dim = picture_dim = DIM
+    extractors = MappingProxyType({role: ExtractorInfo("noisy", DIM) for role in ("text", "vision")})
 
     def text_vectors(self, texts: Sequence[str]):
         return np.stack([_vector(text.split(" ")[0], text) for text in texts]) if texts else np.zeros((0, DIM), "f4")
