@@ -163,23 +163,31 @@ class ResponseIndex:
     def _search(self, queries: Vectors, k: int) -> Found:
         """Search a block, ``k`` not above the number of responses; what was not settled is searched harder."""
         effort = self.tuned.effort
-        fetch = k if effort else k + _SLACK
         ids: list[list[str]] = [[] for _ in queries]
         scores = np.empty((len(queries), k), np.float32)
-        rows = np.arange(len(queries))
-        while len(rows):
+        work = [(np.arange(len(queries)), k if effort else k + _SLACK, effort)]
+        while work:
+            rows, fetch, effort = work.pop()
             fetch = min(fetch, len(self))
-            rough, slots = self.fetch(queries[rows], fetch, effort)
-            exact = self._score(queries[rows], slots)
-            order = np.argsort(-exact, axis=1, kind="stable")
-            exact, slots = np.take_along_axis(exact, order, 1), np.take_along_axis(slots, order, 1)
-            done = self._settled(rough, exact, k) if not effort else slots[:, k - 1] >= 0
-            if fetch == len(self) and not effort:
-                done[:] = True
+            if len(rows) > 1 and len(rows) * fetch > 2 * _BLOCK_SLOTS:  # many ties: fewer queries at a time
+                work += [(half, fetch, effort) for half in np.array_split(rows, 2)]
+                continue
+            slots, exact, done = self._try(queries[rows], k, fetch, effort)
             for at, named, own in zip(rows[done].tolist(), *self._named(slots[done], exact[done], k), strict=True):
                 ids[at], scores[at] = named, own
-            rows, fetch, effort = rows[~done], k + _SLACK if effort else 4 * fetch, 0
+            if not done.all():
+                work.append((rows[~done], k + _SLACK if effort else 4 * fetch, 0))
         return Found(ids, scores)
+
+    def _try(self, queries: Vectors, k: int, fetch: int, effort: int) -> tuple[Slots, Vectors, npt.NDArray[np.bool_]]:
+        """Return slots and scores (n, fetch), best first, and which queries they settle."""
+        rough, slots = self.fetch(queries, fetch, effort)
+        exact = self._score(queries, slots)
+        order = np.argsort(-exact, axis=1, kind="stable")
+        exact, slots = np.take_along_axis(exact, order, 1), np.take_along_axis(slots, order, 1)
+        if effort:
+            return slots, exact, slots[:, k - 1] >= 0
+        return slots, exact, self._settled(rough, exact, k) | (fetch == len(self))
 
     def fetch(self, queries: Vectors, k: int, effort: int) -> tuple[Vectors, Slots]:
         """Return scores and slots (n, k) as the structure finds them with this effort, −1 where it finds no more."""
@@ -204,9 +212,8 @@ class ResponseIndex:
         """Return ids and scores of each query's first ``k``, ties in order of id; each row's ``scores`` fall."""
         tied = np.flatnonzero((scores[:, 1:] == scores[:, :-1]).any(axis=1))
         for row in tied.tolist():
-            names = self._ids[slots[row]].tolist()
-            order = sorted(range(len(names)), key=lambda at: (-scores[row, at], names[at]))
-            slots[row] = slots[row][order]  # equal scores change places among themselves only
+            falling = zip((-scores[row]).tolist(), self._ids[slots[row]].tolist(), slots[row].tolist(), strict=True)
+            slots[row] = [slot for _, _, slot in sorted(falling)]  # equal scores change places among themselves only
         return self._ids[slots[:, :k]].tolist(), scores[:, :k]
 
     def vectors(self, ids: Sequence[str]) -> Vectors:

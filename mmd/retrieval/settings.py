@@ -102,7 +102,9 @@ class IndexSettings(Settings):
     """The search structure."""
 
     kind: IndexKind = Field(default="auto", description="Structure; auto chooses by size and memory and says why.")
-    memory_mb: int = Field(default=2048, ge=1, description="Memory that an index of one modality may take.")
+    memory_mb: int = Field(
+        default=2048, ge=1, description="Memory that an index of one modality, or each part of it, may take."
+    )
     recall: float = Field(default=0.95, gt=0, le=1, description="Recall@10 against exact search that auto tunes for.")
     threads: int = Field(default=0, ge=0, description="Threads; 0: all cores.")
     shards: int = Field(default=1, ge=1, description="Parts that separate actors search.")
@@ -115,6 +117,7 @@ class RerankSettings(Settings):
     depth: int = Field(default=20, ge=2, description="Responses that it looks at.")
     epochs: float = Field(default=2.0, gt=0, description="Passes over the training samples.")
     learning_rate: float = Field(default=5e-4, gt=0, description="Peak rate.")
+    samples: int = Field(default=2_000, ge=1, description="Training samples that it learns from, at most.")
 
 
 class PoolSettings(Settings):

@@ -67,6 +67,14 @@ def test_ties_go_by_id_even_where_only_some_of_them_fit():
     assert index.search([[1, 0]], 70).ids[0][:3] == ["00", "01", "02"]
 
 
+def test_thousands_of_ties_are_settled_by_id(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mmd.retrieval.index._BLOCK_SLOTS", 10_000)  # fewer queries at a time, as with millions
+    index = ResponseIndex(2)
+    order = np.random.default_rng(0).permutation(2000)
+    index.add([f"{i:05d}" for i in order], [[1, 0]] * 2000)
+    assert index.search([[1, 0]] * 50, 2).ids == [["00000", "00001"]] * 50
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_than_there_are_gives_all_there_are(kind: str):
     index = built(kind, 400)
