@@ -89,12 +89,13 @@ def run(context: JobContext) -> Artifact:
 
 
 def inputs_of(context: JobContext) -> dict[str, Artifact]:
-    """Return the corpus and, where they were computed, its features: newest features lead to their own corpus."""
+    """Return the corpus and, where they were computed, its features: those asked for last, else the newest."""
     corpus = context.open("corpus")
-    made = [features for features in context.store.find("features") if features.manifest.name == context.name]
-    for features in [context.pins["features"]] if "features" in context.pins else reversed(made):
-        if features.manifest.inputs.get("corpus", "").split(" ")[0] == corpus.ref:
-            return {"corpus": corpus, "features": features}
+    made = [found for found in context.store.find("features") if found.manifest.name == context.name]
+    if made or "features" in context.pins:
+        for features in (context.open("features"), *reversed(made)):
+            if features.manifest.inputs.get("corpus", "").split(" ")[0] == corpus.ref:
+                return {"corpus": corpus, "features": context.store.open(features.ref)}
     return {"corpus": corpus}
 
 
