@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
 
 from jobs.glue.entry import JobContext
-from jobs.train_retriever import event_rows, inputs_of, run
+from jobs.train_retriever import event_rows, inputs_of, read_texts, run
 from mmd import schema
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config
@@ -22,12 +25,14 @@ from mmd.corpora.store import Corpus
 from mmd.errors import CorpusError
 from mmd.retrieval.bases import load_bases
 from mmd.retrieval.facts import Facts
+from mmd.retrieval.inputs import InputMaker
 from mmd.retrieval.rows import KEY_COLUMNS, ROWS, FindRows, response_of, sample_of
 from mmd.retrieval.samples import find_samples
 from mmd.retrieval.saving import load_retriever
+from mmd.retrieval.settings import TowerSettings
 from mmd.retrieval.sources import build_maker, training_sources
 from mmd.retrieval.training import TrainedRetriever, TrainState, train_plain
-from mmd.schema import Dialogue, Item, Turn
+from mmd.schema import Dialogue, Item, Turn, text_id
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "films"
@@ -118,6 +123,29 @@ def test_validations_are_scalars_of_their_step():
     rows = list(event_rows(TrainState(2, history, [found])))
     assert rows[0] == (1, {"train/loss": 1.0, "train/rate": 0.1})
     assert rows[2] == (2, {"validation/r1": 0.5, "validation/r1/text": 0.25})
+
+
+def test_the_driver_knows_every_text_that_a_worker_will_ask_for(tmp_path: Path):
+    corpus = Corpus(write_corpus(ArtifactStore(str(tmp_path))))
+    settings = make_config(tmp_path).retrieval.samples
+    facts = Facts.load(corpus, None, settings)
+    samples = find_samples(corpus.dialogues("train"), facts, settings)
+    asked = set()
+
+    class Recording:
+        text_dim, picture_dim, extractors = 2, 0, MappingProxyType({})
+
+        def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
+            asked.update(texts)
+            return np.zeros((len(texts), 2), np.float32)
+
+    maker = InputMaker(TowerSettings(vision="none"), samples.modalities, Recording(), facts.titles, facts.pictures)
+    maker.queries([sample.query for sample in samples.samples])
+    right = [samples.responses[sample.response_id] for sample in samples.samples]
+    maker.responses(right)
+    known = read_texts(corpus, facts, right)
+    assert asked <= set(known.values())
+    assert all(text_id(text) == key for key, text in known.items())
 
 
 @pytest.mark.ray
