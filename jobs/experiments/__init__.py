@@ -1,8 +1,8 @@
-"""The experiments of KDSL: each module ``jobs.experiments.NAME`` answers one question with numbers and a picture.
+"""The experiments: each module ``jobs.experiments.NAME`` answers one question with numbers and a picture.
 
 ``python -m jobs.experiments NAME`` (or ``mmd experiment NAME``) runs one and writes ``docs/results/NAME-DATE.json`` and
-``.png``; findings in words are in ``docs/results/kdsl-experiments.md``. Nothing here chooses a setting, and no test
-split of third-party data is read.
+``.png``; findings in words are in ``docs/results/kdsl-experiments.md`` and ``retrieval-experiments.md`` beside it. Nothing
+here chooses a setting, and no test split of third-party data is read.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ EXPERIMENTS = (
     "ablation",
     "shots",
     "latency",
+    "retrieval_methods",
+    "text_fraction",
+    "pool_size",
+    "encoder_size",
+    "rerank_effect",
 )
 """Module names; a new experiment adds its own here."""
 SUITE = Suite("experiment", "jobs.experiments", EXPERIMENTS)

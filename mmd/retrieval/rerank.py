@@ -283,6 +283,21 @@ def _copy(net: RerankNet) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in net.state_dict().items()}
 
 
+def judge_reranker(reranker: Reranker, samples: Sequence[Sample], given: SampleSet) -> dict[str, float]:
+    """Return how often samples' right response comes first, by the retriever's order and by the re-ranker's.
+
+    ``within`` is how often it is among the first ``depth`` at all, which no re-ranker can exceed. Two-step methods are
+    asked in the right modality.
+    """
+    found = first_responses(reranker.reader, samples, given, reranker.depth, with_gold=False)
+    lists = make_lists(reranker.reader, samples, found, reranker.depth)
+    return {
+        "before": float((lists.cosines.argmax(1).cpu() == lists.golds).float().mean()),
+        "after": recall_of(reranker.net, lists),
+        "within": float((lists.golds >= 0).float().mean()),
+    }
+
+
 # ---------------------------------------------------------------- on disk
 
 
