@@ -1,8 +1,8 @@
 """The experiments: each module ``jobs.experiments.NAME`` answers one question with numbers and a picture.
 
 ``python -m jobs.experiments NAME`` (or ``mmd experiment NAME``) runs one and writes ``docs/results/NAME-DATE.json`` and
-``.png``; findings in words are in ``docs/results/kdsl-experiments.md`` and ``retrieval-experiments.md`` beside it. Nothing
-here chooses a setting, and no test split of third-party data is read.
+``.png``; findings in words are in ``docs/results/kdsl-experiments.md`` and ``retrieval-experiments.md`` beside it.
+Nothing here chooses a setting, and no test split of third-party data is read unless ``--judge test`` asks for it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sizes of the text encoder: frozen features under a head, a tiny trained model, a small sentence model.
 
-Everything else is equal; recall on the test pools, weights and training time.
+Everything else is equal; recall in union pools, weights and training time.
 
     mmd experiment encoder_size --corpus shop --encoders features tiny-bert minilm-l6-v2
 """
@@ -29,10 +29,10 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
     units = [
         Unit(name, seed, {"towers.text": name}) for seed in range(options["seeds"]) for name in options["encoders"]
     ]
-    outcomes = retrievers.run_units(options, units, "test", "encoder size")
+    outcomes = retrievers.run_units(options, units, retrievers.judged_on(options), "encoder size")
     found = retrievers.by_name(outcomes)
     return {
-        "config": retrievers.config_of(options, "test"),
+        "config": retrievers.config_of(options, retrievers.judged_on(options)),
         "repeats": options["seeds"],
         "samples": outcomes[0]["samples"],
         "parameters": {name: told[0]["parameters"]["total"] for name, told in found.items()},

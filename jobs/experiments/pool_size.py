@@ -1,6 +1,6 @@
 """From pools of 50 to the whole corpus: recall of each method, BM25 and an encoder off the shelf by size of the pool.
 
-Exact expectations over all pools that could be drawn (hypergeometric), up to all responses there are; test samples.
+Exact expectations over all pools that could be drawn (hypergeometric), up to all responses there are.
 
     mmd experiment pool_size --corpus shop
 """
@@ -27,7 +27,7 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
     """Train the methods, and return the curves of the first seed with those of the baselines."""
     units = [Unit(BASELINES, 0, {})]
     units += [Unit(m, seed, {"method": m}) for seed in range(options["seeds"]) for m in options["methods"]]
-    baselines, *outcomes = retrievers.run_units(options, units, "test", "pool size")
+    baselines, *outcomes = retrievers.run_units(options, units, retrievers.judged_on(options), "pool size")
     curves = {name: told["curve"] for name, told in baselines["systems"].items()}
     for name, told in retrievers.by_name(outcomes).items():
         found = [next(iter(o["systems"].values()))["curve"] for o in told]
@@ -36,7 +36,7 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
             for k in ("R@1", "R@10")
         }
     return {
-        "config": retrievers.config_of(options, "test"),
+        "config": retrievers.config_of(options, retrievers.judged_on(options)),
         "repeats": options["seeds"],
         "samples": baselines["samples"],
         "curves": curves,

@@ -1,6 +1,6 @@
-"""Does interaction beyond one cosine help? R@1 in the whole corpus before and after the re-ranker, on test samples.
+"""Does interaction beyond one cosine help? R@1 in the whole corpus before and after the re-ranker.
 
-The re-ranker learns from the training part and keeps the epoch that held-out samples prefer; no test sample chooses.
+The re-ranker learns from the training part and keeps the epoch that held-out samples prefer; no sample that judges chooses.
 
     mmd experiment rerank_effect --corpus shop --methods mdr dr
 """
@@ -28,9 +28,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: Mapping[str, Any]) -> dict[str, Any]:
     """Train every method with a re-ranker, with every seed."""
     units = [Unit(m, seed, {"method": m}, rerank=True) for seed in range(options["seeds"]) for m in options["methods"]]
-    outcomes = retrievers.run_units(options, units, "test", "re-ranker")
+    outcomes = retrievers.run_units(options, units, retrievers.judged_on(options), "re-ranker")
     return {
-        "config": retrievers.config_of(options, "test"),
+        "config": retrievers.config_of(options, retrievers.judged_on(options)),
         "repeats": options["seeds"],
         "samples": outcomes[0]["samples"],
         "r1": {

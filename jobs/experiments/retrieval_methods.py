@@ -1,4 +1,4 @@
-"""DR, SDR, SDR with an intent encoder of its own, and MDR, trained alike and judged in the same test pools.
+"""DR, SDR, SDR with an intent encoder of its own, and MDR, trained alike and judged in the same pools.
 
 Equal samples, epochs, batches and seeds; recall by each method's own choice of modality and with oracle intent, intent
 and weights. BM25 and an encoder off the shelf stand beside them.
@@ -29,10 +29,10 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
     """Train every method with every seed."""
     units = [Unit(BASELINES, 0, {})]
     units += [Unit(method, seed, {"method": method}) for seed in range(options["seeds"]) for method in METHODS]
-    baselines, *outcomes = retrievers.run_units(options, units, "test", "retrieval methods")
+    baselines, *outcomes = retrievers.run_units(options, units, retrievers.judged_on(options), "retrieval methods")
     found = retrievers.by_name(outcomes)
     return {
-        "config": retrievers.config_of(options, "test"),
+        "config": retrievers.config_of(options, retrievers.judged_on(options)),
         "repeats": options["seeds"],
         "samples": baselines["samples"],
         "parameters": {name: told[0]["parameters"] for name, told in found.items()},

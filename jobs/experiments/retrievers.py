@@ -58,6 +58,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     domains.add_options(parser)
     parser.add_argument("--corpus", default="shop", help="corpus in the store (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="repeats, each with its own seed (default: %(default)s)")
+    parser.add_argument(
+        "--judge",
+        choices=("auto", "test", "validation"),
+        default="auto",
+        help="whose samples judge; auto: test of the simulated shop, validation of any other corpus",
+    )
+
+
+def judged_on(options: Mapping[str, Any]) -> Judged:
+    """Return whose samples judge: the test split of third-party data is read only when that is asked for."""
+    if options["judge"] != "auto":
+        return "test" if options["judge"] == "test" else "validation"
+    context = domains.open_context(options, options["corpus"])
+    return "test" if context.open("corpus").manifest.settings.get("reader") == "shop" else "validation"
 
 
 def run_units(options: Mapping[str, Any], units: Sequence[Unit], judged: Judged, title: str) -> list[dict[str, Any]]:
