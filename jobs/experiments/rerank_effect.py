@@ -1,6 +1,6 @@
 """Does interaction beyond one cosine help? R@1 in the whole corpus before and after the re-ranker.
 
-The re-ranker learns from the training part and keeps the epoch that held-out samples prefer; no sample that judges chooses.
+The re-ranker learns from the training part and keeps the epoch that held-out samples prefer; others judge.
 
     mmd experiment rerank_effect --corpus shop --methods mdr dr
 """
