@@ -23,6 +23,7 @@ from mmd.retrieval.facts import Facts
 from mmd.retrieval.methods import RetrieverSpec
 from mmd.retrieval.online import OnlineRetrieval, OnlineSources
 from mmd.retrieval.pictures import ResponsePictures
+from mmd.retrieval.rerank import load_reranker
 from mmd.retrieval.saving import encoder_hash, load_maker, load_retriever
 from mmd.retrieval.sharded import load_index
 from mmd.retrieval.sources import Encoders
@@ -51,7 +52,8 @@ def load_online(
     retriever = load_retriever(found["retriever"], settings.models)
     facts = Facts.load(corpus, features, retriever.spec.samples)
     read = load_reader(retriever.spec, corpus, features, settings)
-    sources = OnlineSources(OnlineFeatures(read, settings), facts, describe(read, retriever.spec))
+    pictures = ResponsePictures(found["index"])
+    sources = OnlineSources(OnlineFeatures(read, settings), facts, describe(read, retriever.spec), pictures)
     maker = load_maker(found["retriever"], sources, sources, settings.models)
     encoder, threads = encoder_hash(found["retriever"]), settings.models.threads
     indices = {
@@ -64,12 +66,13 @@ def load_online(
         indices,
         {response.id: response for response in responses},
         maker,
+        load_reranker(found["retriever"], retriever, maker),
         artifacts={role: artifact.ref for role, artifact in found.items()},
     )
     return OnlineRetrieval(
         engine,
         sources,
-        ResponsePictures(found["index"]),
+        pictures,
         context_turns=retriever.spec.samples.context_turns,
         threads=settings.models.threads,
     )

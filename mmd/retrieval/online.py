@@ -38,15 +38,23 @@ class OnlineSources(Mapping[str, str]):
         features: reads texts and pictures, with a cache of recent ones.
         facts: of the corpus; its pictures keep the words that they had in training.
         extractors: role (``text``, ``vision``) → what makes the vectors; None where none are asked for.
+        responses: pictures of responses, which a re-ranker looks at; None: nobody does.
     """
 
-    def __init__(self, features: OnlineFeatures, facts: Facts, extractors: Mapping[str, ExtractorInfo | None]) -> None:
+    def __init__(
+        self,
+        features: OnlineFeatures,
+        facts: Facts,
+        extractors: Mapping[str, ExtractorInfo | None],
+        responses: ResponsePictures | None = None,
+    ) -> None:
         self.extractors = dict(extractors)
         self.text_dim, self.picture_dim = (_dim(self.extractors.get(role)) for role in ("text", "vision"))
         self.titles = facts.titles
         self._features = features
         self._known = facts.pictures
         self._reads_ocr = facts.settings.picture_text in ("ocr", "both")
+        self._responses = responses
         self._shown: Mapping[str, ImageFacts] = {}
 
     @property
@@ -107,16 +115,22 @@ class OnlineSources(Mapping[str, str]):
         """Return float32 (n, picture_dim), and which of them are known; the others' rows are zero."""
         out = np.zeros((len(image_ids), self.picture_dim), np.float32)
         known = np.zeros(len(image_ids), np.bool_)
-        for row, key in enumerate(image_ids):
-            facts = self._shown.get(key)
+        for row, facts in enumerate(self._facts(image_ids)):
             if facts is not None and facts.vector is not None:
                 out[row], known[row] = facts.vector, True
         return out, known
 
     def picture_bytes(self, image_ids: Sequence[str]) -> list[bytes | None]:
         """Return encoded pictures, None for those that are not there."""
-        shown = [self._shown.get(key) for key in image_ids]
-        return [None if facts is None else facts.data for facts in shown]
+        return [None if facts is None else facts.data for facts in self._facts(image_ids)]
+
+    def _facts(self, image_ids: Sequence[str]) -> list[ImageFacts | None]:
+        """Return what is known of pictures on show, and of those of responses; None for others."""
+        own = {key: self._responses.get(key) for key in image_ids if key not in self._shown} if self._responses else {}
+        # Responses are in words already: nothing is to be recognised in their pictures.
+        unread = {key: replace(image, ocr=()) for key, image in own.items() if image is not None}
+        known = {**self._features.look(unread, pixels=True)[0], **self._shown}
+        return [known.get(key) for key in image_ids]
 
 
 def _dim(info: ExtractorInfo | None) -> int:
@@ -141,7 +155,7 @@ class OnlineRetrieval:
         sources: of texts and pictures.
         pictures: of the responses.
         context_turns: last turns of a dialogue that a query keeps.
-        threads: CPU threads of the encoders; 0: torch's own choice.
+        threads: CPU threads of the encoders.
         degraded: what was missing at loading, repeated in answers.
     """
 
@@ -152,7 +166,7 @@ class OnlineRetrieval:
         pictures: ResponsePictures,
         *,
         context_turns: int,
-        threads: int = 0,
+        threads: int = 1,
         degraded: tuple[str, ...] = (),
     ) -> None:
         self.engine = engine

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from httpx import Response
 from starlette.testclient import TestClient
 
@@ -24,6 +25,7 @@ from mmd.retrieval.engine import RetrievalEngine
 from mmd.retrieval.facts import Facts, context_text
 from mmd.retrieval.loading import load_online, load_reader
 from mmd.retrieval.online import OnlineRetrieval, OnlineSources
+from mmd.retrieval.rerank import PairReader, Reranker, RerankNet
 from mmd.retrieval.samples import load_samples
 from mmd.retrieval.saving import load_maker, load_spec
 from mmd.retrieval.settings import SampleSettings
@@ -313,6 +315,33 @@ def test_pictures_that_cannot_be_read_are_told_and_the_words_answer(
         assert len(tiny_retrieval.rank([prepared], 3)[0].hits) == 3
     finally:
         sources._features = seeing
+
+
+def test_pictures_of_responses_are_seen_as_in_training(tiny_retrieval: OnlineRetrieval, offline: RetrievalEngine):
+    """By a re-ranker, which looks at both sides of a pair."""
+    responses = [r for r in tiny_retrieval.engine.responses.values() if r.image_id][:4]
+    online, stored = (engine.maker.responses(responses).pictures for engine in (tiny_retrieval.engine, offline))
+    torch.testing.assert_close(online, stored, atol=1e-6, rtol=0)
+    assert online is not None
+    assert online.abs().sum() > 0
+
+
+def test_a_re_ranker_that_came_with_the_retriever_looks_again(
+    tiny_retrieval: OnlineRetrieval, samples: list[Sample], tiny_corpus: Corpus
+):
+    """Its scores order the hits; they are those that it gives a pair by itself."""
+    engine = tiny_retrieval.engine
+    reader = PairReader(engine.retriever, engine.maker)
+    first = next(iter(engine.responses.values()))
+    net = RerankNet(reader.read(samples[0].query, [first])[0].shape[1])
+    net.second.weight.data.normal_(generator=torch.Generator().manual_seed(3))
+    again = RetrievalEngine(engine.retriever, engine.indices, engine.responses, engine.maker, Reranker(net, reader, 6))
+    online = OnlineRetrieval(again, tiny_retrieval._sources, tiny_retrieval.pictures, context_turns=8)
+    images = {image.id: image for image in tiny_corpus.images()}
+    (answer,) = online.rank([online.prepare(samples[0].query, images)], 4)
+    scores = [hit.score for hit in answer.hits]
+    assert scores == sorted(scores, reverse=True)
+    assert "rerank" in answer.timings_ms
 
 
 # ---------------------------------------------------------------- loading
