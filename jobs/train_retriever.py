@@ -33,7 +33,7 @@ from jobs.glue.entry import JobContext, console, main
 from jobs.glue.metric_logs import EVENTS_FILE, write_events
 from jobs.glue.placing import HELD_OUT, make_datasets, ordered_shards, plan_passes
 from jobs.glue.progress import progress
-from jobs.glue.retriever import MINED, RetrieverJob, features_of, load_best, train_worker
+from jobs.glue.retriever import MINED, RetrieverJob, features_of, load_best, train_worker, write_reranker
 from jobs.glue.train import RunPlace, fit, gpus_wanted, remove_left_over, start_monitor, watch
 from jobs.glue.tune import only_run
 from mmd.artifacts import Artifact, ArtifactWriter, version_for
@@ -104,6 +104,8 @@ def training_settings(config: AppConfig) -> dict[str, Any]:
     retrieval = config.retrieval.model_dump(mode="json", include={"method", "samples", "towers", "training", "pools"})
     kept = {key: value for key, value in retrieval["training"].items() if key not in _OPERATION}
     pools = {key: retrieval["pools"][key] for key in ("size", "seed")}
+    if config.retrieval.rerank.enabled:
+        retrieval["rerank"] = config.retrieval.rerank.model_dump(mode="json")
     return {**retrieval, "training": kept, "pools": pools, "features": config.features.model_dump(mode="json")}
 
 
@@ -256,6 +258,8 @@ def write_retriever(
 
     retriever, bases = load_best(job, scratch / "run")
     save_retriever(writer, retriever, bases)
+    if job.config.retrieval.rerank.enabled:
+        write_reranker(writer, job, retriever)
     record = {
         "samples": {"train": len(division.train), "validation": len(division.held_out)},
         "parameters": retriever.parameter_counts(),

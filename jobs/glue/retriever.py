@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.glue.placing import HELD_OUT, Pass, placed_rows, read_rows
 from jobs.glue.train import StepReporter
-from mmd.artifacts import Artifact, ArtifactStore
+from mmd.artifacts import Artifact, ArtifactStore, ArtifactWriter
 from mmd.config import AppConfig
 from mmd.corpora.store import Corpus
 from mmd.features.store import Features
@@ -18,10 +18,12 @@ from mmd.models.threads import torch_threads
 from mmd.retrieval.batches import BatchPlan
 from mmd.retrieval.facts import Facts
 from mmd.retrieval.rows import response_of, sample_of
+from mmd.retrieval.samples import load_samples
 from mmd.retrieval.training import (
     Division,
     RetrieverTraining,
     build_retriever,
+    divide,
     load_trained,
     make_judge,
     make_miner,
@@ -196,3 +198,19 @@ def load_best(job: RetrieverJob, checkpoint: Path) -> tuple[Retriever, BaseModel
     retriever = Retriever(spec, bases, job.config.seed)
     load_trained(retriever, load_file(best / _WEIGHTS_FILE))
     return retriever.eval(), bases
+
+
+def write_reranker(writer: ArtifactWriter, job: RetrieverJob, retriever: Retriever) -> None:
+    """Train a re-ranker on a trained retriever's first responses, and write it and what it was worth beside it."""
+    from mmd.retrieval.rerank import fit_reranker, save_reranker
+
+    settings, store = job.config.retrieval, ArtifactStore(job.store)
+    inputs = {role: store.open(ref, verify=False) for role, ref in job.inputs.items()}
+    given = load_samples(Corpus(inputs["corpus"]), features_of(inputs), settings.samples)
+    parts = divide(given.samples, settings.samples.validation_fraction, job.config.seed)
+    maker, _ = open_inputs(job)
+    reranker, told = fit_reranker(
+        retriever, maker, parts.train, parts.held_out, given, settings.rerank, job.config.seed
+    )
+    save_reranker(writer, reranker)
+    writer.write_json("rerank/training.json", told)
