@@ -159,20 +159,28 @@ class Lists:
 
 
 def first_responses(
-    reader: PairReader, samples: Sequence[Sample], given: SampleSet, depth: int, *, with_gold: bool
+    reader: PairReader,
+    samples: Sequence[Sample],
+    given: SampleSet,
+    depth: int,
+    *,
+    with_gold: bool,
+    whole: bool = False,
 ) -> list[list[Response]]:
     """Return what the retriever finds first for each sample: in the union (mdr), or in the right modality.
 
     Args:
         reader: has the retriever.
         samples: to ask about.
-        given: their corpus; responses are those that these samples' split part and the catalogue name.
+        given: their corpus.
         depth: responses a sample.
         with_gold: put the right one in the last place where it is not among them.
+        whole: search all responses; else these samples' right ones and what no sample names, so that nothing of other
+            parts of the corpus is learnt from.
     """
     named = {s.response_id for s in given.samples}
     mine = {s.response_id for s in samples}
-    ids = [key for key in sorted(given.responses) if key in mine or key not in named]
+    ids = [key for key in sorted(given.responses) if whole or key in mine or key not in named]
     responses = [given.responses[key] for key in ids]
     place = {key: row for row, key in enumerate(ids)}
     right = encode_responses(reader.retriever, reader.maker, responses)
@@ -284,12 +292,12 @@ def _copy(net: RerankNet) -> dict[str, Tensor]:
 
 
 def judge_reranker(reranker: Reranker, samples: Sequence[Sample], given: SampleSet) -> dict[str, float]:
-    """Return how often samples' right response comes first, by the retriever's order and by the re-ranker's.
+    """Return how often samples' right response comes first, by the retriever's and by the re-ranker's order.
 
     ``within`` is how often it is among the first ``depth`` at all, which no re-ranker can exceed. Two-step methods are
     asked in the right modality.
     """
-    found = first_responses(reranker.reader, samples, given, reranker.depth, with_gold=False)
+    found = first_responses(reranker.reader, samples, given, reranker.depth, with_gold=False, whole=True)
     lists = make_lists(reranker.reader, samples, found, reranker.depth)
     return {
         "before": float((lists.cosines.argmax(1).cpu() == lists.golds).float().mean()),
