@@ -23,7 +23,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 _SHAPE = 2.0  # of the gamma variables: most texts are short, a few long
 _TEMPERATURE = 0.05
+_RATE = 5e-5
 _TARGET = 0.95
 
 
@@ -87,7 +88,7 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     task = make_task(options)
-    sides = {"mmd": OurSide(task), "sentence-transformers": TheirSide(task)}
+    sides: dict[str, Side] = {"mmd": OurSide(task), "sentence-transformers": TheirSide(task)}
     rates: dict[str, list[float]] = {name: [] for name in sides}
     with torch_threads(options["threads"] or len(os.sched_getaffinity(0))):
         for repeat in range(options["repeats"]):
@@ -129,7 +130,7 @@ def make_task(options: Mapping[str, Any]) -> Task:
         training=TrainingSettings(
             epochs=1,
             batch=options["batch"],
-            learning_rate=5e-5,
+            learning_rate=_RATE,
             warmup=0.0,
             temperature=_TEMPERATURE,
             dtype=options["dtype"],
@@ -162,6 +163,20 @@ def draw_pairs(words: Sequence[str], n: int, context: int, response: int, seed: 
         return " ".join(words[place] for place in draw.integers(len(words), size=length))
 
     return [(f"user: {text(context)}", text(response)) for _ in range(n)]
+
+
+class Side(Protocol):
+    """One of the two trainers; ``last_loss`` is the latest block's."""
+
+    last_loss: float
+
+    def parameters(self) -> int:
+        """Return how many weights are trained."""
+        ...
+
+    def seconds(self) -> float:
+        """Train one block on from where the last one ended; return the time of its steps but the first."""
+        ...
 
 
 class OurSide:
@@ -231,6 +246,7 @@ class TheirSide:
         )
         modules = [text, Pooling(text.get_embedding_dimension(), "mean"), Normalize()]
         self._model = SentenceTransformer(modules=modules, device=str(task.device))
+        self._model.model_card_data.generate_widget_examples = False  # no model is published
         self._loss = MultipleNegativesRankingLoss(self._model, scale=1 / _TEMPERATURE)
         anchors, positives = zip(*task.pairs, strict=True)
         self._data = Dataset.from_dict({"anchor": list(anchors), "positive": list(positives)})
@@ -249,7 +265,7 @@ class TheirSide:
 
         ends: list[float] = []
 
-        class Clock(TrainerCallback):  # type: ignore[misc]  # untyped upstream
+        class Clock(TrainerCallback):
             def on_step_end(self, *_: object, **__: object) -> None:
                 ends.append(time.perf_counter())
 
@@ -259,7 +275,7 @@ class TheirSide:
                 output_dir=str(Path(folder)),
                 num_train_epochs=1,
                 per_device_train_batch_size=training.batch,
-                learning_rate=training.learning_rate,
+                learning_rate=_RATE,
                 weight_decay=training.weight_decay,
                 max_grad_norm=training.clip,
                 lr_scheduler_type="cosine",
