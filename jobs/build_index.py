@@ -14,42 +14,36 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
-from jobs.evaluate_retrieval import open_retriever
 from jobs.featurize import absolute_store
 from jobs.glue.cluster import quiet_data, ray_cluster, worker_count, worker_errors
+from jobs.glue.encoding import Encoding, ResponseEncoder
 from jobs.glue.entry import JobContext, console, main
 from jobs.glue.progress import progress
 from mmd.artifacts import Artifact, ArtifactWriter, version_for
-from mmd.config import AppConfig
 from mmd.corpora.store import Corpus
-from mmd.features.store import Features
 from mmd.retrieval.gpu import gpus
 from mmd.retrieval.index import ResponseIndex
-from mmd.retrieval.samples import find_samples
 from mmd.retrieval.settings import IndexSettings
 from mmd.retrieval.sharded import SHARDS_FILE, deal, shard_folder
 from mmd.retrieval.structures import Choice, Vectors, choose_kind, describe_kind
 from mmd.retrieval.tuning import build_index
-from mmd.retrieval.types import RESPONSES, Query, Response, SampleSet
+from mmd.retrieval.types import RESPONSES, Response, SampleSet
 from mmd.schema import IMAGES, image_to_row
 
 if TYPE_CHECKING:
-    from mmd.retrieval.inputs import InputMaker
-    from mmd.retrieval.methods import Retriever
+    pass
 
 SPREAD_FROM = 4_000
 """Responses from which starting Ray's processes, each with the retriever, pays."""
 _BATCH = 256
-_TUNING_QUERIES = 500
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -84,54 +78,6 @@ def run(context: JobContext) -> Artifact:
 
 
 # ---------------------------------------------------------------- vectors
-
-
-@dataclass
-class Encoding:
-    """The retriever with what it reads, loaded when it is asked for; the same in the driver and in actors.
-
-    Attributes:
-        config: settings, with a store that is found from here.
-        inputs: role → artefact, ``retriever`` and what it was trained on.
-    """
-
-    config: AppConfig
-    inputs: Mapping[str, Artifact]
-
-    @cached_property
-    def _loaded(self) -> tuple[Retriever, InputMaker, Any]:
-        return open_retriever(JobContext(self.config), self.inputs["retriever"], self._corpus, self._features)
-
-    @property
-    def _corpus(self) -> Corpus:
-        return Corpus(self.inputs["corpus"])
-
-    @property
-    def _features(self) -> Features | None:
-        return Features(self.inputs["features"]) if "features" in self.inputs else None
-
-    @cached_property
-    def samples(self) -> SampleSet:
-        """All samples of the corpus, with all responses."""
-        retriever, _, facts = self._loaded
-        return find_samples(self._corpus.dialogues(), facts, retriever.spec.samples)
-
-    def responses(self, responses: Sequence[Response]) -> Vectors:
-        """Return unit vectors (n, dim)."""
-        from mmd.retrieval.encode import encode_responses
-
-        retriever, maker, _ = self._loaded
-        return encode_responses(retriever, maker, responses)
-
-    def queries(self, modality: str) -> Vectors:
-        """Return vectors (n, dim) of training queries, such as the index will be asked with."""
-        from mmd.retrieval.encode import encode_queries
-
-        retriever, maker, _ = self._loaded
-        own = [s.query for s in self.samples.samples if s.split == "train" and s.modality == modality]
-        drawn = np.random.default_rng(0).permutation(len(own))[:_TUNING_QUERIES]
-        some: list[Query] = [own[row] for row in sorted(drawn.tolist())]
-        return encode_queries(retriever, maker, some, modality)
 
 
 def encode(context: JobContext, encoding: Encoding) -> dict[str, tuple[list[str], Vectors]]:
@@ -183,20 +129,6 @@ def _has_gpu() -> bool:
     import ray
 
     return bool(ray.cluster_resources().get("GPU"))  # type: ignore[no-untyped-call]
-
-
-class ResponseEncoder:
-    """A process with a warm retriever: rows of responses in, their vectors out."""
-
-    def __init__(self, config: AppConfig, refs: Mapping[str, str]) -> None:
-        store = JobContext(config).store
-        self._encoding = Encoding(config, {role: store.open(ref, verify=False) for role, ref in refs.items()})
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Encode a batch."""
-        vectors = self._encoding.responses([Response(**row) for row in batch.to_pylist()])
-        flat = pa.array(vectors.ravel(), pa.float32())
-        return pa.table({"id": batch["id"], "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])})
 
 
 # ---------------------------------------------------------------- indices

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from jobs import build_index
-from jobs.build_index import Encoding, ResponseEncoder, absolute_store, choice_of
+from jobs.build_index import absolute_store, choice_of
+from jobs.glue.encoding import Encoding, ResponseEncoder
 from jobs.glue.entry import JobContext, with_options
 from jobs.glue.index_shards import sharded_search
 from mmd.artifacts import ArtifactStore
