@@ -19,6 +19,7 @@ __all__ = [
     "Facts",
     "Part",
     "context_text",
+    "conversation_of",
     "find_samples",
     "has_samples",
     "load_samples",
@@ -121,13 +122,22 @@ def _samples(dialogue: Dialogue, index: int, query: Query, right: list[Response]
     for number, response in enumerate(right, start=1):
         yield Sample(
             id=f"{dialogue.id}#{index}" + (f".{number}" if number > 1 else ""),
-            dialogue_id=dialogue.id,
+            dialogue_id=conversation_of(dialogue),
             split=dialogue.split,
             query=query,
             modality=response.modality,
             response_id=response.id,
             also=tuple(other for other in ids if other != response.id),
         )
+
+
+def conversation_of(dialogue: Dialogue) -> str:
+    """Return what is held out, or drawn for an interval, as one: a dialogue by its id, mmdial's by the chat it is of.
+
+    There several dialogues share a chat, turn by turn, each with another picture.
+    """
+    chat = dialogue.meta.get("dialog_file") if dialogue.source == "mmdial" else None
+    return dialogue.id if chat is None else f"{dialogue.meta.get('dialog_dataset', 'chat')}/{chat}"
 
 
 def part_of(sample: Sample, fraction: float, seed: int) -> Part:

@@ -54,7 +54,7 @@ class Sample:
 
     Attributes:
         id: ``<dialogue>#<turn index>``, with ``.<k>`` behind it from the second right response of a turn on.
-        dialogue_id: of the dialogue; validation holds out dialogues, not samples.
+        dialogue_id: of the dialogue, or of the chat that several share; validation holds out whole ones.
         split: ``train`` or ``test``.
         query: what is known.
         modality: of the response.

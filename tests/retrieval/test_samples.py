@@ -198,6 +198,22 @@ def test_a_share_of_training_dialogues_is_held_out_and_test_dialogues_are_test()
     assert part_of(split_sample("d", "test"), 0.1, seed=1) == "test"
 
 
+def test_dialogues_that_share_a_chat_are_held_out_together():
+    """mmdial has chats several times, each time with a picture in another place; the other turns are the same."""
+    facts = facts_of()
+    turns = (user("hi"), agent("ok"))
+    records = [
+        Dialogue(f"c{i}#{turn}", "mmdial", "train", turns, meta={"dialog_dataset": "dd", "dialog_file": f"c{i}"})
+        for i in range(100)
+        for turn in (2, 4)
+    ]
+    samples = find_samples(records, facts, facts.settings).samples
+    assert len({sample.id for sample in samples}) == 200
+    parts = [part_of(sample, 0.5, seed=1) for sample in samples]
+    assert set(parts) == {"train", "validation"}
+    assert parts[::2] == parts[1::2]
+
+
 def test_a_larger_share_holds_out_the_smaller_ones_dialogues_too():
     samples = [split_sample(f"d{i}", "train") for i in range(300)]
     held = {f: {s.id for s in samples if part_of(s, f, seed=0) == "validation"} for f in (0.0, 0.1, 0.3)}
