@@ -204,8 +204,10 @@ class OnlineRetrieval:
         """
         with self._lock, torch_threads(self._threads):
             self._sources.show({key: facts for entry in prepared for key, facts in entry.pictures.items()})
-            answers = self.engine.retrieve([entry.query for entry in prepared], k, modality)
-            self._sources.show({})
+            try:
+                answers = self.engine.retrieve([entry.query for entry in prepared], k, modality)
+            finally:
+                self._sources.show({})
         return [
             replace(answer, timings_ms={"pictures": entry.pictures_ms, **answer.timings_ms})
             for entry, answer in zip(prepared, answers, strict=True)
