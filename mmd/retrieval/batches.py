@@ -6,6 +6,7 @@ run goes on at the very sample where it stopped, without any state of a random g
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,6 +133,16 @@ class BatchPlan:
         """Samples of a batch from each stream."""
         texts = round((self.recipe.text_fraction or 0.0) * self.batch)
         return texts, self.batch - texts
+
+    @cached_property
+    def mean_counts(self) -> dict[str, float]:
+        """Modality → samples of it in a batch, on average; a text fraction makes them others than those there are."""
+        counts: dict[str, float] = {}
+        for stream, count in zip(self._streams, self._counts, strict=True):
+            kinds = Counter(self.keys[index].modality for index in stream.tolist())
+            for modality, there in kinds.items():
+                counts[modality] = counts.get(modality, 0.0) + count * there / len(stream)
+        return counts
 
     def samples(self, step: int) -> Indices:
         """Return indices into ``keys`` of a step's samples, over all workers; shape (batch,)."""

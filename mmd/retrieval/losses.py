@@ -89,7 +89,7 @@ def intent_loss(logits: torch.Tensor, targets: torch.Tensor, class_weights: torc
     return torch.nn.functional.cross_entropy(logits.float(), targets, weight=class_weights)
 
 
-def class_weights(counts: Mapping[str, int], modalities: Sequence[str]) -> torch.Tensor:
+def class_weights(counts: Mapping[str, float], modalities: Sequence[str]) -> torch.Tensor:
     """Return weights (n_modalities,) that make every modality count the same: n / (modalities · count); 0 for none."""
     import torch
 

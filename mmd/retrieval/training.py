@@ -117,8 +117,7 @@ class RetrieverTraining:
         self._chunks, self._judge, self._miner, self._device = chunks, judge, miner, device
         parameters = trained(retriever).values()
         self._optimizer = adamw(parameters, plan.recipe.learning_rate, settings.weight_decay, fused=True)
-        counts = {name: sum(key.modality == name for key in plan.keys) for name in retriever.spec.modalities}
-        weights = class_weights(counts, retriever.spec.modalities) if retriever.two_step else None
+        weights = class_weights(plan.mean_counts, retriever.spec.modalities) if retriever.two_step else None
         self._steps = StepMaker(retriever, self.workers, plan.seed, weights, cached=settings.micro_batch > 0)
         self._best: Tensors | None = None
         self._mined: Mined | None = None

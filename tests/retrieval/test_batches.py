@@ -53,6 +53,12 @@ def test_each_batch_has_its_share_of_texts(fraction: float, texts: int):
         assert sum(plan.keys[index].modality == "text" for index in plan.samples(step)) == texts
 
 
+@pytest.mark.parametrize(("fraction", "texts"), [(None, 3.0), (0.2, 1.0), (0.8, 4.0), (1.0, 5.0)])
+def test_the_intents_weights_follow_what_batches_hold(fraction: float | None, texts: float):
+    """6 texts and 4 images, 5 a batch: as they come 3 and 2."""
+    assert make_plan(text_fraction=fraction).mean_counts == pytest.approx({"text": texts, "image": 5.0 - texts})
+
+
 def test_the_smaller_stream_begins_again_before_the_larger_ends():
     """6 texts, 4 images, 1 text and 4 images a step: in 6 steps each text comes once and each image six times."""
     plan = make_plan(text_fraction=0.2, epochs=3)
