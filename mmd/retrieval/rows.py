@@ -20,11 +20,12 @@ ROWS = pa.schema(
         ("split", pa.string()),
         ("modality", pa.string()),
         ("also", pa.list_(pa.string())),
+        ("chat", pa.string()),
         ("turns", schema.DIALOGUES.field("turns").type),
         ("response", pa.struct(list(RESPONSES))),
     ]
 )
-KEY_COLUMNS = ["id", "dialogue_id", "split", "modality", "also", "response"]
+KEY_COLUMNS = ["id", "dialogue_id", "split", "modality", "also", "chat", "response"]
 
 
 def row_of(sample: Sample, response: Response) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def row_of(sample: Sample, response: Response) -> dict[str, Any]:
         "split": sample.split,
         "modality": sample.modality,
         "also": list(sample.also),
+        "chat": sample.chat,
         "turns": schema.dialogue_to_row(dialogue)["turns"],
         "response": {name: getattr(response, name) for name in RESPONSES.names},
     }
@@ -60,6 +62,7 @@ def sample_of(row: Mapping[str, Any]) -> Sample:
         modality=row["modality"],
         response_id=row["response"]["id"],
         also=tuple(row["also"]),
+        chat=row.get("chat"),
     )
 
 

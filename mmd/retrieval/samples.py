@@ -18,8 +18,8 @@ from mmd.schema import Dialogue, Turn
 __all__ = [
     "Facts",
     "Part",
+    "chat_of",
     "context_text",
-    "conversation_of",
     "find_samples",
     "has_samples",
     "load_samples",
@@ -122,22 +122,20 @@ def _samples(dialogue: Dialogue, index: int, query: Query, right: list[Response]
     for number, response in enumerate(right, start=1):
         yield Sample(
             id=f"{dialogue.id}#{index}" + (f".{number}" if number > 1 else ""),
-            dialogue_id=conversation_of(dialogue),
+            dialogue_id=dialogue.id,
             split=dialogue.split,
             query=query,
             modality=response.modality,
             response_id=response.id,
             also=tuple(other for other in ids if other != response.id),
+            chat=chat_of(dialogue),
         )
 
 
-def conversation_of(dialogue: Dialogue) -> str:
-    """Return what is held out, or drawn for an interval, as one: a dialogue by its id, mmdial's by the chat it is of.
-
-    There several dialogues share a chat, turn by turn, each with another picture.
-    """
+def chat_of(dialogue: Dialogue) -> str | None:
+    """Return the chat that several dialogues share turn by turn, as mmdial's do, each with another picture."""
     chat = dialogue.meta.get("dialog_file") if dialogue.source == "mmdial" else None
-    return dialogue.id if chat is None else f"{dialogue.meta.get('dialog_dataset', 'chat')}/{chat}"
+    return None if chat is None else f"{dialogue.meta.get('dialog_dataset', 'chat')}/{chat}"
 
 
 def part_of(sample: Sample, fraction: float, seed: int) -> Part:
@@ -150,5 +148,5 @@ def part_of(sample: Sample, fraction: float, seed: int) -> Part:
     """
     if sample.split == "test":
         return "test"
-    digest = hashlib.sha256(f"{seed}:{sample.dialogue_id}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}:{sample.conversation}".encode()).digest()
     return "validation" if int.from_bytes(digest[:8], "big") < fraction * 2**64 else "train"

@@ -54,12 +54,13 @@ class Sample:
 
     Attributes:
         id: ``<dialogue>#<turn index>``, with ``.<k>`` behind it from the second right response of a turn on.
-        dialogue_id: of the dialogue, or of the chat that several share; validation holds out whole ones.
+        dialogue_id: of the dialogue.
         split: ``train`` or ``test``.
         query: what is known.
         modality: of the response.
         response_id: the right response.
         also: further right responses of the same turn; neither negatives nor distractors.
+        chat: that several dialogues share; None: the dialogue shares its turns with no other.
     """
 
     id: str
@@ -69,6 +70,12 @@ class Sample:
     modality: str
     response_id: str
     also: tuple[str, ...] = ()
+    chat: str | None = None
+
+    @property
+    def conversation(self) -> str:
+        """What is held out as one: the chat, or the dialogue where it stands alone."""
+        return self.chat or self.dialogue_id
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from mmd.errors import ConfigError
 from mmd.features.base import OCR_TABLE
 from mmd.features.store import Features
 from mmd.retrieval.facts import Facts, with_titles
+from mmd.retrieval.rows import row_of, sample_of
 from mmd.retrieval.samples import (
     context_text,
     find_samples,
@@ -207,11 +208,14 @@ def test_dialogues_that_share_a_chat_are_held_out_together():
         for i in range(100)
         for turn in (2, 4)
     ]
-    samples = find_samples(records, facts, facts.settings).samples
+    given = find_samples(records, facts, facts.settings)
+    samples = given.samples
     assert len({sample.id for sample in samples}) == 200
     parts = [part_of(sample, 0.5, seed=1) for sample in samples]
     assert set(parts) == {"train", "validation"}
     assert parts[::2] == parts[1::2]
+    row = row_of(samples[0], given.responses[samples[0].response_id])
+    assert sample_of(row) == samples[0]  # the row is what training's workers get
 
 
 def test_a_larger_share_holds_out_the_smaller_ones_dialogues_too():
