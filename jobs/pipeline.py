@@ -27,7 +27,7 @@ from jobs.glue.cluster import hold_cluster
 from jobs.glue.entry import JobContext, console, main
 from mmd.artifacts import Artifact
 from mmd.corpora.store import Corpus
-from mmd.errors import ConfigError, CorpusError
+from mmd.errors import ConfigError, CorpusError, ModelError
 from mmd.retrieval.samples import has_samples
 
 MLLM_STEPS = ("augment", "finetune_mllm", "sweep_gates")
@@ -41,6 +41,8 @@ def run(context: JobContext) -> Artifact:
     steps = steps_of(context)
     if "finetune_mllm" in steps:
         require_model(context)
+    if set(RETRIEVAL_STEPS) & set(steps):
+        require_retriever(context)
     rows: list[tuple[str, Artifact, float, bool]] = []
     with hold_cluster():
         for name in STEPS:
@@ -126,6 +128,28 @@ def require_model(context: JobContext) -> None:
             f"intent.finetune.held_out_folds={intent.finetune.held_out_folds}: there are only "
             f"intent.folds={intent.folds} folds."
         )
+
+
+def require_retriever(context: JobContext) -> None:
+    """Refuse an unknown modality, and encoders that are not here, before hours go into what comes ahead of training.
+
+    Raises:
+        ConfigError: a modality of that name is not registered.
+        ModelError: a text or vision model's weights are missing.
+    """
+    from mmd.models.resolve import resolve
+    from mmd.retrieval.modalities import modality
+
+    retrieval = context.config.retrieval
+    for name in retrieval.samples.modalities:
+        modality(name)
+    for key, ready in (("text", {"features"}), ("vision", {"features", "none"})):
+        name = getattr(retrieval.towers, key)
+        if name not in ready:
+            try:
+                resolve(name, context.config.models)
+            except ModelError as error:
+                raise ModelError(f"retrieval.towers.{key}: {error}") from None
 
 
 def _step(name: str) -> Callable[[JobContext], Artifact]:

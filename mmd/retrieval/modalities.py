@@ -146,7 +146,7 @@ def modality(name: str) -> Modality:
         ConfigError: unknown name.
     """
     if name not in MODALITIES:
-        raise ConfigError(f"modality {name!r}: unknown; choose from {', '.join(MODALITIES)}.")
+        raise ConfigError(f"retrieval.samples.modalities: {name!r} is unknown; choose from {', '.join(MODALITIES)}.")
     return MODALITIES[name]
 
 

@@ -228,5 +228,22 @@ def test_a_large_model_that_cannot_be_trained_is_refused_before_anything_is_done
     assert not made(tmp_path / "store")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"retrieval.samples.modalities": ["txt"]}, "retrieval.samples.modalities: 'txt' is unknown"),
+        ({"retrieval.towers.text": "/no/such/folder"}, "retrieval.towers.text: model '/no/such/folder'"),
+        ({"retrieval.towers.vision": "/no/such/folder"}, "retrieval.towers.vision: model '/no/such/folder'"),
+    ],
+)
+def test_a_retriever_that_cannot_be_trained_is_refused_before_anything_is_done(
+    tmp_path: Path, change: dict[str, object], message: str
+):
+    context = JobContext(small_config(tmp_path / "store", **{"retrieval.enabled": True}, **change))
+    with pytest.raises(MmdError, match=re.escape(message)):
+        pipeline.run(context)
+    assert not made(tmp_path / "store")
+
+
 def test_the_shipped_laptop_profile_is_what_make_demo_runs():
     assert load_config(ROOT / "ray_config.yaml", profile="laptop").data.corpus.reader == "shop"
