@@ -160,7 +160,7 @@ def _add_api(app: FastAPI, backend: Backend, settings: ServeSettings) -> None:
         """Return the picture that a hit of /v1/retrieve names; an id stands for the same bytes for ever."""
         if not _IMAGE_ID.fullmatch(image_id):  # before any model is asked
             raise ApiError(404, "unknown_image", f"{image_id[:80]!r}: not a picture's id; take one from a hit.")
-        headers = {"ETag": f'"{image_id}"', "Cache-Control": "public, max-age=31536000, immutable"}
+        headers = {"ETag": f'"{image_id}"', "Cache-Control": "private, max-age=31536000, immutable"}
         image = await backend.picture(image_id)
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)

@@ -42,7 +42,7 @@ class Unit:
 
     Attributes:
         name: of the variant.
-        seed: of weights, order and the validation part.
+        seed: of weights, order and dropout; the validation part is the same for all units.
         settings: keys under ``retrieval`` → value, as ``training.text_fraction`` → 0.5.
         rerank: whether a re-ranker is trained, too.
     """
@@ -122,7 +122,7 @@ class UnitTrainer:
         facts = Facts.load(self._corpus, self._features, settings.samples)
         given = find_samples(self._corpus.dialogues(), facts, settings.samples)
         samples = [
-            s for s in given.samples if part_of(s, settings.samples.validation_fraction, unit.seed) == self._judged
+            s for s in given.samples if part_of(s, settings.samples.validation_fraction, config.seed) == self._judged
         ]
         source: Literal["test", "train"] = "test" if self._judged == "test" else "train"
         questions = make_questions(given, samples, settings.pools, source)
@@ -134,7 +134,7 @@ class UnitTrainer:
         bases = load_bases(towers, models)
         maker = build_maker(towers, given.modalities, facts, sources, bases)
         started = time.perf_counter()
-        done = train_plain(settings, given, maker, unit.seed, bases=bases, models=models)
+        done = train_plain(settings, given, maker, unit.seed, part_seed=config.seed, bases=bases, models=models)
         more: dict[str, Any] = {
             "train_s": round(time.perf_counter() - started, 1),
             "steps": done.state.step,
@@ -146,7 +146,7 @@ class UnitTrainer:
         if unit.rerank:
             from mmd.retrieval.rerank import fit_reranker, judge_reranker
 
-            division = divide(given.samples, settings.samples.validation_fraction, unit.seed)
+            division = divide(given.samples, settings.samples.validation_fraction, config.seed)
             started = time.perf_counter()
             reranker, told = fit_reranker(
                 done.retriever, maker, division.train, division.held_out, given, settings.rerank, unit.seed

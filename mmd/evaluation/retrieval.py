@@ -206,7 +206,7 @@ def _scores(
     sizes = _candidates(questions, pool, oracle or system.predicted is not None)
     found = {}
     for subset, rows in subsets_of(questions.samples).items():
-        dialogues = [questions.samples[row].dialogue_id for row in rows]
+        dialogues = [questions.samples[row].conversation for row in rows]
         found[subset] = Score(
             n=len(rows),
             recall={k: recall_interval(ranks[rows], k, resamples, seed, dialogues) for k in CUTOFFS},
@@ -258,7 +258,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
     counts = {name: len(rows) for name, rows in subsets_of(findings.questions.samples).items()}
     return {
         "samples": counts,
-        "dialogues": len({s.dialogue_id for s in findings.questions.samples}),
+        "dialogues": len({s.conversation for s in findings.questions.samples}),
         "responses": {m: span.stop - span.start for m, span in findings.questions.layout.spans.items()},
         "pool_sizes": dict(findings.pool_sizes),
         "rows": [

@@ -46,10 +46,15 @@ def load_online(
         ArtifactError: there is no index or retriever, or they do not belong together.
         ModelError: an extractor or model here differs from the one that the retriever was trained with.
     """
+    import torch
+
+    from mmd.models.devices import choose_dtype
+
     settings = settings or OnlineSettings()
     found = open_parts(store, name, refs or {})
     corpus, features = Corpus(found["corpus"]), Features(found["features"]) if "features" in found else None
     retriever = load_retriever(found["retriever"], settings.models)
+    retriever.use_dtype(choose_dtype(settings.models, torch.device("cpu")))  # as its index was made
     facts = Facts.load(corpus, features, retriever.spec.samples)
     read = load_reader(retriever.spec, corpus, features, settings)
     pictures = ResponsePictures(found["index"])

@@ -362,6 +362,7 @@ def train_plain(
     seed: int,
     on_step: StepReport | None = None,
     *,
+    part_seed: int | None = None,
     bases: BaseModels | None = None,
     models: ModelSettings | None = None,
 ) -> TrainedRetriever:
@@ -376,6 +377,7 @@ def train_plain(
         maker: makes tower inputs.
         seed: of weights, order, dropout and the validation part.
         on_step: called with a row of the history after each step.
+        part_seed: of the validation part alone, where several seeds shall be judged on one; None: ``seed``.
         bases: models that the towers start from; None where towers read vectors.
         models: device.
 
@@ -385,7 +387,8 @@ def train_plain(
     """
     training = settings.training.model_copy(update={"workers": 1})
     device = choose_device(models or ModelSettings())
-    division = divide(samples.samples, settings.samples.validation_fraction, seed)
+    part_seed = seed if part_seed is None else part_seed
+    division = divide(samples.samples, settings.samples.validation_fraction, part_seed)
     plan = BatchPlan(tuple(key_of(sample) for sample in division.train), recipe_for(training, settings.towers), seed)
     chunks = ChunkMaker(maker, training.micro_batch, on_cpu=device.type == "cpu")
     with torch_threads(worker_threads(training)):
