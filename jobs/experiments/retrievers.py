@@ -118,7 +118,9 @@ class UnitTrainer:
         from mmd.retrieval.sources import build_maker, training_sources
         from mmd.retrieval.training import divide, train_plain
 
-        config, settings = self._config, with_settings(self._config.retrieval, unit.settings)
+        # A process a core: threads that wait for each other on cores that others hold cost tens of times the work.
+        config = self._config
+        settings = with_settings(config.retrieval, {"training.threads": 1, **unit.settings})
         facts = Facts.load(self._corpus, self._features, settings.samples)
         given = find_samples(self._corpus.dialogues(), facts, settings.samples)
         samples = [
