@@ -58,6 +58,8 @@ def tune_batches(
     # Set before Tune is imported: no CSV and TensorBoard files for each trial, no banner for each run.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Tune's own handler stays after the run and swallows the next Ctrl-C, which then ends nothing.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     from ray import tune
 
     if "://" not in storage:
