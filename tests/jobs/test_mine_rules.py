@@ -70,6 +70,17 @@ def failing_worker(message: str) -> Callable[[int], list[dict[str, object]]]:
     return work
 
 
+def kind_worker() -> Callable[[int], list[dict[str, object]]]:
+    return lambda batch: [{"batch": batch}]
+
+
+@pytest.mark.ray
+def test_ctrl_c_after_a_run_of_tune_does_what_it_did_before(tmp_path: Path, ray_local: None):
+    before = signal.getsignal(signal.SIGINT)
+    tune_batches(kind_worker, (), [1], storage=str(tmp_path), name="kind", max_concurrent=1, title="t")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.ray
 def test_a_batch_that_fails_is_told_with_its_cause(tmp_path: Path, ray_local: None):
     with pytest.raises(BatchError, match=r"1 of 3 batches failed.*deliberate"):
