@@ -377,7 +377,7 @@ def test_other_artefacts_are_refused(tmp_path: Path):
     store = ArtifactStore(str(tmp_path))
     with store.write("report", "it", settings={}) as writer:
         writer.write_json("a.json", {})
-    with pytest.raises(ArtifactError, match="holds no fine-tuned model"):
+    with pytest.raises(ArtifactError, match="is no artefact of kind adapter; open adapter/NAME"):
         load_mllm_index(store.open("report/it"))
 
 
