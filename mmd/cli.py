@@ -39,7 +39,7 @@ JOBS = {
     "build_index": "encode all responses and make them searchable",
     "evaluate_retrieval": "measure the retriever on the test split and write its report",
     "bench": "run a benchmark and record it under docs/results",
-    "experiment": "run an experiment of KDSL and record it, with its picture, under docs/results",
+    "experiment": "run an experiment and record it, with its picture, under docs/results",
 }
 COMMANDS = ("config", "artifacts", "rules", "models")
 _console = Console(highlight=False)
