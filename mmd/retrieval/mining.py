@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mmd.intent.textnorm import normalise
 from mmd.retrieval.steps import ChunkMaker
 from mmd.retrieval.types import Response, Sample
-from mmd.retrieval.validation import Floats, share_encoding
+from mmd.retrieval.validation import Floats, share_encoding, share_queries
 from mmd.retrieval.workers import Workers
 
 if TYPE_CHECKING:
@@ -60,16 +60,9 @@ class Miner:
 
     def __call__(self, retriever: Retriever) -> Mined:
         """Return rows of ``responses``, int64 (n_samples, count), hardest first; -1 where there are no more."""
-        queries = share_encoding(
-            retriever,
-            self._workers,
-            len(self._samples),
-            lambda part: self._chunks.queries(
-                [sample.query for sample in self._samples[part]], [sample.modality for sample in self._samples[part]]
-            ),
-            self._device,
-            logits=retriever.two_step,
-        )[:, : retriever.spec.towers.dim]
+        queries = share_queries(retriever, self._workers, self._samples, self._chunks, self._device)[
+            :, : retriever.spec.towers.dim
+        ]
         vectors = share_encoding(
             retriever,
             self._workers,

@@ -100,16 +100,7 @@ class Judge:
     def __call__(self, retriever: Retriever) -> Validation:
         """Return the numbers of a retriever as it is."""
         spec = retriever.spec
-        queries = share_encoding(
-            retriever,
-            self._workers,
-            len(self._samples),
-            lambda part: self._chunks.queries(
-                [sample.query for sample in self._samples[part]], [sample.modality for sample in self._samples[part]]
-            ),
-            self._device,
-            logits=retriever.two_step,
-        )
+        queries = share_queries(retriever, self._workers, self._samples, self._chunks, self._device)
         responses = share_encoding(
             retriever,
             self._workers,
@@ -144,6 +135,24 @@ class Judge:
             pools.append(np.array(rows))
             golds.append(gold)
         return rank_all(queries, responses, pools, golds)
+
+
+def share_queries(
+    retriever: Retriever,
+    workers: Workers,
+    samples: Sequence[Sample],
+    chunks: ChunkMaker,
+    device: torch.device | str,
+) -> Floats:
+    """Return the embeddings of samples' queries, two-step methods' intent logits beside them; float32 (n, width)."""
+    return share_encoding(
+        retriever,
+        workers,
+        len(samples),
+        lambda part: chunks.queries([s.query for s in samples[part]], [s.modality for s in samples[part]]),
+        device,
+        logits=retriever.two_step,
+    )
 
 
 def share_encoding(
