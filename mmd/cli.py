@@ -20,6 +20,7 @@ from rich.table import Table
 
 import mmd
 from mmd.artifacts import KINDS, Artifact, ArtifactStore, diff_manifests
+from mmd.artifacts.cleaning import gc
 from mmd.config import DEFAULT_PATH, ProfileName, describe_settings, load_config
 from mmd.errors import MmdError
 from mmd.intent import rules_cli
@@ -201,7 +202,7 @@ def _artifacts_diff(args: argparse.Namespace) -> int:
 
 
 def _artifacts_gc(args: argparse.Namespace) -> int:
-    found = _store(args).gc(min_age_s=args.older_than_s, broken=args.broken, dry_run=args.dry_run)
+    found = gc(_store(args), min_age_s=args.older_than_s, broken=args.broken, dry_run=args.dry_run)
     _print_table(("path", "MiB", "why"), [(f.path, f"{f.bytes / 2**20:.1f}", f.reason) for f in found])
     print(f"{len(found)} {'found' if args.dry_run else 'removed'}")
     return 0

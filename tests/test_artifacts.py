@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from mmd.artifacts import ArtifactStore, diff_manifests, fingerprint, version_for
+from mmd.artifacts.cleaning import gc
 from mmd.errors import ArtifactError
 
 TABLE_SCHEMA = pa.schema([("n", pa.int64())])
@@ -56,16 +57,16 @@ def test_a_killed_writer_is_invisible_and_gc_reclaims_it(store: ArtifactStore):
     assert subprocess.run([sys.executable, "-c", killed, store.uri], check=False).returncode == 9
     with pytest.raises(ArtifactError, match="no complete artefact"):
         store.open("report/demo")
-    assert store.gc() == []  # young: may be a live writer's
-    assert len(store.gc(min_age_s=0, dry_run=True)) == 1
-    assert len(store.gc(min_age_s=0)) == 1
-    assert store.gc(min_age_s=0) == []
+    assert gc(store) == []  # young: may be a live writer's
+    assert len(gc(store, min_age_s=0, dry_run=True)) == 1
+    assert len(gc(store, min_age_s=0)) == 1
+    assert gc(store, min_age_s=0) == []
 
 
 def test_a_live_writer_that_gc_took_for_dead_does_not_commit_what_is_left(store: ArtifactStore):
     with pytest.raises(ArtifactError, match="gc` removed"), store.write("report", "demo", settings={}) as writer:
         writer.write_json("first.json", {})
-        assert len(store.gc(min_age_s=0)) == 1
+        assert len(gc(store, min_age_s=0)) == 1
         writer.write_json("later.json", {})
     assert store.find() == []
 
@@ -76,7 +77,7 @@ def test_a_forced_write_replaces_what_was_there_and_gc_removes_the_rest(store: A
         writer.write_json("metrics.json", {"run": 2})
     assert store.open("report/demo").read_json("metrics.json") == {"run": 2}
     assert len(store.find()) == 1
-    assert len(store.gc(min_age_s=0)) == 1
+    assert len(gc(store, min_age_s=0)) == 1
     assert store.open("report/demo").read_json("metrics.json") == {"run": 2}
 
 
@@ -87,20 +88,20 @@ def test_gc_removes_a_run_only_when_nobody_touched_it_for_a_day(store: ArtifactS
         path.parent.mkdir(parents=True)
         path.write_text("{}")
         os.utime(path, (time.time() - age_s,) * 2)
-    assert [Path(found.path).name for found in store.gc(min_age_s=0)] == ["old"]
+    assert [Path(found.path).name for found in gc(store, min_age_s=0)] == ["old"]
     assert [path.name for path in (Path(store.root) / folder).iterdir()] == ["young"]
-    assert store.gc(min_age_s=0) == []
+    assert gc(store, min_age_s=0) == []
 
 
 def test_half_a_manifest_stops_no_gc(store: ArtifactStore, tmp_path: Path):
     write(store)
     next((tmp_path / "store").rglob("manifest.json")).write_text('{"kind": "rep')
-    assert [leftover.reason for leftover in store.gc(min_age_s=0, dry_run=True)] == ["no manifest names it"]
+    assert [leftover.reason for leftover in gc(store, min_age_s=0, dry_run=True)] == ["no manifest names it"]
 
 
 def test_gc_spares_complete_artefacts(store: ArtifactStore):
     write(store)
-    assert store.gc(min_age_s=0, broken=True) == []
+    assert gc(store, min_age_s=0, broken=True) == []
     assert store.open("report/demo").read_json("metrics.json") == {}
 
 
@@ -114,7 +115,7 @@ def test_two_writers_of_one_version_never_mix_and_the_first_stands(store: Artifa
     first.__exit__(None, None, None)
     artifact = store.open("report/demo")
     assert set(artifact.manifest.files) == {"only_b.json"}
-    assert store.gc(min_age_s=0, dry_run=True) == []
+    assert gc(store, min_age_s=0, dry_run=True) == []
 
 
 def test_concurrent_commits_leave_exactly_one_artefact(store: ArtifactStore):
@@ -142,7 +143,7 @@ def test_damage_is_found_on_load_and_the_way_out_is_named(store: ArtifactStore, 
     with pytest.raises(ArtifactError, match=message) as caught:
         store.open("report/demo")
     assert "mmd artifacts gc --broken" in str(caught.value)
-    assert len(store.gc(broken=True)) == 1
+    assert len(gc(store, broken=True)) == 1
     assert store.find() == []
 
 
