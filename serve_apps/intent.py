@@ -8,8 +8,8 @@ yet.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from itertools import groupby
-from typing import Any
 
 from ray import serve
 from ray.util.metrics import Counter, Histogram
@@ -19,7 +19,6 @@ from mmd.corpora.store import Corpus
 from mmd.errors import RequestError
 from mmd.features.settings import FeatureSettings
 from mmd.intent.engine import SHAPES, IntentAnswer, IntentEngine, IntentModel, IntentQuery, PreparedQuery
-from mmd.intent.online import OnlineSettings
 from mmd.models.settings import ModelSettings
 from serve_apps.api import ExampleOut, ExamplesResponse, TaskOut, TasksResponse
 from serve_apps.examples import pick_examples
@@ -75,28 +74,18 @@ class IntentReplica(Replica[IntentEngine]):
         features: FeatureSettings | None = None,
         models: ModelSettings | None = None,
     ) -> None:
-        super().__init__("intent", IntentRefs, store, corpus, settings)
-        self._features = features or FeatureSettings()
-        self._models = models or ModelSettings()
+        super().__init__("intent", IntentRefs, store, corpus, settings, features, models)
         if settings.gpus_per_replica == 0 and self._models.device == "auto":
             # Without a reservation, whether Ray hides the GPUs depends on its version; nobody else's is taken.
             self._models = self._models.model_copy(update={"device": "cpu"})
         self._examples: tuple[str, tuple[ExampleOut, ...]] = ("", ())  # of which corpus, as reference
         self._metrics = _Metrics()
-        batching: Any = self._decide  # @serve.batch adds setters that its type does not tell
-        batching.set_max_batch_size(settings.batch_max_size)
-        batching.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)
+        self._limit_batches(self._decide)
 
     def _load(self, refs: dict[str, str]) -> IntentEngine:
-        online = OnlineSettings(
-            features=self._features,
-            models=self._models,
-            # Late answers of the large model must leave rules and probe the time to answer.
-            mllm_timeout_s=min(self._settings.mllm_timeout_s, 0.8 * self._settings.request_timeout_s),
-            run_ocr=self._settings.run_ocr,
-            cached_images=self._settings.cached_images,
-            cached_texts=self._settings.cached_texts,
-        )
+        # Late answers of the large model must leave rules and probe the time to answer.
+        mllm_timeout_s = min(self._settings.mllm_timeout_s, 0.8 * self._settings.request_timeout_s)
+        online = replace(self._online_settings(), mllm_timeout_s=mllm_timeout_s)
         return IntentEngine.from_store(self._store, self._corpus, refs=refs, settings=online)
 
     def _describe(self, engine: IntentEngine) -> PartStatus:

@@ -10,7 +10,8 @@ import asyncio
 import gc
 import time
 import traceback
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +21,10 @@ from pydantic import BaseModel, ConfigDict
 from mmd.artifacts import ArtifactStore
 from mmd.config import ServeSettings
 from mmd.errors import MmdError
+from mmd.features.settings import FeatureSettings
+from mmd.intent.online import OnlineSettings
 from mmd.log import configure_logging
+from mmd.models.settings import ModelSettings
 from serve_apps.api import ApiError, Part
 
 STAGE_BOUNDS_MS = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0]
@@ -66,18 +70,29 @@ class PartStatus:
     modalities: tuple[str, ...] = ()
 
 
-class Replica(Generic[E]):
-    """Holds one engine a replica.
+class Replica(ABC, Generic[E]):
+    """Holds one engine a replica. A part says how its engine is loaded and described, and answers with it.
 
     Args:
         part: of the service.
         refs: model of its ``user_config``.
         store: URI of the artefact store.
         corpus: name of the corpus.
-        settings: batching, caches, limits.
+        settings: batching, caches, OCR, limits.
+        features: sizes and threads of the extractors.
+        models: where base weights come from, device and arithmetic.
     """
 
-    def __init__(self, part: Part, refs: type[Refs], store: str, corpus: str, settings: ServeSettings) -> None:
+    def __init__(
+        self,
+        part: Part,
+        refs: type[Refs],
+        store: str,
+        corpus: str,
+        settings: ServeSettings,
+        features: FeatureSettings | None = None,
+        models: ModelSettings | None = None,
+    ) -> None:
         configure_logging(json_lines=True)
         self._part = part
         self._refs = refs
@@ -85,17 +100,35 @@ class Replica(Generic[E]):
         self._store = ArtifactStore(store)
         self._corpus = corpus
         self._settings = settings
+        self._features = features or FeatureSettings()
+        self._models = models or ModelSettings()
         self._engine: E | None = None
         self._absent: str | None = None
         self._rejected: str | None = None
 
+    @abstractmethod
     def _load(self, refs: dict[str, str]) -> E:
         """Return an engine over these artefacts, and the newest where none is named; called in a thread."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _describe(self, engine: E) -> PartStatus:
         """Return what an engine answers with; :meth:`status` adds the refused update."""
-        raise NotImplementedError
+
+    def _online_settings(self) -> OnlineSettings:
+        """Return how pictures and texts that come with requests are read."""
+        return OnlineSettings(
+            features=self._features,
+            models=self._models,
+            run_ocr=self._settings.run_ocr,
+            cached_images=self._settings.cached_images,
+            cached_texts=self._settings.cached_texts,
+        )
+
+    def _limit_batches(self, method: Callable[..., Awaitable[object]]) -> None:
+        """Give a method of this replica that ``serve.batch`` wraps the settings' limits."""
+        batching: Any = method  # its setters are added by the wrapper; the type does not tell them
+        batching.set_max_batch_size(self._settings.batch_max_size)
+        batching.set_batch_wait_timeout_s(self._settings.batch_wait_ms / 1000)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load the artefacts that ``user_config`` names; what cannot be loaded leaves the old ones in place.

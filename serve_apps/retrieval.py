@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 from ray import serve
 from ray.util.metrics import Counter, Histogram
@@ -13,7 +12,6 @@ from ray.util.metrics import Counter, Histogram
 from mmd.config import ServeSettings
 from mmd.errors import MmdError, RequestError
 from mmd.features.settings import FeatureSettings
-from mmd.intent.online import OnlineSettings
 from mmd.models.settings import ModelSettings
 from mmd.retrieval.engine import RetrievalAnswer
 from mmd.retrieval.loading import load_online
@@ -73,24 +71,14 @@ class RetrievalReplica(Replica[OnlineRetrieval]):
         features: FeatureSettings | None = None,
         models: ModelSettings | None = None,
     ) -> None:
-        super().__init__("retrieval", RetrievalRefs, store, corpus, settings)
+        super().__init__("retrieval", RetrievalRefs, store, corpus, settings, features, models)
         # No GPU is reserved for it, so none is taken.
-        self._models = (models or ModelSettings()).model_copy(update={"device": "cpu"})
-        self._features = features or FeatureSettings()
+        self._models = self._models.model_copy(update={"device": "cpu"})
         self._metrics = _Metrics()
-        batching: Any = self._rank  # @serve.batch adds setters that its type does not tell
-        batching.set_max_batch_size(settings.batch_max_size)
-        batching.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)
+        self._limit_batches(self._rank)
 
     def _load(self, refs: dict[str, str]) -> OnlineRetrieval:
-        online = OnlineSettings(
-            features=self._features,
-            models=self._models,
-            run_ocr=self._settings.run_ocr,
-            cached_images=self._settings.cached_images,
-            cached_texts=self._settings.cached_texts,
-        )
-        return load_online(self._store, self._corpus, refs, online)
+        return load_online(self._store, self._corpus, refs, self._online_settings())
 
     def _describe(self, engine: OnlineRetrieval) -> PartStatus:
         return status_of(engine)
