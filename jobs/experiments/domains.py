@@ -62,7 +62,7 @@ class Domain:
         """Return a task's labelled examples of a split."""
         return load_examples(self.corpus, self.features, task, split)
 
-    def test_examples(self, task: str) -> list[IntentExample]:
+    def examples_of_test(self, task: str) -> list[IntentExample]:
         """Return a task's labelled test examples.
 
         Raises:

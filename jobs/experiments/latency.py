@@ -69,7 +69,7 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def time_task(domain: Domain, base: RuleBase, task: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return arm → batch size → percentiles of ms an example."""
-    test = systems.with_pixels(domain, domain.test_examples(task))
+    test = systems.with_pixels(domain, domain.examples_of_test(task))
     probes = {task: fit(domain, task)}
     gates = arms(task, domain.config.intent, has_mllm=True)
     out: dict[str, Any] = {}

@@ -146,7 +146,7 @@ class Material:
         tasks = list(domain.examples)
         return cls(
             {task: with_pixels(domain, domain.examples[task]) for task in tasks},
-            {task: with_pixels(domain, domain.test_examples(task)) for task in tasks},
+            {task: with_pixels(domain, domain.examples_of_test(task)) for task in tasks},
             {task: tuple(domain.corpus.tasks[task]) for task in tasks},
             domain.names,
             domain.config.intent,

@@ -134,7 +134,7 @@ def test_a_corpus_without_test_dialogues_is_refused_not_scored(monkeypatch: pyte
     """Nothing to answer would read as a score of 0 and a latency of 0 ms."""
     monkeypatch.setattr(domains.Domain, "of_split", lambda *_: [])
     with pytest.raises(CorpusError, match="no test dialogue is labelled for intent"):
-        domains.Domain(domains.open_context({}, "mine:chat=chats")).test_examples("intent")
+        domains.Domain(domains.open_context({}, "mine:chat=chats")).examples_of_test("intent")
 
 
 def test_every_experiment_can_be_loaded_and_draws():
