@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from bisect import insort
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -53,31 +53,20 @@ def make_pools(
         ConfigError: a modality is unknown or a sample's own is left out, or the size leaves no distractor.
         CorpusError: too few responses to draw from, or a right response is missing.
     """
-    return list(iter_pools(samples, responses, kind, size, seed, modalities, split_responses))
-
-
-def iter_pools(
-    samples: Sequence[Sample],
-    responses: SampleSet,
-    kind: PoolKind,
-    size: int,
-    seed: int,
-    modalities: Sequence[str] | None = None,
-    split_responses: Source = "test",
-) -> Iterator[Pool]:
-    """Yield what :func:`make_pools` returns, one at a time: pools of a whole corpus need not be held at once."""
     names = tuple(responses.modalities if modalities is None else modalities)
     wanted = None if kind == "corpus" else size // 2 if kind == "half" else size
     if wanted is not None and wanted < 1:
         raise ConfigError(f"pools.size={size}: a pool of kind {kind} would be empty; set it to 2 or more.")
     drawing = _Drawing(responses, {name: _sources(responses, name, split_responses) for name in names})
+    pools: list[Pool] = []
     for sample in samples:
         if sample.modality not in names:
             raise ConfigError(
                 f"sample {sample.id}: its response is of modality {sample.modality}, and pools mix "
                 f"{', '.join(names) or 'none'}; choose samples of these, or add {sample.modality}."
             )
-        yield drawing.pool(sample, names, wanted, seed)
+        pools.append(drawing.pool(sample, names, wanted, seed))
+    return pools
 
 
 def no_distractors(samples: Sequence[Sample], responses: SampleSet, source: Source = "all") -> list[set[str]]:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmd.errors import ConfigError, CorpusError
-from mmd.retrieval.pools import PoolKind, iter_pools, make_pools, no_distractors, restrict
+from mmd.retrieval.pools import PoolKind, make_pools, no_distractors, restrict
 from mmd.retrieval.ranks import RankCounts, rank_of_gold
 from mmd.retrieval.types import Query, Response, Sample, SampleSet
 from mmd.schema import Split, Turn
@@ -144,13 +144,6 @@ def test_random_scores_find_one_in_pool_size():
     pools = [pool for seed in range(20) for pool in make_pools(given.samples, given, "union", 10, seed)]
     ranks = [rank_of_gold(rng.normal(size=30), pool.candidates.index(pool.gold)) for pool in pools]
     assert RankCounts.of(ranks).recall(1).value == pytest.approx(1 / 30, abs=0.012)  # four standard deviations
-
-
-def test_pools_come_one_at_a_time():
-    given = sample_set()
-    asked = of_test(given)
-    assert list(iter_pools(asked, given, "union", 8, 0)) == make_pools(asked, given, "union", 8, 0)
-    assert next(iter(iter_pools([asked[0], sample(99, "text")], given, "union", 8, 0))).sample_id == asked[0].id
 
 
 # ---------------------------------------------------------------- bad input
