@@ -23,6 +23,7 @@ from mmd.evaluation.settings import EvaluationSettings
 from mmd.features.settings import FeatureSettings
 from mmd.intent.settings import IntentSettings
 from mmd.models.settings import ModelSettings
+from mmd.recommend.settings import RecommendSettings
 from mmd.retrieval.settings import RetrievalSettings
 
 DEFAULT_PATH = Path("ray_config.yaml")
@@ -105,6 +106,7 @@ class AppConfig(Settings):
     models: ModelSettings = Field(default_factory=ModelSettings)
     intent: IntentSettings = Field(default_factory=IntentSettings)
     retrieval: RetrievalSettings = Field(default_factory=RetrievalSettings)
+    recommend: RecommendSettings = Field(default_factory=RecommendSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     tune: TuneSettings = Field(default_factory=TuneSettings)
     serve: ServeSettings = Field(default_factory=ServeSettings)

@@ -27,6 +27,7 @@ Kind = Literal[
     "adapter",
     "retriever",
     "index",
+    "graph",
     "teacher",
     "student",
     "report",
