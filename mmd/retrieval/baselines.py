@@ -12,10 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mmd.errors import ConfigError
 from mmd.intent.textnorm import normalise
-from mmd.retrieval.ranks import TIE, Ranks, rank_of_gold
-from mmd.retrieval.types import Pool, Response
+from mmd.retrieval.types import Response
 
 Scores = NDArray[np.float64]
 Encoder = Callable[[list[str]], NDArray[np.floating]]
@@ -26,29 +24,11 @@ _FIRST_CJK = "\u3040"
 
 
 class Ranker(Protocol):
-    """Anything that scores candidates for a query in words."""
-
-    def scores(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[Scores]:
-        """Return the scores of each query's candidates, shape (n_candidates,) each; larger is better."""
-        ...
+    """Anything that scores responses to a query in words."""
 
     def all_scores(self, queries: Sequence[str]) -> Scores:
-        """Return the scores of all responses, by id, shape (n_queries, n_responses)."""
+        """Return the scores of all responses, by id, shape (n_queries, n_responses); larger is better."""
         ...
-
-
-def rank_pools(ranker: Ranker, queries: Sequence[str], pools: Sequence[Pool]) -> Ranks:
-    """Return the 1-based rank of each pool's right response, shape (n_pools,); ties count against it.
-
-    Args:
-        ranker: that scores.
-        queries: the context in words, one a pool.
-        pools: candidates.
-    """
-    scored = ranker.scores(queries, [pool.candidates for pool in pools])
-    golds = (pool.candidates.index(pool.gold) for pool in pools)
-    ranks = [rank_of_gold(scores, gold, TIE) for scores, gold in zip(scored, golds, strict=True)]
-    return np.array(ranks, dtype=np.int64)
 
 
 def words_of(text: str) -> list[str]:
@@ -82,17 +62,8 @@ class Bm25Ranker:
         if self._index is not None:
             self._index.index(documents, show_progress=False)
 
-    def scores(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[Scores]:
-        """Return BM25 of each query's candidates, 0 where no term is shared.
-
-        Raises:
-            ConfigError: a candidate is not among the responses.
-        """
-        pairs = zip(queries, candidates, strict=True)
-        return [self._all(query)[_rows(self._row, ids)] for query, ids in pairs]
-
     def all_scores(self, queries: Sequence[str]) -> Scores:
-        """Return the scores of all responses, by id, shape (n_queries, n_responses)."""
+        """Return BM25 of all responses, by id, 0 where no term is shared, shape (n_queries, n_responses)."""
         return np.stack([self._all(query) for query in queries]) if queries else np.zeros((0, len(self._row)))
 
     def _all(self, query: str) -> Scores:
@@ -118,18 +89,11 @@ class OffTheShelfRanker:
         self._dim = 1  # until something was encoded
         self._vectors = self._unit([responses[response_id].text for response_id in self._row])
 
-    def scores(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[Scores]:
-        """Return the cosines of each query's candidates; 0 for those, and for queries, without words.
-
-        Raises:
-            ConfigError: a candidate is not among the responses.
-        """
-        vectors = self._unit(queries)
-        pairs = zip(vectors, candidates, strict=True)
-        return [self._vectors[_rows(self._row, ids)] @ vector for vector, ids in pairs]
-
     def all_scores(self, queries: Sequence[str]) -> Scores:
-        """Return the cosines of all responses, by id, shape (n_queries, n_responses)."""
+        """Return the cosines of all responses, by id, shape (n_queries, n_responses).
+
+        0 for those, and for queries, without words.
+        """
         found: Scores = self._unit(queries) @ self._vectors.T
         return found
 
@@ -143,9 +107,3 @@ class OffTheShelfRanker:
         unit = np.zeros((len(texts), self._dim))
         unit[spoken] = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.finfo(np.float64).tiny)
         return unit
-
-
-def _rows(row: Mapping[str, int], ids: Sequence[str]) -> NDArray[np.int64]:
-    if unknown := [response_id for response_id in ids if response_id not in row]:
-        raise ConfigError(f"candidate {unknown[0]}: is not among the ranker's responses; build it of the same samples.")
-    return np.array([row[response_id] for response_id in ids], dtype=np.int64)

@@ -123,36 +123,6 @@ class TowerInputs:
         return TowerInputs(self.text.to(device), pictures, self.has_picture.to(device), self.kind.to(device))
 
 
-def join_inputs(parts: Sequence[TowerInputs]) -> TowerInputs:
-    """Return the rows of several batches as one; tokens are padded to the longest."""
-    import torch
-
-    def joined(tensors: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(tensors)
-
-    if parts[0].text.tokens is not None:
-        rows = [part.text.tokens or {} for part in parts]
-        text = TextBatch(tokens={key: _pad_join([row[key] for row in rows]) for key in rows[0]})
-    else:
-        text = TextBatch(joined([part.text.vectors for part in parts if part.text.vectors is not None]))
-    pictures = [part.pictures for part in parts if part.pictures is not None]
-    return TowerInputs(
-        text,
-        joined(pictures) if pictures else None,
-        joined([part.has_picture for part in parts]),
-        joined([part.kind for part in parts]),
-    )
-
-
-def _pad_join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Concatenate (n_i, width_i) after padding with zeros at the right to the longest; masked tokens mean nothing."""
-    import torch
-    from torch.nn.functional import pad
-
-    width = max(tensor.shape[1] for tensor in tensors)
-    return torch.cat([pad(tensor, (0, width - tensor.shape[1])) for tensor in tensors])
-
-
 class InputMaker:
     """Makes tower inputs.
 

@@ -9,7 +9,7 @@ import hashlib
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -73,20 +73,6 @@ def no_distractors(samples: Sequence[Sample], responses: SampleSet, source: Sour
     """Return, for each sample, the responses that no pool of it holds as distractors: right ones, and lookalikes."""
     drawing = _Drawing(responses, {name: _sources(responses, name, source) for name in responses.modalities})
     return [drawing.banned(sample) for sample in samples]
-
-
-def restrict(pool: Pool, modality: str, responses: SampleSet) -> Pool:
-    """Return the pool with the candidates of one modality only: what is searched when the modality is known.
-
-    Raises:
-        ConfigError: the right response is of another modality.
-    """
-    if responses.responses[pool.gold].modality != modality:
-        raise ConfigError(
-            f"pool of {pool.sample_id}: its right response is of modality {responses.responses[pool.gold].modality}, "
-            f"so it cannot be restricted to {modality}."
-        )
-    return replace(pool, candidates=tuple(c for c in pool.candidates if responses.responses[c].modality == modality))
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmd.evaluation.metrics import Fraction, Interval, interval
-from mmd.retrieval.types import Pool
 
 CUTOFFS = (1, 5, 10)
 MISS = int(np.iinfo(np.int64).max)
@@ -40,18 +39,6 @@ def rank_of_gold(scores: NDArray[np.floating], gold: int, tolerance: float = 0.0
             f"{int(np.isnan(scores).sum())} of {len(scores)} scores are not numbers, so nothing has a rank"
         )
     return int((scores >= scores[gold] - tolerance).sum())
-
-
-def pool_rows(pools: Iterable[Pool], row_of: Mapping[str, int]) -> tuple[list[Rows], Rows]:
-    """Return pools as :func:`rank_all` takes them: rows of the candidates, and the right ones' rows, shape (n_pools,).
-
-    Args:
-        pools: of response ids.
-        row_of: response id → row of the matrix of vectors.
-    """
-    held = list(pools)
-    rows = [np.array([row_of[c] for c in pool.candidates], dtype=np.int64) for pool in held]
-    return rows, np.array([row_of[pool.gold] for pool in held], dtype=np.int64)
 
 
 def rank_all(

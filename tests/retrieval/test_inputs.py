@@ -12,7 +12,7 @@ import structlog
 import torch
 
 from mmd.errors import ModelError
-from mmd.retrieval.inputs import TURN_DECAY, InputMaker, TowerInputs, join_inputs
+from mmd.retrieval.inputs import TURN_DECAY, InputMaker, TowerInputs
 from mmd.retrieval.types import Query, Response
 from mmd.schema import Turn
 
@@ -130,17 +130,6 @@ def test_rows_drop_the_columns_that_are_padding_in_all_of_them(make_retriever: M
     short = inputs.rows(torch.tensor([1]))
     assert short.text.tokens["attention_mask"].all()
     assert short.text.tokens["input_ids"].shape[1] < inputs.text.tokens["input_ids"].shape[1]
-
-
-@pytest.mark.parametrize("towers", [{}, BERT])
-def test_joined_rows_are_the_rows_made_together(towers: dict[str, Any], make_retriever: Make, queries: Sequence[Query]):
-    made = make_retriever("mdr", **towers)
-    joined = join_inputs([made.maker.queries([query]) for query in queries])
-    assert len(joined) == len(joined.text) == len(queries)
-    torch.testing.assert_close(
-        made.retriever.embed_queries(joined, "text"),
-        made.retriever.embed_queries(made.maker.queries(queries), "text"),
-    )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmd.errors import ConfigError, CorpusError
-from mmd.retrieval.pools import PoolKind, make_pools, no_distractors, restrict
+from mmd.retrieval.pools import PoolKind, make_pools, no_distractors
 from mmd.retrieval.ranks import RankCounts, rank_of_gold
 from mmd.retrieval.types import Query, Response, Sample, SampleSet
 from mmd.schema import Split, Turn
@@ -111,7 +111,10 @@ def test_one_modality_is_drawn_alike_alone_and_among_others():
     given = sample_set()
     texts = [s for s in of_test(given) if s.modality == "text"]
     alone = make_pools(texts, given, "union", 8, 0, modalities=["text"])
-    assert alone == [restrict(pool, "text", given) for pool in make_pools(texts, given, "union", 8, 0)]
+    mixed = make_pools(texts, given, "union", 8, 0)
+    assert [pool.candidates for pool in alone] == [
+        tuple(c for c in pool.candidates if given.responses[c].modality == "text") for pool in mixed
+    ]
 
 
 def test_further_right_responses_and_what_looks_like_one_are_no_distractors():
@@ -180,10 +183,3 @@ def test_an_unknown_modality_is_refused():
 def test_a_size_without_room_is_refused(kind: PoolKind, size: int):
     with pytest.raises(ConfigError, match=f"pools.size={size}"):
         make_pools([], sample_set(), kind, size, 0)
-
-
-def test_a_pool_is_not_restricted_to_another_modality_than_its_right_responses():
-    given = sample_set()
-    (pool,) = make_pools([sample(0, "text")], given, "union", 4, 0)
-    with pytest.raises(ConfigError, match="right response is of modality text"):
-        restrict(pool, "image", given)

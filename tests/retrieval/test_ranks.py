@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mmd.retrieval import ranks
-from mmd.retrieval.ranks import MISS, RankCounts, pool_rows, rank_all, rank_of_gold, recall_interval
-from mmd.retrieval.types import Pool
+from mmd.retrieval.ranks import MISS, RankCounts, rank_all, rank_of_gold, recall_interval
 
 Floats = NDArray[np.float64]
 
@@ -212,13 +211,3 @@ def test_equal_seeds_draw_alike():
     ranks, groups = [1, 2, 3, 1, 9], ["a", "a", "b", "c", "c"]
     assert recall_interval(ranks, 1, 50, 3, groups) == recall_interval(ranks, 1, 50, 3, groups)
     assert recall_interval(ranks, 1, 50, 3, groups) != recall_interval(ranks, 1, 50, 4, groups)
-
-
-# ---------------------------------------------------------------- rows
-
-
-def test_pools_of_ids_become_rows():
-    pools = [Pool("s", ("b", "a"), "a"), Pool("t", ("c",), "c")]
-    rows, golds = pool_rows(pools, {"a": 0, "b": 1, "c": 2})
-    assert [row.tolist() for row in rows] == [[1, 0], [2]]
-    assert golds.tolist() == [0, 2]
