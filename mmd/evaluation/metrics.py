@@ -256,6 +256,31 @@ def interval(value: float, draws: NDArray[np.float64]) -> Interval:
     return Interval(value, float(low), float(high))
 
 
+def resample_sums(
+    columns: NDArray[np.float64], groups: Sequence[str] | None, resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """Sum what was counted over groups drawn whole with replacement: the draws of any ratio of sums.
+
+    Args:
+        columns: what each sample adds to each sum, shape (n, n_sums).
+        groups: the dialogue of each sample: dialogues are drawn whole, since their samples are alike. None: each alone.
+        resamples: draws.
+        seed: of the draws; equal seeds and groups draw alike, so systems compared on them are paired.
+
+    Returns:
+        float64 of shape (resamples, n_sums).
+    """
+    sums = columns
+    if groups is not None:
+        _, codes = np.unique(np.asarray(groups), return_inverse=True)
+        sums = np.stack([np.bincount(codes, weights=column) for column in columns.T], axis=1)
+    rng, n = np.random.default_rng(seed), len(sums)
+    drawn = np.empty((resamples, columns.shape[1]))
+    for i in range(resamples):
+        drawn[i] = sums[rng.integers(0, n, n)].sum(axis=0)
+    return drawn
+
+
 @dataclass(frozen=True, slots=True)
 class McNemar:
     """Examples that only one of two systems got right, and the exact two-sided p of such a split by chance."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmd.evaluation.metrics import Fraction, Interval, interval
+from mmd.evaluation.metrics import Fraction, Interval, interval, resample_sums
 
 CUTOFFS = (1, 5, 10)
 MISS = int(np.iinfo(np.int64).max)
@@ -166,17 +166,5 @@ def recall_interval(
     hits = np.asarray(ranks) <= k
     if not len(hits):
         return Interval(0.0, 0.0, 0.0)
-    sums, sizes = _by_group(hits, groups)
-    rng = np.random.default_rng(seed)
-    draws = np.empty(resamples)
-    for i in range(resamples):
-        drawn = rng.integers(0, len(sizes), len(sizes))
-        draws[i] = sums[drawn].sum() / sizes[drawn].sum()
-    return interval(float(hits.mean()), draws)
-
-
-def _by_group(hits: NDArray[np.bool_], groups: Sequence[str] | None) -> tuple[Exact, Rows]:
-    if groups is None:
-        return hits.astype(np.float64), np.ones(len(hits), dtype=np.int64)
-    _, codes = np.unique(np.asarray(groups), return_inverse=True)
-    return np.bincount(codes, weights=hits).astype(np.float64), np.bincount(codes).astype(np.int64)
+    draws = resample_sums(np.stack([hits, np.ones(len(hits))], axis=1), groups, resamples, seed)
+    return interval(float(hits.mean()), draws[:, 0] / draws[:, 1])
