@@ -15,6 +15,7 @@ from mmd.config import AppConfig
 from mmd.corpora.store import Corpus
 from mmd.features.store import Features
 from mmd.models.threads import torch_threads
+from mmd.models.weights import put_trained, trained_copies
 from mmd.retrieval.batches import BatchPlan
 from mmd.retrieval.facts import Facts
 from mmd.retrieval.rows import response_of, sample_of
@@ -24,10 +25,8 @@ from mmd.retrieval.training import (
     RetrieverTraining,
     build_retriever,
     divide,
-    load_trained,
     make_judge,
     make_miner,
-    trained_copies,
     worker_threads,
 )
 from mmd.retrieval.types import Response, Sample, SampleSet
@@ -98,8 +97,8 @@ def make_loop(job: RetrieverJob, device: Any) -> RetrieverTraining:  # noqa: ANN
     """Return the loop of this worker, its validation and training samples read where they are needed whole."""
     import ray.train
 
+    from mmd.models.workers import Alone, ProcessGroup
     from mmd.retrieval.steps import ChunkMaker
-    from mmd.retrieval.workers import Alone, ProcessGroup
 
     settings = job.config.retrieval
     maker, bases = open_inputs(job)
@@ -196,7 +195,7 @@ def load_best(job: RetrieverJob, checkpoint: Path) -> tuple[Retriever, BaseModel
     spec = RetrieverSpec.model_validate_json((best / _SPEC_FILE).read_text(encoding="utf-8"))
     bases = load_bases(spec.towers, job.config.models)
     retriever = Retriever(spec, bases, job.config.seed)
-    load_trained(retriever, load_file(best / _WEIGHTS_FILE))
+    put_trained(retriever, load_file(best / _WEIGHTS_FILE), "retriever")
     return retriever.eval(), bases
 
 

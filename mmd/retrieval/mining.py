@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmd.intent.textnorm import normalise
+from mmd.models.workers import Workers
 from mmd.retrieval.steps import ChunkMaker
 from mmd.retrieval.types import Response, Sample
 from mmd.retrieval.validation import Floats, share_encoding, share_queries
-from mmd.retrieval.workers import Workers
 
 if TYPE_CHECKING:
     import torch

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from mmd.models.workers import Workers
 from mmd.retrieval.inputs import InputMaker, TowerInputs
 from mmd.retrieval.losses import batch_loss, duplicate_mask
 from mmd.retrieval.types import Query, Response
-from mmd.retrieval.workers import Workers
 
 if TYPE_CHECKING:
     import torch

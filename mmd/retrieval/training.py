@@ -24,6 +24,8 @@ from mmd.models.devices import choose_device, choose_dtype
 from mmd.models.optimizer import adamw, optimized, restore_state, set_rate, state_tensors
 from mmd.models.settings import ModelSettings
 from mmd.models.threads import torch_threads
+from mmd.models.weights import put_trained, trained, trained_copies
+from mmd.models.workers import Alone, Workers
 from mmd.retrieval.batches import BatchPlan, key_of, recipe_for
 from mmd.retrieval.inputs import InputMaker
 from mmd.retrieval.losses import class_weights
@@ -33,7 +35,6 @@ from mmd.retrieval.settings import RetrievalSettings, TrainingSettings
 from mmd.retrieval.steps import ChunkMaker, Share, StepKeys, StepMaker
 from mmd.retrieval.types import Response, Sample, SampleSet
 from mmd.retrieval.validation import Judge, validation_set
-from mmd.retrieval.workers import Alone, Workers
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +50,7 @@ STATE_FILE = "state.json"
 _TRAINED_FILE, _BEST_FILE = "trained.safetensors", "best.safetensors"
 _OPTIMIZER_FILE, _NEGATIVES_FILE = "optimizer.safetensors", "negatives.safetensors"
 _SHARES_AHEAD = 4
+_WHAT = "retriever"
 
 
 @dataclass
@@ -228,7 +230,7 @@ class RetrieverTraining:
     def take_best(self) -> None:
         """Put the weights of the best validation into the retriever, and leave it ready to answer."""
         if self._best is not None:
-            load_trained(self.retriever, self._best)
+            put_trained(self.retriever, self._best, _WHAT)
         self.retriever.eval()
 
     # ------------------------------------------------------------ checkpoints
@@ -257,7 +259,7 @@ class RetrieverTraining:
         from safetensors.torch import load_file
 
         self.state = load_state(folder)
-        load_trained(self.retriever, load_file(folder / _TRAINED_FILE))
+        put_trained(self.retriever, load_file(folder / _TRAINED_FILE), _WHAT)
         restore_state(self._optimizer, optimized(self._optimizer), load_file(folder / _OPTIMIZER_FILE))
         if (folder / _BEST_FILE).is_file():
             self._best = load_file(folder / _BEST_FILE)
@@ -278,33 +280,6 @@ def train_mode(retriever: Retriever) -> None:
     for module in retriever.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
-
-
-def trained(retriever: Retriever) -> dict[str, Any]:
-    """Return name → parameter of everything that is trained."""
-    return {name: p for name, p in retriever.named_parameters() if p.requires_grad}
-
-
-def trained_copies(retriever: Retriever) -> Tensors:
-    """Return copies of the trained weights on the CPU."""
-    return {name: p.detach().cpu().clone() for name, p in trained(retriever).items()}
-
-
-def load_trained(retriever: Retriever, tensors: Tensors) -> None:
-    """Put trained weights back.
-
-    Raises:
-        ModelError: they are another retriever's.
-    """
-    import torch
-
-    own = trained(retriever)
-    if own.keys() != tensors.keys():
-        odd = min(own.keys() ^ tensors.keys())
-        raise ModelError(f"a checkpoint of a retriever with other weights ({odd}); remove the run's folder.")
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(tensors[name])
 
 
 # ---------------------------------------------------------------- one process

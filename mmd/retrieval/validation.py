@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmd.errors import CorpusError
+from mmd.models.workers import Workers
 from mmd.retrieval.pools import make_pools
 from mmd.retrieval.ranks import MISS, Ranks, rank_all
 from mmd.retrieval.settings import PoolSettings
 from mmd.retrieval.steps import Chunk, ChunkMaker, encode
 from mmd.retrieval.types import Pool, Response, Sample, SampleSet
-from mmd.retrieval.workers import Workers
 
 if TYPE_CHECKING:
     import torch

@@ -17,6 +17,8 @@ import torch
 from mmd.errors import ConfigError, ModelError
 from mmd.features.extract import ExtractorInfo
 from mmd.models.threads import torch_threads
+from mmd.models.weights import put_trained
+from mmd.models.workers import Alone, ProcessGroup, Workers
 from mmd.retrieval.batches import BatchPlan, key_of, recipe_for
 from mmd.retrieval.inputs import InputMaker
 from mmd.retrieval.settings import RetrievalSettings
@@ -26,14 +28,12 @@ from mmd.retrieval.training import (
     TrainState,
     build_retriever,
     divide,
-    load_trained,
     make_judge,
     make_miner,
     plain_rows,
     train_plain,
 )
 from mmd.retrieval.types import Query, Response, Sample, SampleSet
-from mmd.retrieval.workers import Alone, ProcessGroup, Workers
 from mmd.schema import Turn, text_id
 
 DIM = 16
@@ -210,7 +210,7 @@ def test_a_checkpoint_of_another_retriever_is_refused():
     settings = make_settings()
     retriever = build_retriever(settings, make_maker(settings), None, "cpu", 0)
     with pytest.raises(ModelError, match="other weights"):
-        load_trained(retriever, {"x": torch.zeros(1)})
+        put_trained(retriever, {"x": torch.zeros(1)}, "retriever")
 
 
 # ---------------------------------------------------------------- steps
