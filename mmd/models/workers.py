@@ -8,8 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     import torch
+
+
+Floats = NDArray[np.float64]
 
 
 class Workers(Protocol):
@@ -34,6 +40,10 @@ class Workers(Protocol):
         """Replace each gradient by its sum over the workers; one that a worker lacks counts as 0."""
         ...
 
+    def add_up(self, values: Floats) -> Floats:
+        """Return the sum of all workers' arrays, all of one shape."""
+        ...
+
 
 class Alone:
     """One process."""
@@ -46,6 +56,10 @@ class Alone:
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Leave the gradients as they are."""
+
+    def add_up(self, values: Floats) -> Floats:
+        """Return the values themselves."""
+        return values
 
 
 class ProcessGroup:
@@ -92,3 +106,15 @@ class ProcessGroup:
             start += parameter.numel()
             if holders:
                 parameter.grad = part.view_as(parameter).to(parameter.dtype)
+
+    def add_up(self, values: Floats) -> Floats:
+        """Return the sum of all workers' arrays; see :class:`Workers`."""
+        import torch
+        from torch import distributed
+
+        # NCCL adds up on GPUs alone.
+        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        tensor = torch.from_numpy(values).to(device, copy=True)
+        distributed.all_reduce(tensor)
+        out: Floats = tensor.cpu().numpy()
+        return out

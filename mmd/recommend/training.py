@@ -1,0 +1,368 @@
+"""Training ψ, φ and θ: one loop, without Ray.
+
+What is trained is a :class:`Task`; the loop knows samples, steps, validations and checkpoints. It is the same however
+many processes share a step (``jobs.glue.recommend`` runs it under Ray Train) and whoever makes the steps
+(:mod:`mmd.models.engines`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmd.errors import ConfigError, ModelError
+from mmd.models.ahead import ahead
+from mmd.models.engines import Engine, PlainEngine
+from mmd.models.schedule import cosine_rate, passes_multiple, permutation
+from mmd.models.weights import put_trained
+from mmd.models.workers import Workers
+from mmd.recommend.settings import StepSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensors = dict[str, torch.Tensor]
+    Part = Callable[[], torch.Tensor]
+
+S = TypeVar("S")
+S_contra = TypeVar("S_contra", contravariant=True)
+Indices = NDArray[np.int64]
+StepReport = Callable[[dict[str, Any]], None]
+STATE_FILE = "state.json"
+_TRAINED_FILE, _BEST_FILE = "trained.safetensors", "best.safetensors"
+_ORDER, _GROUPS, _DROPOUT = 1, 2, 3  # streams of random numbers
+_BATCHES_AHEAD = 3
+_GROUP_STEPS = 32  # batches whose samples are sorted by length together
+
+
+class Task(Protocol[S_contra]):
+    """What is trained, and on what it is judged."""
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The module whose weights with ``requires_grad`` are trained; on its device."""
+        ...
+
+    def batch(self, samples: Sequence[S_contra]) -> Any:  # noqa: ANN401 (the loop only hands it to ``loss``)
+        """Return what :meth:`loss` reads of samples.
+
+        Called from a thread beside the one that trains and judges, so that the next batches are ready in time.
+        """
+        ...
+
+    def loss(self, batch: Any) -> tuple[torch.Tensor, int]:  # noqa: ANN401 (what ``batch`` gave)
+        """Return the loss summed over the batch's units (tokens, mentions), a float32 scalar, and how many these are.
+
+        The loop divides by the units of the whole step, over all workers. The model is in training mode.
+        """
+        ...
+
+    def judge(self) -> dict[str, float]:
+        """Return what validation says; ``score`` is what the best weights have most of.
+
+        The model is in evaluation mode and gradients are off. Every worker is asked; the first one's answer counts.
+        """
+        ...
+
+
+@runtime_checkable
+class Lengths(Protocol[S_contra]):
+    """A task whose samples are better batched with others of their length."""
+
+    def length(self, sample: S_contra) -> int:
+        """Return what a sample's padding depends on; samples are sorted by it within a group of batches."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Which samples each step takes, and at which rate: pure functions of the step.
+
+    All samples are one endless stream, epoch after epoch in an order of its own, cut into batches, so that the last
+    samples of an epoch share a step with the first of the next; none is dropped, no step is smaller. With lengths,
+    groups of 32 consecutive batches are sorted by length, cut again and shuffled as batches: padding shrinks, while
+    which samples meet still changes from epoch to epoch.
+
+    Args:
+        samples: how many there are.
+        settings: batch, epochs and rates.
+        seed: of the order.
+        lengths: of every sample; None: order is left to chance.
+
+    Raises:
+        ConfigError: there is no sample.
+    """
+
+    samples: int
+    settings: StepSettings
+    seed: int
+    lengths: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is something to learn from."""
+        if not self.samples:
+            raise ConfigError(
+                "there is no sample to train on; the corpus needs dialogues in which the agent names items "
+                "(`mmd build_graph` prints how many there are)."
+            )
+
+    @property
+    def batch(self) -> int:
+        """Samples of a step, over all workers; a set smaller than a batch makes the batch smaller."""
+        return min(self.settings.batch, self.samples)
+
+    @cached_property
+    def total_steps(self) -> int:
+        """Steps of the whole run, at least 1."""
+        return max(1, round(self.settings.epochs * self.samples / self.batch))
+
+    def step_samples(self, step: int) -> Indices:
+        """Return the indices of a step's samples, over all workers; shape (batch,)."""
+        if self.lengths is None:
+            return self._stream(step * self.batch, self.batch)
+        first = step - step % _GROUP_STEPS
+        count = min(_GROUP_STEPS, self.total_steps - first)
+        group = self._stream(first * self.batch, count * self.batch)
+        ordered = group[np.argsort(np.array(self.lengths)[group], kind="stable")]
+        place = int(permutation(count, self.seed, _GROUPS, first)[step - first])
+        return ordered[place * self.batch : (place + 1) * self.batch]
+
+    def own_samples(self, step: int, rank: int, world: int) -> Indices:
+        """Return the indices of a worker's samples in a step; shares differ by one sample at most."""
+        return self.step_samples(step)[rank::world]
+
+    def _stream(self, start: int, count: int) -> Indices:
+        parts = []
+        while count:
+            epoch, place = divmod(start, self.samples)
+            part = permutation(self.samples, self.seed, _ORDER, epoch)[place : place + count]
+            parts.append(part)
+            start, count = start + len(part), count - len(part)
+        return np.concatenate(parts)
+
+    def epoch(self, step: int) -> float:
+        """Return the epochs that are done before a step."""
+        return step * self.batch / self.samples
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step (0-based)."""
+        return cosine_rate(step, self.total_steps, self.settings.learning_rate, self.settings.warmup)
+
+    def is_due(self, step: int) -> bool:
+        """Say whether, after ``step`` steps, it is time to validate: as often as the settings say, and at the end."""
+        every = self.settings.validate_every
+        return step == self.total_steps or passes_multiple(self.epoch(step - 1), self.epoch(step), every)
+
+
+@dataclass
+class TrainState:
+    """Where a run stands, and what was measured on the way.
+
+    Attributes:
+        step: steps done.
+        history: a row a step: ``step`` (1-based), ``epoch``, ``loss``, ``rate``, ``norm`` (of the gradient before it is
+            clipped).
+        validations: ``step``, ``epoch``, ``score`` and what else the task judges by.
+        best_step: step of the best validation, the earliest of equals; None before the first.
+        stopped: whether it ended early.
+    """
+
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    validations: list[dict[str, float]] = field(default_factory=list)
+    best_step: int | None = None
+    stopped: bool = False
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """The best validation; None before the first."""
+        return next((v for v in self.validations if v["step"] == self.best_step), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields."""
+        return asdict(self)
+
+
+class Training(Generic[S]):
+    """One run's loop; every worker has one.
+
+    Args:
+        task: what is trained.
+        samples: to learn from, the same in the same order on every worker.
+        steps: batch, epochs, rates and validations.
+        seed: of order and dropout.
+        workers: who share a step.
+        engine: makes the steps; None: plain torch.
+        name: of what is trained, for messages.
+    """
+
+    def __init__(
+        self,
+        task: Task[S],
+        samples: Sequence[S],
+        steps: StepSettings,
+        seed: int,
+        *,
+        workers: Workers | None = None,
+        engine: Engine | None = None,
+        name: str = "model",
+    ) -> None:
+        self.task, self.samples, self.name = task, samples, name
+        lengths = tuple(map(task.length, samples)) if isinstance(task, Lengths) else None
+        self.plan = StepPlan(len(samples), steps, seed, lengths)
+        self.engine = engine or PlainEngine(task.model, steps, workers)
+        self.state = TrainState()
+        self._best: Tensors | None = None
+
+    # ------------------------------------------------------------ the loop
+
+    def train(
+        self,
+        on_step: StepReport | None = None,
+        checkpoint_every: int | None = None,
+        on_checkpoint: Callable[[Training[S]], None] | None = None,
+    ) -> None:
+        """Make the steps that are left.
+
+        Args:
+            on_step: called with a row of the history after each step, with ``validation`` where there was one, and
+                ``stopped`` where that ended the run early.
+            checkpoint_every: steps between calls of ``on_checkpoint``; the end is none.
+            on_checkpoint: saves what is needed to go on from here.
+
+        Raises:
+            ModelError: the loss or the gradient is no number any more; nothing of that step is kept.
+        """
+        if self.state.stopped:
+            return
+        with closing(ahead(self._batches(), _BATCHES_AHEAD)) as batches:
+            for batch in batches:
+                report = self._step(batch)
+                if on_step:
+                    on_step(report)
+                if "stopped" in report:
+                    return
+                if on_checkpoint and checkpoint_every and self.state.step % checkpoint_every == 0:
+                    on_checkpoint(self)
+
+    def _batches(self) -> Iterator[Any]:
+        """Yield this worker's batches; None where a step has no sample for it."""
+        for step in range(self.state.step, self.plan.total_steps):
+            own = [self.samples[index] for index in self.plan.own_samples(step, self.engine.rank, self.engine.world)]
+            yield self.task.batch(own) if own else None
+
+    def _step(self, batch: Any) -> dict[str, Any]:  # noqa: ANN401 (the task's)
+        import torch
+
+        step = self.state.step
+        rate = self.plan.rate(step)
+        # Dropout then depends on the place in the run alone: a resumed run draws what the first one drew.
+        draw = np.random.SeedSequence([self.plan.seed, _DROPOUT, step, self.engine.rank])
+        torch.manual_seed(int(draw.generate_state(1)[0]))
+        loss, norm = self.engine.step([lambda: self._share(batch)], rate)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise ModelError(
+                f"{self.name}: training diverged in step {step + 1} of {self.plan.total_steps} (loss {loss:g}, "
+                f"gradient {norm:g}); lower its learning_rate, or set recommend.train.dtype=float32."
+            )
+        row = {"step": step + 1, "epoch": self.plan.epoch(step + 1), "loss": loss, "rate": rate, "norm": norm}
+        self.state.step = step + 1
+        self.state.history.append(row)
+        report: dict[str, Any] = dict(row)
+        if self.plan.is_due(step + 1):
+            report["validation"] = self._validate()
+            if self.state.stopped:
+                report["stopped"] = True
+        return report
+
+    def _share(self, batch: Any) -> torch.Tensor:  # noqa: ANN401 (the task's)
+        """Return this worker's part of the step's mean loss."""
+        if batch is None:
+            self.engine.add_up(np.zeros(1))
+            return sum(p.sum() for p in self.task.model.parameters() if p.requires_grad) * 0.0  # type: ignore[return-value]
+        loss, units = self.task.loss(batch)
+        return loss / max(1.0, float(self.engine.add_up(np.array([float(units)]))[0]))
+
+    def _validate(self) -> dict[str, float]:
+        names: list[str] = []
+
+        def judged() -> NDArray[np.float64]:
+            found = self.task.judge()
+            names.extend(found)
+            return np.array(list(found.values()), dtype=np.float64)
+
+        values = self.engine.evaluate(judged)
+        # The first worker's answer counts, so that all decide alike, whatever the last digit of their own is.
+        values = self.engine.add_up(values if self.engine.rank == 0 else np.zeros_like(values))
+        found = dict(zip(names, values.tolist(), strict=True))
+        best = self.state.best
+        if best is None or found["score"] > best["score"]:
+            self.state.best_step = self.state.step
+            self._best = self.engine.trained()
+        self.state.validations.append({"step": self.state.step, "epoch": self.plan.epoch(self.state.step), **found})
+        since = sum(v["step"] > (self.state.best_step or 0) for v in self.state.validations)
+        self.state.stopped = 0 < self.plan.settings.patience <= since
+        return found
+
+    def take_best(self) -> None:
+        """Put the weights of the best validation into the model, and leave it ready to answer."""
+        if self._best:
+            put_trained(self.task.model, self._best, self.name)
+        self.task.model.eval()
+
+    # ------------------------------------------------------------ checkpoints
+
+    def save(self, folder: Path) -> None:
+        """Save this worker's part of a checkpoint; every worker calls it with a folder of its own or a shared one."""
+        from safetensors.torch import save_file
+
+        trained = self.engine.trained()
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.engine.sharded or self.engine.rank == 0:
+            save_file(self.engine.optimizer_state(), folder / self._optimizer_file)
+        if self.engine.rank == 0:
+            save_file(trained, folder / _TRAINED_FILE)
+            if self._best is not None:
+                save_file(self._best, folder / _BEST_FILE)
+            (folder / STATE_FILE).write_text(json.dumps(self.state.to_json()) + "\n", encoding="utf-8")
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ModelError: it is of another model, or was made by another number of workers that shard their state.
+        """
+        from safetensors.torch import load_file
+
+        path = folder / self._optimizer_file
+        if not path.is_file():
+            raise ModelError(
+                f"{folder}: has no optimizer state of worker {self.engine.rank} of {self.engine.world}; the run was "
+                "started with another number of workers. Start it with that number, or remove the run's folder."
+            )
+        self.state = load_state(folder)
+        put_trained(self.task.model, load_file(folder / _TRAINED_FILE), self.name)
+        self.engine.load_optimizer_state(load_file(path))
+        if (folder / _BEST_FILE).is_file():
+            self._best = load_file(folder / _BEST_FILE)
+
+    @property
+    def _optimizer_file(self) -> str:
+        """Name of this worker's file; what all workers have alike is kept once, and any number of them goes on."""
+        if not self.engine.sharded:
+            return "optimizer.safetensors"
+        return f"optimizer-{self.engine.rank}-of-{self.engine.world}.safetensors"
+
+
+def load_state(folder: Path) -> TrainState:
+    """Read the state of a checkpoint."""
+    return TrainState(**json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
