@@ -3,7 +3,8 @@
 Makes the artefact report/NAME-retrieval with report.html (self-contained), metrics.json, the pools and every rank:
 recall and reciprocal rank by modality and over all, in pools of 50 a modality, of 25, and in the whole corpus, with
 oracle intent too; how the modality is predicted; BM25 and an encoder off the shelf in the same pools; recall against
-the size of the pool; weights by part; example retrievals.
+the size of the pool; R@1 before and after the re-ranker that the retriever has, if any; weights by part; example
+retrievals.
 
     mmd evaluate_retrieval                                    the newest retriever of the built-in shop corpus
     mmd evaluate_retrieval --retriever retriever/shop@VERSION
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -27,16 +29,24 @@ from mmd.corpora.store import Corpus
 from mmd.evaluation.ranking import CORPUS, Questions
 from mmd.evaluation.report import PictureSource
 from mmd.evaluation.retrieval import Findings, summarise, to_json
-from mmd.evaluation.retrieval_report import RetrievalContent, headline, render_retrieval, retrieval_table
+from mmd.evaluation.retrieval_report import (
+    RetrievalContent,
+    headline,
+    render_retrieval,
+    rerank_words,
+    retrieval_table,
+)
 from mmd.evaluation.retrieval_systems import make_questions, pick_retrieved, retriever_system, word_systems
 from mmd.evaluation.shelf import shelf_encoders
 from mmd.features.store import Features
 from mmd.retrieval.facts import Facts
 from mmd.retrieval.samples import find_samples
+from mmd.retrieval.types import Sample, SampleSet
 
 if TYPE_CHECKING:
     from mmd.retrieval.inputs import InputMaker
     from mmd.retrieval.methods import Retriever
+    from mmd.retrieval.rerank import Reranked
 
 POOLS = pa.schema(
     [
@@ -108,13 +118,24 @@ def evaluate(context: JobContext, inputs: Mapping[str, Artifact], writer: Artifa
         name=context.name,
         findings=findings,
         retrieved=pick_retrieved(system, questions, given, config.retrieval.pools.examples, config.seed),
-        provenance={role: a.ref for role, a in inputs.items()} | {"code": inputs["retriever"].manifest.code},
+        provenance={role: a.ref for role, a in inputs.items()}
+        | {"code": inputs["retriever"].manifest.code, "pools": str(questions.drawn)},
         parameters=retriever.parameter_counts(),
         resamples=config.evaluation.bootstrap_resamples,
+        reranked=reranked_by(inputs["retriever"], retriever, maker, tested, given),
     )
-    for pool in ("union", CORPUS):
-        console.print(retrieval_table(findings, pool))
+    print_content(content)
     write_report(writer, content, render_retrieval(content, shown_pictures(context, corpus)), inputs)
+
+
+def reranked_by(
+    artifact: Artifact, retriever: Retriever, maker: InputMaker, samples: Sequence[Sample], given: SampleSet
+) -> Reranked | None:
+    """Return what the re-ranker beside a retriever, which the service answers with, is worth; None without one."""
+    from mmd.retrieval.rerank import judge_reranker, load_reranker
+
+    reranker = load_reranker(artifact, retriever, maker)
+    return judge_reranker(reranker, samples, given) if reranker else None
 
 
 def shown_pictures(context: JobContext, corpus: Corpus) -> PictureSource | None:
@@ -147,18 +168,29 @@ def open_retriever(
     return retriever, load_maker(artifact, facts, sources, config.models), facts
 
 
+def print_content(content: RetrievalContent) -> None:
+    """Print recall, what a reader must know of the pools, and what the re-ranker is worth."""
+    for pool in ("union", CORPUS):
+        console.print(retrieval_table(content.findings, pool))
+    for note in content.notes:
+        console.print(note, style="yellow", markup=False, soft_wrap=True)
+    if content.reranked:
+        console.print(rerank_words(content.reranked), markup=False, soft_wrap=True)
+
+
 def write_report(writer: ArtifactWriter, content: RetrievalContent, page: str, inputs: Mapping[str, Artifact]) -> None:
     """Write the page, the numbers, the pools and the ranks."""
     findings = content.findings
     writer.write_bytes("report.html", page.encode())
     metrics = to_json(findings) | {
         "parameters": dict(content.parameters),
+        "reranked": asdict(content.reranked) if content.reranked else None,
         "made_from": {role: a.ref for role, a in inputs.items()},
     }
     writer.write_json("metrics.json", metrics)
     writer.write_table("pools", pool_table(findings.questions))
     writer.write_table("ranks", rank_table(findings), rows_per_shard=1_000_000)
-    writer.metrics = {"samples": len(findings.questions.samples), **headline(findings)}
+    writer.metrics = {"samples": len(findings.questions.samples), **headline(content)}
 
 
 def pool_table(questions: Questions) -> pa.Table:

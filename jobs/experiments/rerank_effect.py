@@ -1,6 +1,7 @@
 """Does interaction beyond one cosine help? R@1 in the whole corpus before and after the re-ranker.
 
-The re-ranker learns from the training part and keeps the epoch that held-out samples prefer; others judge.
+The re-ranker learns from the training part and keeps the epoch that held-out samples prefer. With ``--judge test``
+others judge; with ``--judge validation`` the very samples that the epoch was chosen on do, which flatters it.
 
     mmd experiment rerank_effect --corpus shop --methods mdr dr
 """

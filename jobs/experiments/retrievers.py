@@ -156,7 +156,7 @@ class UnitTrainer:
             more["rerank"] = {
                 "train_s": round(time.perf_counter() - started, 1),
                 "held_out": told,
-                "judged": judge_reranker(reranker, samples, given),
+                "judged": asdict(judge_reranker(reranker, samples, given)),
             }
         return self._told(unit, questions, [system], more)
 
@@ -170,6 +170,7 @@ class UnitTrainer:
             "seed": unit.seed,
             **more,
             "samples": {subset: findings.score(systems[0].name, "corpus", subset).n for subset in findings.subsets},
+            "drawn": str(questions.drawn),
             "systems": {system.name: told_of(findings, system.name) for system in systems},
         }
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmd.errors import CorpusError, ModelError
+from mmd.retrieval.pools import Source
 from mmd.retrieval.ranks import TIE, Ranks
 from mmd.retrieval.types import Pool, Response, Sample
 
@@ -23,6 +24,7 @@ Scores = NDArray[np.float64]
 _SCORES = 1 << 24  # scores held at a time
 CORPUS = "corpus"
 """The pool of all responses there are; the others are drawn."""
+_SOURCE_WORDS: Mapping[Source, str] = {"test": "the test split", "train": "the training split", "all": "all splits"}
 
 
 class Scorer(Protocol):
@@ -72,6 +74,37 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """How pools were drawn: where responses are few, smaller or from more splits than was wanted.
+
+    Attributes:
+        size: responses a modality in pools of kind ``union``.
+        wanted_size: what was asked for.
+        source: split whose right responses are distractors; ``all`` for every split.
+        wanted_source: what was asked for.
+    """
+
+    size: int
+    wanted_size: int
+    source: Source
+    wanted_source: Source
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        return f"{self.size} responses a modality, distractors from {_SOURCE_WORDS[self.source]}"
+
+    @property
+    def shortfall(self) -> str:
+        """In what the pools are not those that were wanted; "" where they are."""
+        parts = []
+        if self.size != self.wanted_size:
+            parts.append(f"pools hold {self.size} responses a modality instead of {self.wanted_size}")
+        if self.source != self.wanted_source:
+            parts.append(f"distractors come from {_SOURCE_WORDS[self.source]}, not {_SOURCE_WORDS[self.wanted_source]}")
+        return f"Too few responses: {', and '.join(parts)}." if parts else ""
+
+
+@dataclass(frozen=True)
 class Questions:
     """What is asked: samples, their right responses, and the pools that these are ranked in.
 
@@ -81,6 +114,7 @@ class Questions:
         golds: column of each right response, shape (samples,).
         banned: columns that are no distractors of a sample (right ones, and those that look the same), one a sample.
         pools: name → columns of each sample's pool.
+        drawn: how; None where pools were given.
     """
 
     samples: tuple[Sample, ...]
@@ -88,6 +122,7 @@ class Questions:
     golds: Counts
     banned: tuple[Counts, ...]
     pools: Mapping[str, tuple[Counts, ...]]
+    drawn: Drawn | None = None
 
     @classmethod
     def of(
@@ -96,6 +131,7 @@ class Questions:
         responses: Mapping[str, Response],
         banned: Sequence[Sequence[str] | set[str]],
         pools: Mapping[str, Sequence[Pool]],
+        drawn: Drawn | None = None,
     ) -> Questions:
         """Turn ids into columns.
 
@@ -104,6 +140,7 @@ class Questions:
             responses: all there are, the catalogue included.
             banned: responses that are no distractors of each sample.
             pools: name → a pool a sample.
+            drawn: how the pools were drawn.
         """
         layout = Layout.of(responses)
         place = layout.place
@@ -113,6 +150,7 @@ class Questions:
             np.array([place[sample.response_id] for sample in samples], dtype=np.int64),
             tuple(_columns(ids, place) for ids in banned),
             {name: tuple(_columns(pool.candidates, place) for pool in made) for name, made in pools.items()},
+            drawn,
         )
 
     @property

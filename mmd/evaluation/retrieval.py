@@ -261,6 +261,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
         "dialogues": len({s.conversation for s in findings.questions.samples}),
         "responses": {m: span.stop - span.start for m, span in findings.questions.layout.spans.items()},
         "pool_sizes": dict(findings.pool_sizes),
+        "drawn": asdict(findings.questions.drawn) if findings.questions.drawn else None,
         "rows": [
             {
                 "system": row.system,

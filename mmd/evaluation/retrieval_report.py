@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from mmd.evaluation import plots
 from mmd.evaluation.metrics import Confusion
 from mmd.evaluation.ranking import CORPUS
 from mmd.evaluation.report import PictureSource, page_template, thumbnail
-from mmd.evaluation.retrieval import ALL, CURVE_CUTOFFS, Findings, Row
+from mmd.evaluation.retrieval import CURVE_CUTOFFS, Findings, Row
 from mmd.evaluation.retrieval_systems import LAST_TURN, Retrieved
 from mmd.retrieval.ranks import CUTOFFS, MISS
 from mmd.retrieval.types import Hit, Response
+
+if TYPE_CHECKING:
+    from mmd.retrieval.rerank import Reranked
 
 ORACLE = ", oracle intent"
 _COLOURS = (plots.GREEN, plots.AMBER, plots.BLUE, plots.PURPLE, plots.PINK, plots.INK)
@@ -37,6 +40,7 @@ class RetrievalContent:
         provenance: role → artefact, settings, code.
         parameters: part of the retriever → its weights, ``total`` among them.
         resamples: of the intervals.
+        reranked: what the retriever's re-ranker is worth, where it has one.
     """
 
     name: str
@@ -45,7 +49,13 @@ class RetrievalContent:
     provenance: Mapping[str, str]
     parameters: Mapping[str, int]
     resamples: int
-    notes: Sequence[str] = field(default=())
+    reranked: Reranked | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences that a reader must have seen before the numbers."""
+        drawn = self.findings.questions.drawn
+        return [drawn.shortfall] if drawn and drawn.shortfall else []
 
 
 def render_retrieval(content: RetrievalContent, pictures: PictureSource | None = None) -> str:
@@ -76,17 +86,30 @@ def render_retrieval(content: RetrievalContent, pictures: PictureSource | None =
         provenance=content.provenance,
         resamples=content.resamples,
         notes=content.notes,
+        reranked=content.reranked,
     )
     return page
 
 
 def retrieval_table(findings: Findings, pool: str = "union") -> Table:
-    """Return recall of all systems in one pool for the terminal."""
-    table = Table("R@1 / R@10", *findings.subsets, title=pool_words(findings, pool), title_justify="left")
-    for row in _rows(findings, pool):
+    """Return recall of all systems in one pool for the terminal; names break between words, numbers never."""
+    rows = _rows(findings, pool)
+    longest = max(len(word) for row in rows for word in row_name(row).split())
+    columns = [Column(subset, no_wrap=True) for subset in findings.subsets]
+    name = Column("R@1/R@10", min_width=longest)
+    table = Table(name, *columns, title=pool_words(findings, pool), title_justify="left")
+    for row in rows:
         cells = [row.scores[subset].recall for subset in findings.subsets]
-        table.add_row(row_name(row), *(f"{recall[1].value:.3f} / {recall[10].value:.3f}" for recall in cells))
+        table.add_row(row_name(row), *(f"{recall[1].value:.3f}/{recall[10].value:.3f}" for recall in cells))
     return table
+
+
+def rerank_words(reranked: Reranked) -> str:
+    """Say in a line what the second look is worth."""
+    return (
+        f"re-ranking the first {reranked.depth} of the whole corpus: R@1 {reranked.before:.3f} before, "
+        f"{reranked.after:.3f} after, {reranked.within:.3f} at most"
+    )
 
 
 def pool_words(findings: Findings, pool: str) -> str:
@@ -204,17 +227,14 @@ def _thumbnails(found: Sequence[Retrieved], pictures: PictureSource) -> dict[str
     return {image_id: thumbnail(data) for image_id, data in pictures(sorted(ids)).items()}
 
 
-def headline(findings: Findings) -> dict[str, float]:
-    """Return the scalars that the manifest and the summary show."""
-    pool = next(iter(findings.pool_sizes))
-    scalars = {
-        f"{row_name(row)}, {subset} R@{k}": row.scores[subset].recall[k].value
-        for row in _rows(findings, pool)
-        for subset in findings.subsets
-        for k in (1, 10)
-        if subset == ALL or row.system == findings.systems[0].name
-    }
+def headline(content: RetrievalContent) -> dict[str, float]:
+    """Return the retriever's own scalars for the manifest and the summary; metrics.json and the table have the rest."""
+    findings = content.findings
+    name, pool = findings.systems[0].name, next(iter(findings.pool_sizes))
+    scalars = {f"{name} R@{k}": findings.score(name, pool).recall[k].value for k in (1, 10)}
+    scalars[f"{name} R@1, whole corpus"] = findings.score(name, CORPUS).recall[1].value
+    if content.reranked:
+        scalars[f"{name} R@1, whole corpus, re-ranked"] = content.reranked.after
     if len(findings.modalities) > 1:
-        name = findings.systems[0].name
-        scalars[f"{name}, intent weighted F1"] = findings.intents[name].weighted_f1
+        scalars[f"{name} intent, weighted F1"] = findings.intents[name].weighted_f1
     return scalars

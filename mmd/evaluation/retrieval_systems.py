@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmd.errors import CorpusError
-from mmd.evaluation.ranking import Questions, Scores, stand
+from mmd.evaluation.ranking import Drawn, Questions, Scores, stand
 from mmd.evaluation.retrieval import System, VectorScorer
 from mmd.evaluation.shelf import Encode
 from mmd.retrieval.baselines import Bm25Ranker, OffTheShelfRanker, Ranker
@@ -17,7 +17,7 @@ from mmd.retrieval.engine import Maker, Model, by_score
 from mmd.retrieval.facts import Facts, turn_words
 from mmd.retrieval.pools import PoolKind, Source, make_pools, no_distractors
 from mmd.retrieval.settings import PoolSettings
-from mmd.retrieval.types import Hit, Query, Response, Sample, SampleSet
+from mmd.retrieval.types import Hit, Pool, Query, Response, Sample, SampleSet
 
 BM25 = "BM25"
 LAST_TURN = ", last turn"
@@ -30,7 +30,7 @@ def make_questions(given: SampleSet, samples: Sequence[Sample], pools: PoolSetti
     """Draw the pools of samples: ``union`` and ``half``.
 
     Where the source has too few responses of a modality, those of all splits are drawn from, and where these are too
-    few, pools are halved until they suffice.
+    few, pools are halved until they suffice; :attr:`Questions.drawn` tells.
 
     Args:
         given: all samples and responses of the corpus.
@@ -46,20 +46,28 @@ def make_questions(given: SampleSet, samples: Sequence[Sample], pools: PoolSetti
             "there is no sample to evaluate retrieval on: the split has no answer of any of the modalities "
             f"{', '.join(given.modalities) or '(none)'}; give some records the split `test` (docs/data.md)."
         )
-    banned = no_distractors(samples, given)
-    size, found = pools.size, None
-    while found is None:
+    found, drawn = _draw(given, samples, pools, source)
+    return Questions.of(samples, given.responses, no_distractors(samples, given), found, drawn)
+
+
+def _draw(
+    given: SampleSet, samples: Sequence[Sample], pools: PoolSettings, source: Source
+) -> tuple[dict[str, list[Pool]], Drawn]:
+    """Return kind → pools, of the wanted size and source or the nearest there are responses for."""
+    size = pools.size
+    while True:
         for split in dict.fromkeys((source, "all")):
             try:
                 found = {
-                    kind: make_pools(samples, given, kind, size, pools.seed, split_responses=split) for kind in KINDS
+                    str(kind): make_pools(samples, given, kind, size, pools.seed, split_responses=split)
+                    for kind in KINDS
                 }
-                break
             except CorpusError:
                 if size < 4 and split == "all":  # a half of it would be the right response alone
                     raise
+            else:
+                return found, Drawn(size, pools.size, split, source)
         size //= 2
-    return Questions.of(samples, given.responses, banned, {str(kind): drawn for kind, drawn in found.items()})
 
 
 def retriever_system(name: str, model: Model, maker: Maker, questions: Questions, given: SampleSet) -> System:

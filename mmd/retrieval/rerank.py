@@ -291,19 +291,36 @@ def _copy(net: RerankNet) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in net.state_dict().items()}
 
 
-def judge_reranker(reranker: Reranker, samples: Sequence[Sample], given: SampleSet) -> dict[str, float]:
-    """Return how often samples' right response comes first, by the retriever's and by the re-ranker's order.
+@dataclass(frozen=True)
+class Reranked:
+    """R@1 among all responses, each a share in [0, 1].
 
-    ``within`` is how often it is among the first ``depth`` at all, which no re-ranker can exceed. Two-step methods are
-    asked in the right modality.
+    Attributes:
+        depth: responses that the re-ranker looks at.
+        before: by the retriever's order.
+        after: by the re-ranker's.
+        within: how often the right response is among the first ``depth`` at all, which no re-ranker can exceed.
+    """
+
+    depth: int
+    before: float
+    after: float
+    within: float
+
+
+def judge_reranker(reranker: Reranker, samples: Sequence[Sample], given: SampleSet) -> Reranked:
+    """Return how often samples' right response comes first, before and after the second look.
+
+    Two-step methods are asked in the right modality.
     """
     found = first_responses(reranker.reader, samples, given, reranker.depth, with_gold=False, whole=True)
     lists = make_lists(reranker.reader, samples, found, reranker.depth)
-    return {
-        "before": float((lists.cosines.argmax(1).cpu() == lists.golds).float().mean()),
-        "after": recall_of(reranker.net, lists),
-        "within": float((lists.golds >= 0).float().mean()),
-    }
+    return Reranked(
+        depth=reranker.depth,
+        before=float((lists.cosines.argmax(1).cpu() == lists.golds).float().mean()),
+        after=recall_of(reranker.net, lists),
+        within=float((lists.golds >= 0).float().mean()),
+    )
 
 
 # ---------------------------------------------------------------- on disk
@@ -320,7 +337,7 @@ def save_reranker(writer: ArtifactWriter, reranker: Reranker) -> None:
 
 
 def load_reranker(artifact: Artifact, retriever: Retriever, maker: InputMaker) -> Reranker | None:
-    """Load the re-ranker that a retriever's artefact brings along; None where it brings none.
+    """Load the re-ranker that a retriever's artefact brings along, where the retriever is; None where it brings none.
 
     Raises:
         ArtifactError: its weights do not fit.
@@ -335,4 +352,5 @@ def load_reranker(artifact: Artifact, retriever: Retriever, maker: InputMaker) -
         net.load_state_dict(load(artifact.read_bytes(WEIGHTS_FILE)))
     except RuntimeError as err:
         raise ArtifactError(f"{artifact.ref}: weights do not fit {SPEC_FILE} ({err}); train it again.") from err
+    net.to(next(retriever.parameters()).device)
     return Reranker(net, PairReader(retriever, maker), spec.depth)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +13,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from mmd.errors import CorpusError
-from mmd.evaluation.ranking import Questions
+from mmd.evaluation.ranking import Drawn, Questions
 from mmd.evaluation.retrieval import System, summarise
-from mmd.evaluation.retrieval_report import RetrievalContent, headline, render_retrieval, retrieval_table
+from mmd.evaluation.retrieval_report import (
+    RetrievalContent,
+    headline,
+    render_retrieval,
+    rerank_words,
+    retrieval_table,
+)
 from mmd.evaluation.retrieval_systems import (
     best_hits,
     context_words,
@@ -30,11 +38,13 @@ from mmd.features.settings import FeatureSettings
 from mmd.models.settings import ModelSettings
 from mmd.retrieval.facts import Facts
 from mmd.retrieval.ranks import MISS
+from mmd.retrieval.rerank import Reranked
 from mmd.retrieval.settings import PoolSettings, SampleSettings, TowerSettings
 from mmd.retrieval.types import Query, Response, Sample, SampleSet
 from mmd.schema import Item, Turn
 
 WORDS = ("red", "blue", "green", "black", "white", "grey", "pink", "teal", "gold", "brown", "plum", "sand")
+RERANKED = Reranked(depth=20, before=0.5, after=0.625, within=0.75)
 FACTS = Facts(SampleSettings(), {"7": Item("7", "Alien <1979>")}, {"image:pic3": "x"}, {})
 
 
@@ -160,12 +170,25 @@ def test_hits_of_two_steps_are_of_the_predicted_modality():
     assert {hit.response.modality for hit in best_hits(system, questions, some, 0, 5)} == {"text"}
 
 
-def test_the_manifest_has_the_headline():
-    scalars = headline(content("sdr").findings)
-    assert scalars["sdr, multimodal R@1"] == pytest.approx(11 / 12)
-    assert scalars["sdr, oracle intent, multimodal R@1"] == 1.0
-    assert "sdr, intent weighted F1" in scalars
-    assert "BM25, multimodal R@10" in scalars
+def test_the_manifest_has_the_retrievers_own_headline():
+    """One of twelve is sought in the wrong modality."""
+    scalars = headline(replace(content("sdr"), reranked=RERANKED))
+    assert scalars.pop("sdr intent, weighted F1") == pytest.approx(11 / 12, abs=0.01)
+    assert scalars == {
+        "sdr R@1": pytest.approx(11 / 12),
+        "sdr R@10": pytest.approx(11 / 12),
+        "sdr R@1, whole corpus": pytest.approx(11 / 12),
+        "sdr R@1, whole corpus, re-ranked": 0.625,
+    }
+
+
+def test_a_second_look_is_told_where_there_is_one():
+    page = render_retrieval(replace(content(), reranked=RERANKED))
+    assert "A second look at the first 20" in page
+    for share in ("0.500", "0.625", "0.750"):
+        assert share in page
+        assert share in rerank_words(RERANKED)
+    assert "second look" not in render_retrieval(content())
 
 
 def test_the_terminal_shows_a_row_a_system():
@@ -174,11 +197,44 @@ def test_the_terminal_shows_a_row_a_system():
     assert "Pools of 8" in str(table.title)
 
 
+def test_a_long_name_is_not_cut_in_a_narrow_terminal():
+    findings = content().findings
+    long = "an_encoder_with_a_long_name"
+    rows = [replace(row, system=f"{long}, last turn") for row in findings.rows]
+    console = Console(width=80, file=io.StringIO())
+    console.print(retrieval_table(replace(findings, rows=rows)))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    assert shown.count(long) == len([row for row in rows if row.pool == "union"])
+
+
 def test_pools_are_halved_where_there_are_too_few_responses():
     some = given()
-    assert {len(pool) for pool in asked(some, size=50).pools["union"]} == {2 * 6}
+    fewer = asked(some, size=50)
+    assert {len(pool) for pool in fewer.pools["union"]} == {2 * 6}
+    assert fewer.drawn == Drawn(size=6, wanted_size=50, source="test", wanted_source="test")
     with pytest.raises(CorpusError, match="no sample to evaluate"):
         make_questions(some, [], PoolSettings(), "test")
+
+
+def test_a_report_says_how_its_pools_fall_short_of_what_was_wanted():
+    """Of twelve training samples none is a distractor of test; asked with the test split, all splits are drawn from."""
+    some = given()
+    training = tuple(replace(s, split="train") for s in some.samples[2:])
+    mixed = replace(some, samples=(*some.samples[:2], *training))
+    questions = make_questions(mixed, mixed.samples[:2], PoolSettings(size=8), "test")
+    assert questions.drawn == Drawn(size=4, wanted_size=8, source="all", wanted_source="test")
+    words = (
+        "Too few responses: pools hold 4 responses a modality instead of 8, and distractors come from all splits, not "
+        "the test split."
+    )
+    assert questions.drawn.shortfall == words
+    system = retriever_system("mdr", Perfect(), Maker(), questions, mixed)
+    findings = summarise(questions, [system], resamples=10, seed=0)
+    told = RetrievalContent("x", findings, [], {}, {"total": 1}, 10)
+    assert words in render_retrieval(told)
+    assert content().notes == []
 
 
 def test_a_retriever_without_a_modality_of_the_corpus_is_refused():

@@ -16,8 +16,13 @@ from jobs.evaluate_retrieval import POOLS, RANKS
 from jobs.glue.entry import JobContext, with_options
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import build_config
+from mmd.corpora.store import Corpus
 from mmd.errors import ArtifactError, CorpusError
+from mmd.features.store import Features
 from mmd.retrieval.ranks import MISS
+from mmd.retrieval.rerank import PairReader, Reranker, RerankNet, save_reranker
+from mmd.retrieval.types import Query, Response
+from mmd.schema import Turn
 
 
 @pytest.fixture
@@ -92,6 +97,49 @@ def test_two_steps_never_beat_oracle_intent_on_any_sample(reports: dict[str, Art
         plain = ranks_of(reports["sdr"], system="sdr", pool=pool, oracle_intent=False)
         oracle = ranks_of(reports["sdr"], system="sdr", pool=pool, oracle_intent=True)
         assert all(plain[key] in (rank, MISS) for key, rank in oracle.items())
+
+
+@pytest.mark.parametrize("method", ["mdr", "sdr"])
+def test_a_re_ranker_beside_the_retriever_is_measured(
+    store: ArtifactStore,
+    make_tiny_retriever: Callable[..., Artifact],
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+):
+    """A fresh one keeps the retriever's order: R@1 as counted from ranks (sdr: with oracle intent), bounded by R@5."""
+    plain = make_tiny_retriever(store, method)
+    retriever, maker, _ = evaluate_retrieval.open_retriever(
+        context(store), plain, Corpus(store.open("corpus/tiny")), Features(store.open("features/tiny"))
+    )
+    reader = PairReader(retriever, maker)
+    query, response = Query((Turn("user", "hello"),)), Response("text:x", "text", "x", "x")
+    width = reader.read(query, [response])[0].shape[1]
+    inputs = {kind: store.open(f"{kind}/tiny") for kind in ("corpus", "features")}
+    with store.write("retriever", "tiny", settings={"reranked": True}, inputs=inputs, seeds={}) as writer:
+        for file in plain.manifest.files:
+            writer.write_bytes(file, plain.read_bytes(file))
+        save_reranker(writer, Reranker(RerankNet(width), reader, depth=5))
+    report = evaluate_retrieval.run(context(store))
+    told = report.read_json("metrics.json")["reranked"]
+    ranks = np.array(list(ranks_of(report, system=method, pool="corpus", oracle_intent=method == "sdr").values()))
+    assert told["depth"] == 5
+    assert told["before"] == told["after"] == pytest.approx((ranks <= 1).mean(), abs=0.02)  # ties stand elsewhere
+    assert told["within"] == pytest.approx((ranks <= 5).mean(), abs=0.05)
+    assert report.manifest.metrics[f"{method} R@1, whole corpus, re-ranked"] == told["after"]
+    assert "re-ranking the first 5 of the whole corpus" in capsys.readouterr().out
+    assert "A second look at the first 5" in report.read_bytes("report.html").decode()
+
+
+def test_without_a_re_ranker_none_is_measured(reports: dict[str, Artifact]):
+    assert reports["mdr"].read_json("metrics.json")["reranked"] is None
+
+
+def test_the_report_tells_how_its_pools_were_drawn(reports: dict[str, Artifact]):
+    drawn = reports["mdr"].read_json("metrics.json")["drawn"]
+    assert (drawn["wanted_size"], drawn["wanted_source"]) == (4, "test")
+    assert (
+        f"{drawn['size']} responses a modality, distractors from" in reports["mdr"].read_bytes("report.html").decode()
+    )
 
 
 def test_an_earlier_retriever_can_be_asked_for_and_dialogues_stay_out_when_told_so(
