@@ -1,7 +1,8 @@
 """Answering: a dialogue in, the best responses of any modality out; what evaluation and the service both call.
 
 The two-step methods (dr, sdr, sdr-separate) predict which modality is asked for and rank its responses; mdr ranks the
-union of all by one cosine, which is the exact merge of the modalities' own rankings (arXiv 2506.11499).
+union of all by one cosine, which is the merge of the modalities' own rankings (arXiv 2506.11499); an exact one where no
+modality's index is compressed, since a compressed one scores decoded vectors.
 """
 
 from __future__ import annotations
