@@ -1,4 +1,4 @@
-"""Measure a retriever on the test split, which is read here and nowhere else, and write the report.
+"""Measure a retriever on the test split, on which nothing is learnt or chosen, and write the report.
 
 Makes the artefact report/NAME-retrieval with report.html (self-contained), metrics.json, the pools and every rank:
 recall and reciprocal rank by modality and over all, in pools of 50 a modality, of 25, and in the whole corpus, with

@@ -46,6 +46,7 @@ from mmd.retrieval.bases import FEATURES
 from mmd.retrieval.batches import BatchPlan, key_of, recipe_for
 from mmd.retrieval.facts import Facts, turn_words
 from mmd.retrieval.rows import KEY_COLUMNS, FindRows, response_of, sample_of
+from mmd.retrieval.samples import find_samples
 from mmd.retrieval.training import (
     Division,
     TrainState,
@@ -120,16 +121,16 @@ def train(
     with ray_cluster(config.cluster), quiet_data(), quiet_logger("ray.train"):
         shards = sample_shards(config, inputs, place)
         keys = read_keys(shards)
+        modalities = learnt_modalities(config, inputs, keys)
         division = divide(list(keys), config.retrieval.samples.validation_fraction, config.seed)
         plan = BatchPlan(tuple(map(key_of, division.train)), recipe_for(training, config.retrieval.towers), config.seed)
-        occurring = {sample.modality for sample in keys}
         job = RetrieverJob(
             config=config,
             store=absolute_store(context),
             inputs={role: artifact.ref for role, artifact in inputs.items()},
             plan=plan,
             passes=tuple(plan_passes(plan, _ROW_BYTES)),
-            modalities=tuple(name for name in config.retrieval.samples.modalities if name in occurring),
+            modalities=modalities,
             mined=training.hard_negatives > 0,
             held_out=bool(division.held_out),
             on_cpu=not gpus_wanted(config.models, training.workers),
@@ -178,6 +179,30 @@ def sample_shards(config: AppConfig, inputs: Mapping[str, Artifact], place: RunP
             "is one."
         )
     return [path if "://" not in folder.path else fs.unstrip_protocol(path) for path in shards]
+
+
+def learnt_modalities(config: AppConfig, inputs: Mapping[str, Artifact], samples: Iterable[Sample]) -> tuple[str, ...]:
+    """Return the modalities of training samples, in the settings' order.
+
+    Of the test split it is only asked whether it has answers of a modality that training lacks.
+
+    Raises:
+        CorpusError: it has; hours later neither an index nor a report could rank them.
+    """
+    settings, occurring = config.retrieval.samples, {sample.modality for sample in samples}
+    found = tuple(name for name in settings.modalities if name in occurring)
+    if len(found) == len(settings.modalities):
+        return found
+    corpus = Corpus(inputs["corpus"])
+    facts = Facts.load(corpus, features_of(inputs), settings)
+    tested = find_samples(corpus.dialogues("test"), facts, settings).modalities
+    if strange := [name for name in tested if name not in occurring]:
+        raise CorpusError(
+            f"{inputs['corpus'].ref}: answers of modality {', '.join(strange)} occur in test dialogues only, so "
+            "nothing can learn them; give some of their records the split `train` (docs/data.md), or leave them out: "
+            f"--set 'retrieval.samples.modalities=[{', '.join(found)}]'."
+        )
+    return found
 
 
 def cache_texts(job: RetrieverJob, inputs: Mapping[str, Artifact], responses: Iterable[Response]) -> None:

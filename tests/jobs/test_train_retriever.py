@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.glue.entry import JobContext
-from jobs.train_retriever import event_rows, inputs_of, read_texts, run
+from jobs.train_retriever import event_rows, inputs_of, learnt_modalities, read_texts, run
 from mmd import schema
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config
@@ -146,6 +146,18 @@ def test_the_driver_knows_every_text_that_a_worker_will_ask_for(tmp_path: Path):
     known = read_texts(corpus, facts, right)
     assert asked <= set(known.values())
     assert all(text_id(text) == key for key, text in known.items())
+
+
+def test_modalities_are_those_of_training_and_none_may_be_of_the_test_split_alone(tmp_path: Path):
+    """Of the settings' three, pictures occur nowhere, which is no fault; products in tests alone would be one."""
+    artifact = write_corpus(ArtifactStore(str(tmp_path)))
+    config, corpus = make_config(tmp_path), Corpus(artifact)
+    settings = config.retrieval.samples
+    samples = find_samples(corpus.dialogues("train"), Facts.load(corpus, None, settings), settings).samples
+    assert learnt_modalities(config, {"corpus": artifact}, samples) == ("text", "product")
+    texts = [sample for sample in samples if sample.modality == "text"]
+    with pytest.raises(CorpusError, match=r"modality product occur in test dialogues only.*modalities=\[text\]"):
+        learnt_modalities(config, {"corpus": artifact}, texts)
 
 
 @pytest.mark.ray
