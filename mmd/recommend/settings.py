@@ -18,8 +18,22 @@ class GraphSettings(Settings):
     min_relation_edges: int = Field(
         default=1_000, ge=0, description="A relation is kept when it has more edges than this."
     )
+    min_relation_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="A relation is kept, too, when it has more than this share of all edges: what counts in graphs of "
+        "under 100,000 edges.",
+    )
+    items: Literal["auto", "stated", "titles"] = Field(
+        default="auto",
+        description="stated: what the corpus states for a turn is mentioned, nothing else; titles: items whose titles "
+        "stand in the text, too; auto: titles where the corpus states none.",
+    )
     link_text: bool = Field(default=True, description="Whether names of entities in the turns' text are linked, too.")
-    min_name_chars: int = Field(default=4, ge=1, description="Shorter names in text are not linked.")
+    min_name_chars: int = Field(
+        default=4, ge=1, description="Shorter names in text are not linked; a Chinese character counts as two."
+    )
     max_name_entities: int = Field(
         default=1, ge=1, description="A name that more entities than this share is linked to none of them."
     )

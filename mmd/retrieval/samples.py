@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -14,6 +13,7 @@ from mmd.retrieval.modalities import Modality, modality, response_id
 from mmd.retrieval.settings import SampleSettings
 from mmd.retrieval.types import Query, Response, Sample, SampleSet
 from mmd.schema import Dialogue, Turn
+from mmd.splits import held_out
 
 __all__ = [
     "Facts",
@@ -148,5 +148,4 @@ def part_of(sample: Sample, fraction: float, seed: int) -> Part:
     """
     if sample.split == "test":
         return "test"
-    digest = hashlib.sha256(f"{seed}:{sample.conversation}".encode()).digest()
-    return "validation" if int.from_bytes(digest[:8], "big") < fraction * 2**64 else "train"
+    return "validation" if held_out(sample.conversation, fraction, seed) else "train"
