@@ -70,7 +70,7 @@ def ranks_of(
     banned = excluded or [()] * len(golds)
     for row, items in zip(rows, banned, strict=True):
         above[row, list(items)] = False
-    ranks = above.sum(axis=1).astype(np.int64)
+    ranks: Ranks = above.sum(axis=1).astype(np.int64)
     ranks[[item in items for item, items in zip(golds, banned, strict=True)]] = MISS
     return ranks
 

@@ -52,7 +52,7 @@ class Reply:
         emissions: one an item of ``parts``, in order.
         text: the parts as a person reads them, titles put in.
         spans: where ``text`` names items, in order.
-        tokens: decoded ones, mode and end included.
+        token_ids: all that was decoded, mode and end included.
         ms: time that decoding took; of replies decoded together, each gets its share by tokens.
         item_mass: the student's own summed item probability at each token before any mask, in [0, 1].
     """
@@ -62,7 +62,7 @@ class Reply:
     emissions: tuple[Emission, ...]
     text: str
     spans: tuple[ItemSpan, ...]
-    tokens: int
+    token_ids: tuple[int, ...]
     ms: float
     item_mass: tuple[float, ...]
 
@@ -70,6 +70,11 @@ class Reply:
     def items(self) -> tuple[int, ...]:
         """Named items in order; no item is named twice."""
         return tuple(emission.item for emission in self.emissions)
+
+    @property
+    def tokens(self) -> int:
+        """Number of decoded tokens, mode and end included."""
+        return len(self.token_ids)
 
     @property
     def ms_per_token(self) -> float:

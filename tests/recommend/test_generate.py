@@ -1,0 +1,292 @@
+"""Generation: nothing is invented, a batch is its rows alone, a stream is its reply, beams find what search finds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmd.recommend.backbone import Backbone, DecoderState
+from mmd.recommend.batches import DialogueBatch
+from mmd.recommend.drafts import draw
+from mmd.recommend.generate import Generator
+from mmd.recommend.graph import ItemGraph
+from mmd.recommend.kgsf import KgsfBackbone
+from mmd.recommend.replies import Reply
+from mmd.recommend.settings import BackboneSettings, ConversationSettings, GenerationSettings
+from mmd.recommend.types import Context, LinkedTurn, Mode, Part, ResponseSample
+from mmd.recommend.words import WordTokenizer
+
+TITLES = ("Alien", "Heat", "花样年华", "", "Up", "Jaws")
+WORDS = ("you", "should", "see", "it", ".", "!", "片", "子")
+TOKENIZER = WordTokenizer(WORDS, [f"m{i}" for i in range(len(TITLES))])
+SPACE = TOKENIZER.space
+METHODS = ("greedy", "beam", "sample")
+
+
+def item_graph() -> ItemGraph:
+    """Six films, one without a title, in a ring of two relations."""
+    n = len(TITLES)
+    edges = np.array(sorted((i, i % 2, (i + 1) % n) for i in range(n)), dtype=np.int32)
+    ids = tuple(f"m{i}" for i in range(n))
+    return ItemGraph(
+        entity_ids=ids,
+        entity_labels=TITLES,
+        relations=("r0", "r1"),
+        edges=edges,
+        item_ids=ids,
+        item_titles=TITLES,
+        item_entities=np.arange(n, dtype=np.int32),
+    )
+
+
+@dataclass(frozen=True)
+class Last(DecoderState):
+    """Remembers nothing: the next token depends on the last one and on the context's length."""
+
+    tables: torch.Tensor
+
+    def select(self, rows: torch.Tensor) -> Last:
+        return Last(self.tables[rows])
+
+
+class Chain(Backbone[Any]):
+    """A Markov chain over tokens: logits[length of the context % tables, last token]."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__(SPACE)
+        self.table = torch.nn.Parameter(logits)
+
+    def start(self, batch: DialogueBatch) -> Last:
+        return Last(batch.context_mask.sum(1) % len(self.table))
+
+    def step(self, state: Last, tokens: torch.Tensor) -> tuple[torch.Tensor, Last]:
+        return self.table[state.tables, tokens], state
+
+    def _not_asked(self, *_: Any) -> Any:
+        raise AssertionError
+
+    states = head = item_head = memory = _not_asked
+
+
+def chain(seed: int = 0, scale: float = 2.0, tables: int = 3) -> Chain:
+    generator = torch.Generator().manual_seed(seed)
+    return Chain(torch.randn(tables, SPACE.size, SPACE.size, generator=generator) * scale)
+
+
+def kgsf(seed: int = 0) -> KgsfBackbone:
+    shape = BackboneSettings(dim=16, hidden=32, heads=2, layers=2)
+    backbone = KgsfBackbone(SPACE, item_graph(), shape, seed)
+    with torch.no_grad():  # fresh weights say the same whatever the context
+        for weight in backbone.parameters():
+            if weight.dim() > 1:
+                weight.mul_(3.0)
+    return backbone
+
+
+def generator(
+    backbone: Backbone[Any],
+    method: Literal["greedy", "beam", "sample"] = "greedy",
+    *,
+    most: int = 8,
+    mode_tokens: bool = True,
+    **changes: Any,
+) -> Generator:
+    conversations = ConversationSettings(response_tokens=most, mode_tokens=mode_tokens)
+    decoding = GenerationSettings(method=method, **{"batch": 4, "beams": 3, **changes})
+    return Generator(backbone, TOKENIZER, item_graph(), decoding, conversations)
+
+
+def contexts(count: int) -> list[Context]:
+    """Contexts of different lengths, each with an item."""
+    made = []
+    for number in range(count):
+        words: tuple[Part, ...] = (" ".join(WORDS[: 1 + number % 4]), number % len(TITLES), "see" * (number % 2))
+        entity = number % len(TITLES)
+        made.append(Context((LinkedTurn("user", words, (entity,)),) * (1 + number % 3), (entity,), (entity,)))
+    return made
+
+
+def samples(count: int) -> list[ResponseSample]:
+    return [
+        ResponseSample(f"d{n}#1", f"d{n}", "test", context, LinkedTurn("agent", ("it",), ()))
+        for n, context in enumerate(contexts(count))
+    ]
+
+
+def without_time(replies: Sequence[Reply]) -> list[tuple[Any, ...]]:
+    return [(r.mode, r.parts, r.items, [e.top for e in r.emissions], r.text, r.spans, r.tokens) for r in replies]
+
+
+def check(reply: Reply, most: int = 8) -> None:
+    """What holds of every reply."""
+    assert reply.parts, "a reply says something"
+    items = [part for part in reply.parts if isinstance(part, int)]
+    assert tuple(items) == reply.items
+    assert len(set(items)) == len(items), "no item twice"
+    assert all(0 <= item < len(TITLES) for item in items)
+    assert not (reply.mode == "gen" and items)
+    assert "[" not in reply.text, "no control token and no unknown word is said"
+    assert reply.tokens <= most + 2
+    assert len(reply.item_mass) == reply.tokens
+    assert all(0.0 <= mass <= 1.0 for mass in reply.item_mass)
+    for emission in reply.emissions:
+        assert emission.item in emission.top
+        assert sum(map(math.exp, emission.log_probs)) == pytest.approx(1.0, abs=1e-4)  # all six fit into the list
+        assert list(emission.log_probs) == sorted(emission.log_probs, reverse=True)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10_000), st.sampled_from(METHODS), st.booleans())
+def test_whatever_the_model_wants_no_reply_breaks_the_rules(seed: int, method: Any, mode_tokens: bool):  # noqa: FBT001 (hypothesis gives it)
+    model = generator(chain(seed, scale=4.0), method, mode_tokens=mode_tokens)
+    for reply in model.replies(samples(5)):
+        check(reply)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_that_wants_items_names_none_in_gen_mode_and_each_once_in_rec_mode(method: Any):
+    logits = torch.zeros(1, SPACE.size, SPACE.size)
+    logits[:, :, SPACE.items] = 9.0
+    model = generator(Chain(logits), method, most=10)
+    talk = model.replies(samples(3), gold_modes=["gen"] * 3)
+    assert [(reply.mode, reply.items) for reply in talk] == [("gen", ())] * 3
+    named = model.replies(samples(3), gold_modes=["rec"] * 3)
+    assert all(reply.mode == "rec" and sorted(reply.items) == list(range(len(TITLES))) for reply in named)
+    # Each place still has the items that are left in mind.
+    assert [len(emission.top) for emission in named[0].emissions] == [6, 5, 4, 3, 2, 1]
+
+
+def test_the_likelier_mode_is_decoded_and_gold_modes_replace_it():
+    logits = torch.zeros(1, SPACE.size, SPACE.size)
+    logits[:, SPACE.bos, SPACE.rec], logits[:, SPACE.bos, SPACE.gen] = 1.0, 0.5
+    logits[:, :, SPACE.eos] = 5.0  # also wanted first; the mode comes first all the same
+    model = generator(Chain(logits))
+    assert [reply.mode for reply in model.replies(samples(3))] == ["rec"] * 3
+    modes: list[Mode] = ["gen", "rec", "gen"]
+    assert [reply.mode for reply in model.replies(samples(3), gold_modes=modes)] == modes
+
+
+def test_without_mode_tokens_a_reply_that_names_an_item_recommends():
+    logits = torch.zeros(1, SPACE.size, SPACE.size)
+    logits[:, SPACE.bos, SPACE.first_item + 4] = 5.0
+    logits[:, SPACE.first_item + 4, SPACE.eos] = 5.0
+    reply = generator(Chain(logits), mode_tokens=False).replies(samples(1))[0]
+    assert (reply.mode, reply.parts, reply.text, reply.tokens) == ("rec", (4,), "Up", 2)
+
+
+def test_an_item_without_a_title_is_called_by_its_id():
+    logits = torch.zeros(1, SPACE.size, SPACE.size)
+    logits[:, SPACE.rec, SPACE.first_item + 3] = 5.0
+    logits[:, SPACE.first_item + 3, SPACE.eos] = 5.0
+    assert generator(Chain(logits)).replies(samples(1), gold_modes=["rec"])[0].text == "m3"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("make", [chain, kgsf])
+def test_a_batch_of_replies_is_every_reply_alone(method: Any, make: Any):
+    given = samples(7)
+    together = generator(make(1), method, batch=4).replies(given)
+    alone = [reply for sample in given for reply in generator(make(1), method, batch=1).replies([sample])]
+    assert without_time(together) == without_time(alone)
+    assert len({reply.text for reply in together}) > 1, "replies differ, so the test sees something"
+
+
+@pytest.mark.parametrize("make", [chain, kgsf])
+def test_one_beam_is_greedy(make: Any):
+    given = samples(6)
+    assert without_time(generator(make(2), "beam", beams=1).replies(given)) == without_time(
+        generator(make(2)).replies(given)
+    )
+
+
+def exhaustive(table: torch.Tensor, spoken: Sequence[int], most: int) -> tuple[int, ...]:
+    """Return the tokens of the best reply in gen mode, by mean log-probability among what the rules allow."""
+    best, found = -math.inf, ()
+    for length in range(1, most + 1):
+        for said in itertools.product(spoken, repeat=length):
+            tokens = said if length == most else (*said, SPACE.eos)
+            score, before = 0.0, SPACE.gen
+            for place, token in enumerate(tokens):
+                allowed = [*spoken] if place == 0 else [*spoken, SPACE.eos]
+                score += float(table[before, token] - table[before, allowed].logsumexp(0))
+                before = token
+            if score / len(tokens) > best:
+                best, found = score / len(tokens), tokens
+    return (SPACE.gen, *found)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_beams_enough_for_everything_find_the_best_of_all_replies(seed: int):
+    model = chain(seed, scale=1.0, tables=1)
+    spoken = TOKENIZER.encode_text("you should see it")
+    with torch.no_grad():
+        unsaid = [token for token in range(SPACE.n_words) if token not in {*spoken, *TOKENIZER.control}]
+        model.table[:, :, unsaid] = -math.inf
+    wide = generator(model, "beam", most=4, beams=1_000)
+    [reply] = wide.answer(contexts(1), gold_modes=["gen"])
+    expected = exhaustive(model.table[0].detach(), spoken, 4)
+    assert reply.parts == tuple(TOKENIZER.decode(expected))
+    assert reply.tokens == len(expected)
+
+
+def test_draws_follow_the_shares_within_the_nucleus():
+    """Shares .5 .3 .15 .05 and top_p .8: the first two alone, at 5/8 and 3/8."""
+    logits = torch.tensor([0.3, 0.05, 0.5, 0.15]).log().expand(8_000, 4)
+    uniforms = ((np.arange(8_000) + 0.5) / 8_000).tolist()
+    drawn = torch.bincount(draw(logits, 0.8, 1.0, uniforms), minlength=4) / 8_000
+    assert drawn.tolist() == pytest.approx([3 / 8, 0, 5 / 8, 0], abs=1e-3)
+    whole = torch.bincount(draw(logits, 1.0, 1.0, uniforms), minlength=4) / 8_000
+    assert whole.tolist() == pytest.approx([0.3, 0.05, 0.5, 0.15], abs=1e-3)
+
+
+def test_a_nucleus_of_nothing_and_no_heat_are_greedy():
+    logits = torch.randn(20, 9, generator=torch.Generator().manual_seed(0))
+    uniforms = np.random.default_rng(0).random(20).tolist()
+    assert draw(logits, 1e-9, 1.0, uniforms).tolist() == logits.argmax(1).tolist()
+    assert draw(logits, 1.0, 1e-3, uniforms).tolist() == logits.argmax(1).tolist()
+
+
+def test_samples_depend_on_seed_and_key_alone():
+    model = chain(3)
+    first = without_time(generator(model, "sample").replies(samples(6)))
+    assert first == without_time(generator(model, "sample").replies(samples(6)))
+    other = Generator(
+        model, TOKENIZER, item_graph(), GenerationSettings(method="sample"), ConversationSettings(), seed=1
+    )
+    assert first != without_time(other.replies(samples(6)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("make", [chain, kgsf])
+def test_a_stream_tells_the_reply_piece_by_piece(method: Any, make: Any):
+    model = generator(make(4), method)
+    for sample, whole in zip(samples(6), model.replies(samples(6)), strict=True):
+        events = list(model.stream(sample.context, sample.id))
+        assert events[0].kind == "mode"
+        assert events[0].mode == whole.mode
+        assert events[-1].kind == "end"
+        assert without_time([events[-1].reply]) == without_time([whole])  # type: ignore[list-item]
+        assert "".join(event.text for event in events) == whole.text
+        named = [event for event in events if event.kind == "item"]
+        assert [event.emission for event in named] == list(events[-1].reply.emissions)  # type: ignore[union-attr]
+        assert [event.text for event in named] == [whole.text[span.start : span.end] for span in whole.spans]
+
+
+def test_a_stream_speaks_before_it_has_ended():
+    logits = torch.zeros(1, SPACE.size, SPACE.size)
+    logits[:, :, SPACE.first_item - 1] = 3.0  # one character of Chinese over and over
+    stream = generator(Chain(logits)).stream(contexts(1)[0])
+    assert [next(stream).kind for _ in range(3)] == ["mode", "text", "text"]
+
+
+def test_no_contexts_no_replies():
+    assert generator(chain()).replies([]) == []
