@@ -2,7 +2,8 @@
 
 Steps: ingest and featurize; for intent mine_rules, fit_intent, then, if the settings name a large model (models.mllm),
 augment, finetune_mllm and sweep_gates, and evaluate; for retrieval train_retriever, build_index and
-evaluate_retrieval. A corpus without labels has no intent steps, one without answers to learn from no retrieval steps.
+evaluate_retrieval; for recommending build_graph. A corpus without labels has no intent steps, one without answers to
+learn from no retrieval steps, one whose agent never names an item no recommendation steps.
 Each step writes one artefact whose version follows from its settings and inputs; a step whose artefact is already
 complete is skipped, so running the same command again after an interruption goes on where it stopped, and a changed
 setting redoes only what depends on it.
@@ -28,12 +29,14 @@ from jobs.glue.entry import JobContext, console, main
 from mmd.artifacts import Artifact
 from mmd.corpora.store import Corpus
 from mmd.errors import ConfigError, CorpusError, ModelError
+from mmd.recommend.conversations import names_items
 from mmd.retrieval.samples import has_samples
 
 MLLM_STEPS = ("augment", "finetune_mllm", "sweep_gates")
 INTENT_STEPS = ("mine_rules", "fit_intent", *MLLM_STEPS, "evaluate")
 RETRIEVAL_STEPS = ("train_retriever", "build_index", "evaluate_retrieval")
-STEPS = ("ingest", "featurize", *INTENT_STEPS, *RETRIEVAL_STEPS)
+RECOMMEND_STEPS = ("build_graph",)
+STEPS = ("ingest", "featurize", *INTENT_STEPS, *RETRIEVAL_STEPS, *RECOMMEND_STEPS)
 
 
 def run(context: JobContext) -> Artifact:
@@ -73,10 +76,15 @@ def steps_of(context: JobContext) -> tuple[str, ...]:
     """
     until = context.options.get("until") or STEPS[-1]
     wanted = STEPS[: STEPS.index(until) + 1]
-    if not context.config.retrieval.enabled:
-        if until in RETRIEVAL_STEPS and context.options.get("until"):
-            raise ConfigError(f"--until {until}: retrieval.enabled is false; add --set retrieval.enabled=true.")
-        wanted = tuple(step for step in wanted if step not in RETRIEVAL_STEPS)
+    switches = (
+        ("retrieval", context.config.retrieval.enabled, RETRIEVAL_STEPS),
+        ("recommend", context.config.recommend.enabled, RECOMMEND_STEPS),
+    )
+    for section, enabled, steps in switches:
+        if not enabled:
+            if until in steps and context.options.get("until"):
+                raise ConfigError(f"--until {until}: {section}.enabled is false; add --set {section}.enabled=true.")
+            wanted = tuple(step for step in wanted if step not in steps)
     if context.config.models.mllm is not None:
         return wanted
     if until in MLLM_STEPS:
@@ -98,11 +106,13 @@ def possible_steps(context: JobContext, corpus: Corpus, steps: Sequence[str]) ->
         lacking |= dict.fromkeys(INTENT_STEPS, "no dialogue has a label")
     if not has_samples(corpus, context.config.retrieval.samples):
         lacking |= dict.fromkeys(RETRIEVAL_STEPS, "no training dialogue has an answer to learn from")
+    if set(RECOMMEND_STEPS) & set(steps) and not names_items(corpus, context.config.recommend.graph):
+        lacking |= dict.fromkeys(RECOMMEND_STEPS, "no training dialogue has an answer that names an item")
     for reason in dict.fromkeys(reason for step, reason in lacking.items() if step in steps):
         left_out = ", ".join(step for step in steps if lacking.get(step) == reason)
         console.print(f"left out, since {reason}: {left_out}", markup=False)
     kept = tuple(step for step in steps if step not in lacking)
-    models = {*INTENT_STEPS, *RETRIEVAL_STEPS}
+    models = {*INTENT_STEPS, *RETRIEVAL_STEPS, *RECOMMEND_STEPS}
     if models & set(steps) and not models & set(kept):
         reasons = "; ".join(dict.fromkeys(lacking.values()))
         raise CorpusError(

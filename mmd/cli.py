@@ -39,6 +39,7 @@ JOBS = {
     "train_retriever": "train DR, SDR or MDR with Ray Train",
     "build_index": "encode all responses and make them searchable",
     "evaluate_retrieval": "measure the retriever on the test split and write its report",
+    "build_graph": "item graph, and dialogues linked to it, for recommending",
     "bench": "run a benchmark and record it under docs/results",
     "experiment": "run an experiment and record it, with its picture, under docs/results",
 }

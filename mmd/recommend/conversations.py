@@ -11,10 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from mmd.artifacts import Artifact
-from mmd.recommend.graph import ItemGraph, load_graph
-from mmd.recommend.linking import Coverage, Linker, link_measured
+from mmd.corpora.base import Graph
+from mmd.corpora.store import Corpus
+from mmd.recommend.graph import ItemGraph, build_item_graph, load_graph
+from mmd.recommend.linking import Coverage, Linker, link_dialogue, link_measured
 from mmd.recommend.samples import mention_samples, response_samples
 from mmd.recommend.settings import ConversationSettings, GraphSettings
 from mmd.recommend.types import LinkedDialogue, LinkedTurn
@@ -24,6 +27,10 @@ DIALOGUES = "dialogues"
 LINKING_FILE = "linking.json"
 """How the dialogues were linked: ``settings`` and ``titles``, so that an online turn is linked in the same way."""
 SUMMARY_FILE = "summary.json"
+SAMPLE_COUNTS = ("dialogues", "responses", "rec_responses", "mentions", "agent_mentions", "agent_novel_mentions")
+"""Denominators. ``responses``: agent's turns with a context, ``rec_responses`` those naming an item; ``mentions``: of
+both speakers in turns with a context, ``agent_mentions`` the agent's, ``agent_novel_mentions`` of items that no prior
+turn mentions."""
 
 _PART = pa.struct([("text", pa.string()), ("item", pa.int32())])
 _TURN = pa.struct(
@@ -70,14 +77,12 @@ class LinkRows:
 
     Args:
         linker: to the item graph.
-        settings: of the samples that are counted.
     """
 
     requires = frozenset({"id", "source", "split", "turns", "labels", "meta"})
 
-    def __init__(self, linker: Linker, settings: ConversationSettings) -> None:
+    def __init__(self, linker: Linker) -> None:
         self._linker = linker
-        self._settings = settings
         self.coverage = Coverage()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -85,26 +90,53 @@ class LinkRows:
         rows = []
         for row in batch.to_pylist():
             linked, coverage = link_measured(dialogue_from_row(row), self._linker)
-            coverage.counts.update(count_samples(linked, self._settings))
+            coverage.counts.update(count_samples(linked))
             self.coverage.add(coverage)
             rows.append(linked_to_row(linked))
         return pa.Table.from_pylist(rows, schema=LINKED)
 
 
-def count_samples(dialogue: LinkedDialogue, settings: ConversationSettings) -> dict[str, int]:
-    """Return what a dialogue adds to the denominators: keys are ``split/name``."""
+def count_samples(dialogue: LinkedDialogue) -> dict[str, int]:
+    """Return what a dialogue adds to the denominators: keys are ``split/name``, names those of SAMPLE_COUNTS."""
+    settings = ConversationSettings()  # cuts contexts, which changes no count
     mentions = mention_samples(dialogue, settings)
     of_agent = [mention for mention in mentions if mention.speaker == "agent"]
     responses = response_samples(dialogue, settings)
-    counts = {
-        "dialogues": 1,
-        "responses": len(responses),
-        "responses that name an item": sum(response.mode == "rec" for response in responses),
-        "mentions": len(mentions),
-        "agent's mentions": len(of_agent),
-        "agent's novel mentions": sum(mention.novel for mention in of_agent),
-    }
-    return {f"{dialogue.split}/{name}": count for name, count in counts.items()}
+    counted = (
+        1,
+        len(responses),
+        sum(response.mode == "rec" for response in responses),
+        len(mentions),
+        len(of_agent),
+        sum(mention.novel for mention in of_agent),
+    )
+    return {f"{dialogue.split}/{name}": count for name, count in zip(SAMPLE_COUNTS, counted, strict=True)}
+
+
+def states_items(corpus: Artifact) -> bool:
+    """Say whether a corpus states for any turn which items it mentions."""
+    for shard in corpus.shards("dialogues"):
+        with corpus.fs.open(f"{corpus.root}/{shard}", "rb") as handle:
+            turns = pc.list_flatten(pq.read_table(handle, columns=["turns"])["turns"])
+        if pc.sum(pc.list_value_length(pc.struct_field(turns, "item_ids"))).as_py():
+            return True
+    return False
+
+
+def names_items(corpus: Corpus, settings: GraphSettings) -> bool:
+    """Say whether any training dialogue has an answer that names an item, so that there is something to learn."""
+    items = corpus.items()
+    if not items:
+        return False
+    alone = settings.model_copy(update={"link_text": False})
+    linker = Linker(build_item_graph(Graph(), items, alone), alone, titles=titles_are_mentions(settings, corpus))
+    counts = (count_samples(link_dialogue(dialogue, linker)) for dialogue in corpus.dialogues("train"))
+    return any(count["train/agent_mentions"] for count in counts)
+
+
+def titles_are_mentions(settings: GraphSettings, corpus: Corpus) -> bool:
+    """Say whether titles in the text are mentions, and not only what the corpus states for a turn."""
+    return settings.items == "titles" or (settings.items == "auto" and not states_items(corpus.artifact))
 
 
 def linked_to_row(dialogue: LinkedDialogue) -> dict[str, Any]:

@@ -26,6 +26,7 @@ SMALL = {
     "intent.search.rollouts": 20,
     "intent.folds": 2,
     "retrieval.enabled": False,
+    "recommend.enabled": False,
 }
 
 
@@ -191,17 +192,22 @@ def test_a_users_mistake_ends_with_one_clear_message_and_nothing_written(
     assert not list((tmp_path / "store").rglob("manifest.json"))
 
 
-def test_a_large_model_and_retrieval_add_their_steps(tmp_path: Path):
+def test_a_large_model_retrieval_and_recommending_add_their_steps(tmp_path: Path):
     without = JobContext(small_config(tmp_path))
     assert pipeline.steps_of(without) == ("ingest", "featurize", "mine_rules", "fit_intent", "evaluate")
-    named = JobContext(small_config(tmp_path, **{"models.mllm": "tiny-llama", "retrieval.enabled": True}))
+    named = JobContext(
+        small_config(tmp_path, **{"models.mllm": "tiny-llama", "retrieval.enabled": True, "recommend.enabled": True})
+    )
     assert pipeline.steps_of(named) == pipeline.STEPS
     assert pipeline.steps_of(with_options(named, until="augment"))[-2:] == ("fit_intent", "augment")
 
 
-def test_a_step_of_retrieval_without_it_says_how_to_enable_it(tmp_path: Path):
-    context = with_options(JobContext(small_config(tmp_path)), until="build_index")
-    with pytest.raises(ConfigError, match=r"retrieval\.enabled=true"):
+@pytest.mark.parametrize(
+    ("step", "way_out"), [("build_index", r"retrieval\.enabled=true"), ("build_graph", r"recommend\.enabled=true")]
+)
+def test_a_step_of_what_is_switched_off_says_how_to_enable_it(tmp_path: Path, step: str, way_out: str):
+    context = with_options(JobContext(small_config(tmp_path)), until=step)
+    with pytest.raises(ConfigError, match=way_out):
         pipeline.steps_of(context)
 
 
