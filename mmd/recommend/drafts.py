@@ -27,6 +27,7 @@ class Draft:
     Attributes:
         key: of the sample; its draws of chance depend on nothing else.
         mode: ``rec`` or ``gen`` once decided; None: not yet, or the model has no mode tokens.
+        mode_probability: of the mode against the other one.
         tokens: decoded ones, mode and end included.
         spoken: how many of them are words or items.
         emissions: one an item.
@@ -37,6 +38,7 @@ class Draft:
 
     key: str
     mode: Mode | None = None
+    mode_probability: float | None = None
     tokens: tuple[int, ...] = ()
     spoken: int = 0
     emissions: tuple[Emission, ...] = ()
@@ -107,7 +109,8 @@ class Rules:
             score=score,
         )
         if token in (space.rec, space.gen):
-            return replace(draft, mode="rec" if token == space.rec else "gen", score=0.0)
+            own = float((allowed[token] - allowed[[space.rec, space.gen]].logsumexp(0)).exp())
+            return replace(draft, mode="rec" if token == space.rec else "gen", mode_probability=own, score=0.0)
         if token == space.eos:
             return replace(draft, ended=True)
         if space.is_item(token):

@@ -97,14 +97,16 @@ class Generator:
             replies |= dict(zip(rows, some, strict=True))
         return [replies[row] for row in range(len(contexts))]
 
-    def stream(self, context: Context, key: str = "") -> Iterator[Event]:
+    def stream(self, context: Context, key: str = "", gold_mode: Mode | None = None) -> Iterator[Event]:
         """Yield a reply piece by piece: its mode, words, items, and at the end the whole.
 
-        Beams are settled only at their end, so all of their pieces come then.
+        Beams are settled only at their end, so all of their pieces come then. The arguments are those of
+        :meth:`answer` for one context.
         """
         started, teller = time.perf_counter(), _Teller()
         draft = Draft(key)
-        for drafts in self._grow(self.maker.contexts([context]), [draft], None):
+        gold_modes = None if gold_mode is None else [gold_mode]
+        for drafts in self._grow(self.maker.contexts([context]), [draft], gold_modes):
             draft = drafts[0]
             if self.settings.method != "beam":
                 yield from teller.tell(self._reply(draft, 0.0), over=False)
@@ -187,6 +189,7 @@ class Generator:
             token_ids=draft.tokens,
             ms=ms,
             item_mass=draft.masses,
+            mode_probability=draft.mode_probability,
         )
 
 
@@ -207,7 +210,8 @@ class _Teller:
         """
         if not self._said_mode:
             self._said_mode = True
-            yield Event("mode", mode=reply.mode)
+            decided = reply.mode_probability is not None
+            yield Event("mode", mode=reply.mode if decided else None, mode_probability=reply.mode_probability)
         for span, emission in zip(reply.spans[self._items :], reply.emissions[self._items :], strict=True):
             yield from self._words(reply.text[self._chars : span.start])
             yield Event("item", text=reply.text[span.start : span.end], emission=emission)
@@ -215,7 +219,7 @@ class _Teller:
         rest = reply.text[self._chars :]
         yield from self._words(rest if over else rest.rstrip(_HALF_CHARACTER))
         if over:
-            yield Event("end", mode=reply.mode, reply=reply)
+            yield Event("end", reply=reply)
 
     def _words(self, text: str) -> Iterator[Event]:
         if text:

@@ -55,6 +55,7 @@ class Reply:
         token_ids: all that was decoded, mode and end included.
         ms: time that decoding took; of replies decoded together, each gets its share by tokens.
         item_mass: the student's own summed item probability at each token before any mask, in [0, 1].
+        mode_probability: of the mode against the other one, given or decoded; None without mode tokens.
     """
 
     mode: Mode
@@ -65,6 +66,7 @@ class Reply:
     token_ids: tuple[int, ...]
     ms: float
     item_mass: tuple[float, ...]
+    mode_probability: float | None = None
 
     @property
     def items(self) -> tuple[int, ...]:
@@ -89,7 +91,8 @@ class Event:
     Attributes:
         kind: ``mode`` comes first, ``end`` last; ``text`` and ``item`` in between.
         text: what to append; an item's is its title.
-        mode: of ``mode`` events.
+        mode: of ``mode`` events; None without mode tokens, since it is not known yet.
+        mode_probability: of ``mode`` events; see :class:`Reply`.
         emission: of ``item`` events.
         reply: the whole, of the ``end`` event.
     """
@@ -97,6 +100,7 @@ class Event:
     kind: Literal["mode", "text", "item", "end"]
     text: str = ""
     mode: Mode | None = None
+    mode_probability: float | None = None
     emission: Emission | None = None
     reply: Reply | None = None
 

@@ -170,7 +170,9 @@ def test_the_likelier_mode_is_decoded_and_gold_modes_replace_it():
     logits[:, SPACE.bos, SPACE.rec], logits[:, SPACE.bos, SPACE.gen] = 1.0, 0.5
     logits[:, :, SPACE.eos] = 5.0  # also wanted first; the mode comes first all the same
     model = generator(Chain(logits))
-    assert [reply.mode for reply in model.replies(samples(3))] == ["rec"] * 3
+    said = model.replies(samples(3))
+    assert [reply.mode for reply in said] == ["rec"] * 3
+    assert said[0].mode_probability == pytest.approx(1 / (1 + math.exp(-0.5)))  # whatever the end would like
     modes: list[Mode] = ["gen", "rec", "gen"]
     assert [reply.mode for reply in model.replies(samples(3), gold_modes=modes)] == modes
 
@@ -181,6 +183,7 @@ def test_without_mode_tokens_a_reply_that_names_an_item_recommends():
     logits[:, SPACE.first_item + 4, SPACE.eos] = 5.0
     reply = generator(Chain(logits), mode_tokens=False).replies(samples(1))[0]
     assert (reply.mode, reply.parts, reply.text, reply.tokens) == ("rec", (4,), "Up", 2)
+    assert reply.mode_probability is None
 
 
 def test_an_item_without_a_title_is_called_by_its_id():
@@ -273,6 +276,7 @@ def test_a_stream_tells_the_reply_piece_by_piece(method: Any, make: Any):
         events = list(model.stream(sample.context, sample.id))
         assert events[0].kind == "mode"
         assert events[0].mode == whole.mode
+        assert events[0].mode_probability == pytest.approx(whole.mode_probability)
         assert events[-1].kind == "end"
         assert without_time([events[-1].reply]) == without_time([whole])  # type: ignore[list-item]
         assert "".join(event.text for event in events) == whole.text
