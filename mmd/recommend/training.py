@@ -67,7 +67,7 @@ class Task(Protocol[S_contra]):
         ...
 
     def judge(self) -> dict[str, float]:
-        """Return what validation says; ``score`` is what the best weights have most of.
+        """Return what validation says; ``score`` is what the best weights have most of. Nothing held out says nothing.
 
         The model is in evaluation mode and gradients are off. Every worker is asked; the first one's answer counts.
         """
@@ -278,8 +278,8 @@ class Training(Generic[S]):
         self.state.step = step + 1
         self.state.history.append(row)
         report: dict[str, Any] = dict(row)
-        if self.plan.is_due(step + 1):
-            report["validation"] = self._validate()
+        if self.plan.is_due(step + 1) and (found := self._validate()):
+            report["validation"] = found
             if self.state.stopped:
                 report["stopped"] = True
         return report
@@ -304,6 +304,8 @@ class Training(Generic[S]):
         # The first worker's answer counts, so that all decide alike, whatever the last digit of their own is.
         values = self.engine.add_up(values if self.engine.rank == 0 else np.zeros_like(values))
         found = dict(zip(names, values.tolist(), strict=True))
+        if not found:
+            return found
         best = self.state.best
         if best is None or found["score"] > best["score"]:
             self.state.best_step = self.state.step
