@@ -90,10 +90,9 @@ class Linker:
             text: of a turn.
             stated: items that the corpus states for the turn.
         """
-        folded = fold(text)
-        taken = self._stated(folded, stated) if stated else []
+        taken = self._stated(fold(text), stated) if stated else []
         if self._names is not None:
-            found = self._names.find(folded)
+            found = self._names.find(text)
             _take(taken, found if self._titles else [replace(span, items=()) for span in found])
         return sorted(taken, key=lambda span: span.start)
 

@@ -15,6 +15,7 @@ _QUALIFIER = re.compile(r"\s*\([^()]*\)$|\s{2,}\d+$")
 _WORDS = re.compile(r"[^\W_]+")
 _LETTER = re.compile(r"[^\W_]")
 _IS_CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af]")
+_GENITIVE = re.compile(r"'s(?![^\W_])")
 _PLAIN = str.maketrans({"’": "'", "‘": "'", "`": "'", "\u00a0": " ", "\n": " ", "\r": " ", "\t": " "})
 
 
@@ -56,22 +57,27 @@ def name_length(name: str) -> int:
 
 
 def whole_words(text: str, start: int, stop: int) -> bool:
-    """Say whether a piece of folded text neither begins nor ends inside a word; Chinese has no such boundaries."""
-    return not (_glued(text, start) or _glued(text, stop))
+    """Say whether a piece of folded text neither begins nor ends inside a word; Chinese has no such boundaries.
+
+    A hyphen or an apostrophe between letters does not end a word ("haven't", "spider-man"), but a genitive does.
+    """
+    return not (_glued(text, start) or (_glued(text, stop) and not _GENITIVE.match(text, stop)))
 
 
 def _glued(text: str, at: int) -> bool:
     """Say whether a word goes on over the boundary before character ``at``."""
-    pair = text[max(0, at - 1) : at + 1] if 0 < at < len(text) else ""
-    return len(pair) == 2 and all(_LETTER.match(c) and not _IS_CJK.match(c) for c in pair)
+    behind = re.match(r"[-']?(.)", text[at : at + 2])
+    before = re.search(r"(.)[-']?$", text[max(0, at - 2) : at])
+    letters = [match.group(1) for match in (before, behind) if match]
+    return len(letters) == 2 and all(_LETTER.match(c) and not _IS_CJK.match(c) for c in letters)
 
 
 def names_of(label: str) -> list[str]:
-    """Return a label, folded, and behind it the label without what is added in brackets."""
+    """Return a label, folded, and behind it the label without what is added in brackets; brackets alone are no name."""
     names = [fold(label).strip()]
-    while names[-1] and (shorter := _QUALIFIER.sub("", names[-1]).strip()) != names[-1]:
+    while (shorter := _QUALIFIER.sub("", names[-1]).strip()) != names[-1]:
         names.append(shorter)
-    return [name for name in names if name]
+    return names if names[-1] else []
 
 
 def item_names(graph: ItemGraph, item: int) -> list[str]:
@@ -92,7 +98,8 @@ class NameTable:
     """The names that are linked, found by one automaton (Aho and Corasick 1975) whatever their number.
 
     A name as the catalogue or the graph writes it goes before the same name without brackets: ``Comedy`` is the entity
-    of that label, not ``Comedy (album)``. An item's title without brackets (its year) counts as written out.
+    of that label, not ``Comedy (album)``. An item's title without brackets (its year) counts as written out. A title of
+    one word ("Time", "Home", "2012") is a name only where the text has a capital letter.
 
     Args:
         graph: whose names.
@@ -124,13 +131,24 @@ class NameTable:
         """Return the number of names."""
         return len(self._names)
 
-    def find(self, folded: str) -> list[Span]:
-        """Return every whole-word occurrence of a name in folded text, overlapping ones included."""
-        return [
-            Span(start, stop, *self._spans[index], name=self._names[index])
+    def find(self, text: str) -> list[Span]:
+        """Return every whole-word occurrence of a name, overlapping ones included."""
+        folded = fold(text)
+        found = (
+            (start, stop, self._names[index], *self._spans[index])
             for index, start, stop in self._find(folded, overlapping=True)
             if whole_words(folded, start, stop)
+        )
+        return [
+            Span(start, stop, items, entities, name)
+            for start, stop, name, items, entities in found
+            if not (items and _is_one_word(name)) or any(map(str.isupper, text[start:stop]))
         ]
+
+
+def _is_one_word(name: str) -> bool:
+    """Say whether a name is a single word of a script that has words."""
+    return len(_WORDS.findall(name)) == 1 and not _IS_CJK.search(name)
 
 
 def is_telling(name: str, min_chars: int) -> bool:

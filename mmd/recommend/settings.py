@@ -35,7 +35,7 @@ class GraphSettings(Settings):
         default=4, ge=1, description="Shorter names in text are not linked; a Chinese character counts as two."
     )
     max_name_entities: int = Field(
-        default=1, ge=1, description="A name that more entities than this share is linked to none of them."
+        default=3, ge=1, description="A name that more entities share is linked to none of them, else to all."
     )
 
 
