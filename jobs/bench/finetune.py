@@ -24,9 +24,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.glue.records import spread
-from mmd.intent.engines import DeepSpeedEngine, recompute_activations, trained_parameters
+from mmd.intent.engines import DeepSpeedEngine, parts_of, recompute_activations
 from mmd.intent.settings import DeepSpeedSettings, LoraSettings
 from mmd.intent.training_plan import Method, Recipe
+from mmd.models.weights import trained
 
 _PATCH, _MERGE, _IMAGE_TOKEN, _VISION_START, _VISION_END = 14, 2, 10, 11, 12
 
@@ -101,7 +102,7 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
     for _ in range(options["warmup"] + options["repeats"]):
         _wait(on_gpu=on_gpu)
         started = time.perf_counter()
-        engine.step(((batch, 1 / recipe.accumulate) for _ in range(recipe.accumulate)), 1e-4)
+        engine.step(parts_of(mllm, [(batch, 1 / recipe.accumulate)] * recipe.accumulate), 1e-4)
         _wait(on_gpu=on_gpu)
         seconds.append(time.perf_counter() - started)
     timed = seconds[options["warmup"] :]
@@ -214,7 +215,7 @@ def operations(mllm: Any, options: Mapping[str, Any]) -> dict[str, float]:  # no
     tower = (3 if full else 1) * 2 * ((visual - merger) * patches + merger * patches / _MERGE**2)
     return {
         "parameters": float(visual + layers + head * (1 if core.config.tie_word_embeddings else 2)),
-        "trained_parameters": float(sum(p.numel() for p in trained_parameters(mllm).values())),
+        "trained_parameters": float(sum(p.numel() for p in trained(mllm.model).values())),
         "vision_depth": float(vision.depth),
         "tokens_a_sample": float(tokens),
         "flops_a_sample": float(language + tower),

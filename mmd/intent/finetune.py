@@ -1,6 +1,6 @@
 """Fine-tuning the multimodal model to name intents: the training loop, without Ray.
 
-The loop is the same for every engine (:mod:`mmd.intent.engines`) and for every way of loading samples: it asks for one
+The loop is the same for every engine (:mod:`mmd.models.engines`) and for every way of loading samples: it asks for one
 micro-batch after the other in the plan's order (:mod:`mmd.intent.training_plan`), makes optimizer steps, validates on
 the held-out fold's originals, and hands out checkpoints. ``finetune_plain`` runs it in one process;
 ``jobs.finetune_mllm`` under Ray Train. The loss is on the answers' tokens only.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mmd.errors import ConfigError, ModelError
 from mmd.evaluation.metrics import Confusion
-from mmd.intent.engines import Engine, PlainEngine, load_trained_tensors, recompute_activations
+from mmd.intent.engines import PlainEngine, parts_of, recompute_activations
 from mmd.intent.mllm import HeldOutScore, MllmClassifier
 from mmd.intent.prompts import build_prompt
 from mmd.intent.samples import Sample
@@ -36,10 +36,12 @@ from mmd.intent.training_plan import (
     step_tokens,
 )
 from mmd.models.encoder import PromptEncoder
+from mmd.models.engines import Engine
 from mmd.models.lora import add_lora, save_trained
 from mmd.models.mllm import Mllm, load_mllm
 from mmd.models.settings import ModelSettings
 from mmd.models.threads import torch_threads
+from mmd.models.weights import put_trained
 
 if TYPE_CHECKING:
     import torch
@@ -241,7 +243,7 @@ class Finetuning:
         """
         for step in range(self.state.step, self.plan.total_steps):
             rate = self.plan.rate(step)
-            loss, norm = self.engine.step(self._micro_batches(step, batches), rate)
+            loss, norm = self.engine.step(parts_of(self.mllm, self._micro_batches(step, batches)), rate)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise ModelError(
                     f"model {self.mllm.name!r}: training diverged in step {step + 1} of {self.plan.total_steps} (loss "
@@ -336,7 +338,7 @@ def restore_weights(mllm: Mllm, folder: Path) -> None:
     """Put a checkpoint's trained weights into the model; before an engine is made of it."""
     from safetensors.torch import load_file
 
-    load_trained_tensors(mllm, load_file(folder / _TRAINED_FILE))
+    put_trained(mllm.model, load_file(folder / _TRAINED_FILE), f"model {mllm.name!r}")
 
 
 def restore_optimizer(engine: Engine, folder: Path) -> None:

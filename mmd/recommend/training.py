@@ -200,8 +200,8 @@ class Training(Generic[S]):
         samples: to learn from, the same in the same order on every worker.
         steps: batch, epochs, rates and validations.
         seed: of order and dropout.
-        workers: who share a step.
-        engine: makes the steps; None: plain torch.
+        workers: who share a step of plain torch.
+        engine: makes what makes the steps, once the weights are in place; None: plain torch.
         name: of what is trained, for messages.
     """
 
@@ -213,15 +213,20 @@ class Training(Generic[S]):
         seed: int,
         *,
         workers: Workers | None = None,
-        engine: Engine | None = None,
+        engine: Callable[[], Engine] | None = None,
         name: str = "model",
     ) -> None:
         self.task, self.samples, self.name = task, samples, name
         lengths = tuple(map(task.length, samples)) if isinstance(task, Lengths) else None
         self.plan = StepPlan(len(samples), steps, seed, lengths)
-        self.engine = engine or PlainEngine(task.model, steps, workers)
+        self._make_engine = engine or (lambda: PlainEngine(task.model, steps, workers))
         self.state = TrainState()
         self._best: Tensors | None = None
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What makes the steps; sharded over workers, it takes the weights as they are when it is first asked for."""
+        return self._make_engine()
 
     # ------------------------------------------------------------ the loop
 
@@ -338,13 +343,14 @@ class Training(Generic[S]):
             (folder / STATE_FILE).write_text(json.dumps(self.state.to_json()) + "\n", encoding="utf-8")
 
     def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint.
+        """Go on from a checkpoint, before the first step.
 
         Raises:
             ModelError: it is of another model, or was made by another number of workers that shard their state.
         """
         from safetensors.torch import load_file
 
+        put_trained(self.task.model, load_file(folder / _TRAINED_FILE), self.name)
         path = folder / self._optimizer_file
         if not path.is_file():
             raise ModelError(
@@ -352,7 +358,6 @@ class Training(Generic[S]):
                 "started with another number of workers. Start it with that number, or remove the run's folder."
             )
         self.state = load_state(folder)
-        put_trained(self.task.model, load_file(folder / _TRAINED_FILE), self.name)
         self.engine.load_optimizer_state(load_file(path))
         if (folder / _BEST_FILE).is_file():
             self._best = load_file(folder / _BEST_FILE)
@@ -368,3 +373,18 @@ class Training(Generic[S]):
 def load_state(folder: Path) -> TrainState:
     """Read the state of a checkpoint."""
     return TrainState(**json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+
+
+def put_finished(model: torch.nn.Module, folder: Path, name: str) -> None:
+    """Put the weights that a finished run ends with into a model: its best, or its last where nothing was held out.
+
+    Args:
+        model: built as the run's was.
+        folder: the run's last checkpoint.
+        name: of what was trained, for messages.
+    """
+    from safetensors.torch import load_file
+
+    best = folder / _BEST_FILE
+    put_trained(model, load_file(best if best.is_file() else folder / _TRAINED_FILE), name)
+    model.eval()

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmd.errors import ArtifactError, ConfigError, ModelError
-from mmd.intent.engines import PlainEngine
+from mmd.intent.engines import PlainEngine, parts_of
 from mmd.intent.finetune import (
     LAST,
     Collator,
@@ -289,7 +289,7 @@ def test_only_the_answers_tokens_are_learnt():
         logits = mllm.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     scores = logits[:, :-1].log_softmax(-1)
     by_hand = -scores[asked[:, 1:], batch["labels"][:, 1:][asked[:, 1:]]].mean()
-    loss, _ = PlainEngine(mllm, RECIPE).step(iter([(batch, 1.0)]), 0.0)
+    loss, _ = PlainEngine(mllm, RECIPE).step(parts_of(mllm, [(batch, 1.0)]), 0.0)
     assert loss == pytest.approx(float(by_hand), rel=1e-5)
 
 

@@ -199,6 +199,6 @@ def test_sharing_a_step_changes_neither_loss_nor_gradient():
 
 def test_the_engine_can_be_given():
     task = Plane()
-    loop = Training(task, rows(), STEPS, 0, engine=PlainEngine(task.model, STEPS))
+    loop = Training(task, rows(), STEPS, 0, engine=lambda: PlainEngine(task.model, STEPS))
     loop.train()
     assert loop.state.step == 20
