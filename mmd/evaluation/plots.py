@@ -80,6 +80,7 @@ def score_bars(
     *,
     measure: str = "weighted F1",
     colours: Mapping[str, str] = COLOURS,
+    limit: float = 1.0,
 ) -> str:
     """Draw each system's score with its 95 % interval, grouped by row (task, or overall).
 
@@ -88,6 +89,7 @@ def score_bars(
         systems: system → its name in the legend, in order.
         measure: what is scored.
         colours: name in the legend → colour.
+        limit: right end of the axis.
     """
     step = 0.75 / len(systems)
     with _figure(6.4, 0.5 + (0.11 + 0.17 * len(systems)) * len(rows)) as (_, axes, out):
@@ -106,7 +108,7 @@ def score_bars(
             )
         axes.set_yticks(range(len(names)), [_ascii(name) for name in names])
         axes.invert_yaxis()
-        axes.set_xlim(0, 1)
+        axes.set_xlim(0, limit)
         axes.set_xlabel(f"{measure}, 95 % interval")
         axes.grid(visible=False, axis="y")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.32 / len(rows)), ncols=min(4, len(systems)))
@@ -131,6 +133,28 @@ def size_curves(
         axes.set_xlabel("responses a modality in the pool")
         axes.set_ylabel(measure)
         axes.legend(loc="upper right", fontsize=7.5)
+    return out[0]
+
+
+def mass_histogram(by_kind: Mapping[str, Sequence[float]], *, measure: str, colours: Mapping[str, str]) -> str:
+    """Draw how a number in [0, 1] is distributed over tokens of several kinds, on a logarithmic axis of shares.
+
+    Args:
+        by_kind: kind of token → its numbers.
+        measure: what they are.
+        colours: kind → colour.
+    """
+    edges = [number / 20 for number in range(21)]
+    with _figure(4.2, 3.0) as (_, axes, out):
+        for kind, values in by_kind.items():
+            weights = [1 / len(values)] * len(values)
+            colour = colours.get(kind, INK)
+            axes.hist(values, bins=edges, weights=weights, color=colour, alpha=0.55, label=_ascii(kind))
+        axes.set_yscale("log")
+        axes.set_xlim(0, 1)
+        axes.set_xlabel(measure)
+        axes.set_ylabel("share of tokens")
+        axes.legend(loc="upper right")
     return out[0]
 
 

@@ -278,13 +278,13 @@ class DistinctGrams:
 
 @dataclass(frozen=True)
 class GateTrace:
-    """How much item mass the dialogue teacher saw at each token of one right response.
+    """How much item mass a speaker saw at each token of one right response.
 
     Attributes:
         sample_id: of the response.
         mode: of the response.
-        tokens: in words.
-        masses: summed item probability at each token, in [0, 1]: the soft gate's λ.
+        tokens: as words, ``@position`` of items, empty for the end.
+        masses: summed item probability at each token, in [0, 1]; of the dialogue teacher it is the soft gate's λ.
         is_item: whether the right token is an item.
     """
 
