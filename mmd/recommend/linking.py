@@ -4,7 +4,7 @@ Three things are found in a turn, in this order of precedence:
 
 1. **marks**: ``@ID`` for an item that the corpus states for the turn, as ReDial writes its films;
 2. **titles of the turn's stated items**, so that a sentence of the agent shows where its item stands; stated items
-   that the words do not show come last. An item is mentioned exactly as often as the corpus states it;
+   that the words do not show come last. An item without marks is mentioned exactly as often as the corpus states it;
 3. **names** of entities anywhere in the text. Of names that overlap the longest is taken. A name of an item is a
    mention of it where the corpus states no items (``titles``), else it only lends its entity.
 
@@ -97,7 +97,7 @@ class Linker:
         return sorted(taken, key=lambda span: span.start)
 
     def _stated(self, folded: str, stated: Sequence[int]) -> list[Span]:
-        """Find stated items by their marks, else by their titles, each no more often than it is stated."""
+        """Find stated items by all their marks, and by titles as often as they are stated beyond these."""
         taken = _take([], self._marks(folded, stated))
         left = Counter(stated)
         left.subtract(span.items[0] for span in taken)
