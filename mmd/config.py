@@ -166,6 +166,24 @@ def build_config(values: Mapping[str, Any], *, where: str = "settings") -> AppCo
         raise ConfigError(f"{where}: " + "\n".join(lines)) from err
 
 
+def change_settings(config: AppConfig, changes: Mapping[str, Any]) -> AppConfig:
+    """Return settings with some keys changed (``recommend.distill.gate`` → ``hard``), checked as a file's are.
+
+    Raises:
+        ConfigError: a key is unknown or a value ill-typed.
+    """
+    values: dict[str, Any] = config.model_dump(mode="json")
+    for key, value in changes.items():
+        values = _merge(values, _nested(key, value))
+    return build_config(values)
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:  # noqa: ANN401 (any setting)
+    for part in reversed(key.strip().split(".")):
+        value = {part: value}
+    return dict(value)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -200,9 +218,7 @@ def _parse_override(assignment: str) -> dict[str, Any]:
         value: Any = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as err:
         raise ConfigError(f"--set {key}: the value {text[:80]!r} is not valid YAML ({err}); quote it.") from err
-    for part in reversed(key.strip().split(".")):
-        value = {part: value}
-    return dict(value)
+    return _nested(key, value)
 
 
 def _unknown_keys(model: type[BaseModel], values: Any, prefix: str = "") -> Iterator[str]:  # noqa: ANN401 (raw YAML)

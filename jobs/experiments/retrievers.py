@@ -19,7 +19,7 @@ from jobs.glue.cluster import ray_cluster
 from jobs.glue.tune import tune_batches
 from jobs.train_retriever import inputs_of
 from mmd.artifacts import ArtifactStore, code_revision, fingerprint
-from mmd.config import AppConfig, build_config
+from mmd.config import AppConfig, build_config, change_settings
 from mmd.corpora.store import Corpus
 from mmd.evaluation.ranking import Questions
 from mmd.evaluation.retrieval import ALL, Findings, System, summarise
@@ -199,14 +199,9 @@ def told_of(findings: Findings, system: str) -> dict[str, Any]:
 
 def with_settings(base: RetrievalSettings, changes: Mapping[str, Any]) -> RetrievalSettings:
     """Return settings with some keys changed (``training.epochs`` → 4.0), checked as those of the command line are."""
-    values = AppConfig(retrieval=base).model_dump(mode="json")
-    for key, value in changes.items():
-        place = values["retrieval"]
-        *path, last = key.split(".")
-        for part in path:
-            place = place[part]
-        place[last] = value
-    return build_config(values).retrieval
+    return change_settings(
+        AppConfig(retrieval=base), {f"retrieval.{key}": value for key, value in changes.items()}
+    ).retrieval
 
 
 def recall(

@@ -176,6 +176,11 @@ _RATES: Mapping[str, Callable[[Sums, Denominator], Sums]] = {"ReR": _recall, "Pr
 RATES = tuple(_RATES)
 
 
+def item_rate(name: str, sums: Sums, by: Denominator = "micro") -> Sums:
+    """Return ReR, PrR or F1 of sums whose last axis is that of :attr:`ItemHits.sums`; shape (...)."""
+    return _RATES[name](sums, by)
+
+
 def item_rates(
     hits: Sequence[ItemHits], groups: Sequence[str], resamples: int, seed: int
 ) -> dict[Denominator, dict[str, Interval]]:
