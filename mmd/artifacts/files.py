@@ -44,6 +44,17 @@ class Artifact:
             raise ArtifactError(f"{self.ref}: is no artefact of kind {kind}; {way_out}")
         return self
 
+    def input_ref(self, role: str) -> str:
+        """Return the reference of what the artefact was made from.
+
+        Raises:
+            ArtifactError: it names no such input.
+        """
+        try:
+            return self.manifest.inputs[role].split(" ")[0]  # inputs are "kind/name@version digest"
+        except KeyError:
+            raise ArtifactError(f"{self.ref}: does not say which {role} it was made from; make it again.") from None
+
     def has(self, relative: str) -> bool:
         """Say whether a file, or a folder of files, is part of the artefact."""
         return any(f == relative or f.startswith(relative.rstrip("/") + "/") for f in self.manifest.files)
@@ -68,6 +79,16 @@ class Artifact:
     def read_json(self, relative: str) -> Any:  # noqa: ANN401 (JSON)
         """Read one JSON file."""
         return json.loads(self.read_bytes(relative))
+
+    def copy_folder(self, folder: str, target: Path) -> Path:
+        """Copy the files of a folder into a local one, for libraries that read paths; return ``target``."""
+        target.mkdir(parents=True, exist_ok=True)
+        inside = folder.rstrip("/") + "/"
+        for relative in sorted(f for f in self.manifest.files if f.startswith(inside)):
+            where = target / relative.removeprefix(inside)
+            where.parent.mkdir(parents=True, exist_ok=True)
+            where.write_bytes(self.read_bytes(relative))
+        return target
 
     def shards(self, folder: str) -> list[str]:
         """Return the Parquet files of a table folder, relative and sorted."""

@@ -33,7 +33,7 @@ class LanguageModel:
     def __init__(self, name: str, settings: ModelSettings | None = None) -> None:
         self.name = name
         self._settings = settings or ModelSettings()
-        self._tokenizer, self._model = _load(resolve(name, self._settings), self._settings)
+        self._tokenizer, self._model = load_causal(name, self._settings)
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
 
@@ -110,12 +110,17 @@ class LanguageModel:
         ]
 
 
-def _load(weights: Weights, settings: ModelSettings) -> tuple[Any, Any]:
-    """Return tokenizer and model, float32, in evaluation mode."""
+def load_causal(name: str, settings: ModelSettings) -> tuple[Any, Any]:
+    """Return tokenizer and causal language model, float32, in evaluation mode.
+
+    Raises:
+        ModelError: the name does not resolve, or its weights are no causal language model.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    weights = resolve(name, settings)
     place, options = pretrained_place(weights, settings)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:

@@ -66,6 +66,7 @@ def lora_targets(model: Any) -> tuple[str, ...]:  # noqa: ANN401 (duck-typed lib
     decoder = model.get_decoder()
     names = {id(module): name for name, module in model.named_modules()}
     layers = getattr(decoder, "layers", None)
+    layers = getattr(decoder, "h", None) if layers is None else layers  # GPT-2's name for them
     if layers is None or id(layers) not in names:
         raise ModelError(
             f"architecture {model.config.model_type!r}: found no stacked layers to adapt; name them in "

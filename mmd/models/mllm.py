@@ -104,7 +104,7 @@ class Mllm:
         magnitude slower in bfloat16 on CPUs.
         """
         logits: torch.Tensor = self.core.get_output_embeddings()(hidden).float()
-        return _scaled(logits, self.core.config.get_text_config())
+        return scaled_logits(logits, self.core.config.get_text_config())
 
     def use(self, adapter: str) -> None:
         """Switch to one of the adapters on this base.
@@ -232,7 +232,7 @@ def _load_model(name: str, place: str, config: Any, dtype: torch.dtype, options:
     return model
 
 
-def _scaled(logits: torch.Tensor, config: Any) -> torch.Tensor:  # noqa: ANN401 (duck-typed library object)
+def scaled_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:  # noqa: ANN401 (duck-typed library object)
     """Apply what some architectures do to logits: Granite and Cohere scale them, Gemma 2 caps them softly."""
     if (divisor := getattr(config, "logits_scaling", None)) is not None:
         logits = logits / divisor

@@ -55,7 +55,8 @@ class Attention(nn.Module):
 
     def _split(self, states: Tensor) -> Tensor:
         """(B, n, dim) → (B, heads, n, dim / heads)."""
-        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        rows, width, dim = states.shape
+        return states.view(rows, width, self.heads, dim // self.heads).transpose(1, 2)
 
 
 class FeedForward(nn.Sequential):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmd.recommend.batches import DialogueBatch
+from mmd.recommend.settings import BackboneSettings
 from mmd.recommend.vocabulary import TokenSpace
 
 
@@ -50,9 +51,12 @@ class Backbone(nn.Module, ABC, Generic[M]):
 
     Attributes:
         space: its vocabulary.
+        settings: its shape.
         dtype: arithmetic of the forward pass. Weights, the states between layers and the logits handed out are
             float32; bfloat16 is for training, and for decoding where no digit counts.
     """
+
+    settings: BackboneSettings
 
     def __init__(self, space: TokenSpace) -> None:
         super().__init__()
@@ -114,7 +118,7 @@ class Backbone(nn.Module, ABC, Generic[M]):
             states, memory = self.states(batch)
             rows = torch.arange(count, device=states.device).repeat_interleave(width)
             flat = self.head(states.flatten(0, 1), rows, memory)
-        return flat.float().unflatten(0, (count, width))
+        return flat.float().view(count, width, self.space.size)
 
     def item_logits_of_context(self, batch: DialogueBatch) -> Tensor:
         """Return what the contexts alone recommend, float32 logits (B, n_items)."""

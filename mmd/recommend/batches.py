@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmd.recommend.types import Context, LinkedTurn, Mode, ResponseSample
 from mmd.recommend.vocabulary import Tokenizer
@@ -20,11 +19,8 @@ if TYPE_CHECKING:
     from mmd.recommend.settings import ConversationSettings
 
 _CACHED_TURNS = 200_000
-_POOL_BATCHES = 32
-"""Batches that are sorted together: enough for rows of like length, few enough to leave the order to chance."""
 _RESPONSE_COST = 3
 """A response's token costs about this many of a context's: two more attentions, and a distribution over V ∪ I."""
-_LENGTHS = 3  # a stream of random numbers
 
 
 @dataclass(frozen=True)
@@ -119,39 +115,13 @@ class BatchMaker:
         if not contexts:
             raise ValueError("a batch needs at least one sample")
         pad, most = self.tokenizer.space.pad, self.settings.max_entities
-        context, context_mask = _padded([self.context_ids(context) for context in contexts], pad)
-        entities, entity_mask = _padded([context.entities[-most:] for context in contexts], 0)
-        target, target_mask = _padded(responses, pad)
+        context, context_mask = padded([self.context_ids(context) for context in contexts], pad)
+        entities, entity_mask = padded([context.entities[-most:] for context in contexts], 0)
+        target, target_mask = padded(responses, pad)
         return DialogueBatch(context, context_mask, entities, entity_mask, target, target_mask, (), ())
 
 
-def bucketed(lengths: NDArray[np.int64], batch: int, *stream: int) -> NDArray[np.int64]:
-    """Return an order of samples in which each ``batch`` consecutive ones are of like length.
-
-    Samples are shuffled, cut into pools of some batches, sorted by length within their pool, and the pool's batches
-    are shuffled: padding gets small, and an epoch has no drift from short to long.
-
-    Args:
-        lengths: of the samples (:meth:`BatchMaker.length`), shape (n,).
-        batch: samples a step.
-        stream: seed, epoch, …; equal streams give equal orders.
-    """
-    rng = np.random.default_rng((*stream, _LENGTHS))
-    shuffled = rng.permutation(len(lengths))
-    batches: list[NDArray[np.int64]] = []
-    for start in range(0, len(shuffled), _POOL_BATCHES * batch):
-        pool = shuffled[start : start + _POOL_BATCHES * batch]
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
-        batches += [pool[i : i + batch] for i in range(0, len(pool), batch)]
-    full = [index for index, rows in enumerate(batches) if len(rows) == batch]
-    rest = [
-        index for index, rows in enumerate(batches) if len(rows) < batch
-    ]  # stays last, so that all others are cut right
-    order = [*rng.permutation(np.array(full, dtype=np.int64)).tolist(), *rest]
-    return np.concatenate([batches[i] for i in order]) if order else shuffled
-
-
-def _padded(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
     """Return rows side by side, int64 (B, longest), and where they are no padding."""
     import torch
 

@@ -85,7 +85,7 @@ class Pooling(nn.Module):
         """Return (B, dim) of (B, n, dim), bool (B, n); zero where there is nothing to pool."""
         scores = self.score(states).squeeze(-1).float().masked_fill(~mask, _NEVER)
         weights = scores.softmax(dim=-1) * mask
-        return (weights[..., None] * states).sum(dim=1)
+        return cast("Tensor", (weights[..., None] * states).sum(dim=1))
 
 
 class EncoderLayer(nn.Module):

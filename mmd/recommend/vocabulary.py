@@ -190,4 +190,8 @@ def load_tokenizer(artifact: Artifact, folder: str) -> Tokenizer:
         from mmd.recommend.words import WordTokenizer
 
         return WordTokenizer.from_json(content)
+    if kind == "lm":
+        from mmd.recommend.lm_tokens import LmTokenizer
+
+        return LmTokenizer.load(artifact, folder)
     raise ArtifactError(f"{artifact.ref}: {folder}/{TOKENIZER_FILE} is of unknown kind {kind!r}; run the job again.")

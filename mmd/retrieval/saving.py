@@ -120,8 +120,8 @@ def saved_bases(
     Raises:
         ModelError: the base under an adapter is not here, or is another one.
     """
-    text = _copied(artifact, TEXT_FOLDER, scratch) if trains_text(spec.towers) else None
-    vision = _copied(artifact, VISION_FOLDER, scratch) if trains_vision(spec.towers) else None
+    text = artifact.copy_folder(TEXT_FOLDER, scratch / TEXT_FOLDER) if trains_text(spec.towers) else None
+    vision = artifact.copy_folder(VISION_FOLDER, scratch / VISION_FOLDER) if trains_vision(spec.towers) else None
     if weights and text is not None and spec.towers.train_text == "lora":
         text = _same_base(spec.text_model, models)
         return BaseModels(text, vision, spec.text_model, spec.vision_model)
@@ -138,15 +138,6 @@ def _same_base(ref: BaseRef | None, models: ModelSettings | None) -> Path:
             "the same version, or run `mmd train_retriever` again."
         )
     return folder
-
-
-def _copied(artifact: Artifact, folder: str, scratch: Path) -> Path:
-    target = scratch / folder
-    target.mkdir(parents=True, exist_ok=True)
-    for relative in artifact.manifest.files:
-        if relative.startswith(f"{folder}/"):
-            (target / relative.rpartition("/")[2]).write_bytes(artifact.read_bytes(relative))
-    return target
 
 
 def load_maker(

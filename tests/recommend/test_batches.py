@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mmd.recommend.batches import BatchMaker, bucketed
+from mmd.recommend.batches import BatchMaker
 from mmd.recommend.settings import ConversationSettings
 from mmd.recommend.types import Context, LinkedTurn, ResponseSample
 from mmd.recommend.words import WordTokenizer
@@ -67,16 +64,7 @@ def test_an_empty_batch_is_refused():
         BatchMaker(TOKENIZER, ConversationSettings())([])
 
 
-@given(st.lists(st.integers(1, 300), max_size=400), st.integers(1, 9), st.integers(0, 5))
-def test_an_order_by_length_takes_each_sample_once(lengths: list[int], batch: int, seed: int):
-    order = bucketed(np.array(lengths, dtype=np.int64), batch, seed)
-    assert sorted(order.tolist()) == list(range(len(lengths)))
-    np.testing.assert_array_equal(order, bucketed(np.array(lengths, dtype=np.int64), batch, seed))
-
-
-def test_batches_of_like_length_are_mostly_full():
-    lengths = np.random.default_rng(0).integers(1, 300, 4000)
-    order = bucketed(lengths, 50, 1)
-    rows = lengths[order].reshape(-1, 50)
-    assert rows.mean() / rows.max(1).mean() > 0.9
-    assert abs(np.corrcoef(np.arange(80), rows.mean(1))[0, 1]) < 0.4  # no drift from short to long
+def test_the_length_of_a_sample_grows_with_its_context_and_faster_with_its_response():
+    maker = BatchMaker(TOKENIZER, ConversationSettings())
+    short, longer, chatty = sample(("a",), ("b",)), sample(("a",), ("b c",)), sample(("a b",), ("b",))
+    assert maker.length(short) < maker.length(longer) < maker.length(chatty)
