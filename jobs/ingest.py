@@ -280,7 +280,11 @@ def copy_shards(batch: pa.Table, staging: str, target: str) -> pa.Table:
 
 
 def spread(
-    pieces: Sequence[Mapping[str, Any]], worker: Callable[..., Any], setup: tuple[Any, ...], workers: int
+    pieces: Sequence[Mapping[str, Any]],
+    worker: Callable[..., Any],
+    setup: tuple[Any, ...],
+    workers: int,
+    gpus: float = 0,
 ) -> Iterator[dict[str, Any]]:
     """Map pieces of work over processes; yield result rows as they come.
 
@@ -290,6 +294,7 @@ def spread(
             dear to build, one object a process.
         setup: further arguments of the function, or those of the class's constructor.
         workers: processes at most.
+        gpus: that each process holds.
     """
     import ray.data
 
@@ -305,7 +310,7 @@ def spread(
         how = {"compute": ray.data.TaskPoolStrategy(size=most), "fn_args": setup}
     with quiet_data(), worker_errors():
         work = ray.data.from_items(list(pieces), override_num_blocks=min(len(pieces), _MAX_BLOCKS))
-        results = work.map_batches(worker, batch_size=1, batch_format="pyarrow", num_cpus=1, **how)
+        results = work.map_batches(worker, batch_size=1, batch_format="pyarrow", num_cpus=1, num_gpus=gpus, **how)
         for batch in results.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield from cast("pa.Table", batch).to_pylist()
 

@@ -40,6 +40,8 @@ JOBS = {
     "build_index": "encode all responses and make them searchable",
     "evaluate_retrieval": "measure the retriever on the test split and write its report",
     "build_graph": "item graph, and dialogues linked to it, for recommending",
+    "train_teachers": "train ConKD's recommendation teacher and its dialogue teacher with Ray Train",
+    "distill": "distil the student that talks and recommends from both teachers",
     "bench": "run a benchmark and record it under docs/results",
     "experiment": "run an experiment and record it, with its picture, under docs/results",
 }

@@ -14,7 +14,7 @@ from mmd.artifacts import Artifact, ArtifactStore, ArtifactWriter
 from mmd.config import AppConfig
 from mmd.corpora.store import Corpus
 from mmd.features.store import Features
-from mmd.models.threads import torch_threads
+from mmd.models.threads import torch_threads, worker_threads
 from mmd.models.weights import put_trained, trained_copies
 from mmd.retrieval.batches import BatchPlan
 from mmd.retrieval.facts import Facts
@@ -27,7 +27,6 @@ from mmd.retrieval.training import (
     divide,
     make_judge,
     make_miner,
-    worker_threads,
 )
 from mmd.retrieval.types import Response, Sample, SampleSet
 
@@ -79,7 +78,8 @@ def train_worker(config: Mapping[str, Any]) -> None:
 
     job: RetrieverJob = config["job"]
     rank = ray.train.get_context().get_world_rank()
-    with torch_threads(worker_threads(job.config.retrieval.training)):
+    training = job.config.retrieval.training
+    with torch_threads(worker_threads(training.threads, training.workers)):
         loop = make_loop(job, ray.train.torch.get_device() if not job.on_cpu else "cpu")
         if found := ray.train.get_checkpoint():
             with found.as_directory() as folder:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -66,6 +67,15 @@ class Zero(Protocol):
     def offload_weights(self) -> bool:
         """Whether weights are kept on the CPU (stage 3)."""
         ...
+
+
+@dataclass(frozen=True)
+class ZeroStage:
+    """A ZeRO stage with everything kept where it is computed."""
+
+    stage: int
+    offload_optimizer: bool = False
+    offload_weights: bool = False
 
 
 class Engine(Protocol):

@@ -78,14 +78,18 @@ class RecommenderSettings(Settings):
         default="typed", description="typed: R-GCN; blind: one matrix for all edges; none: no edges of the graph."
     )
     words: bool = Field(default=True, description="Whether the words of the context are read beside its entities.")
-    dropout: float = Field(default=0.3, ge=0, lt=1, description="Dropout of the vectors.")
+    max_words: int = Field(default=64, ge=1, description="Right-most known words of the context that are read.")
+    dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout of the vectors.")
+    label_smoothing: float = Field(
+        default=0.1, ge=0, lt=1, description="Share of the target that is spread over all items in training."
+    )
     neighbours: int = Field(
         default=0, ge=0, description="Neighbours drawn a node in training; 0: all, the graph as a whole."
     )
     targets: Literal["all", "novel"] = Field(
         default="all", description="all: every mention is a training sample; novel: first mentions alone."
     )
-    steps: StepSettings = Field(default_factory=lambda: StepSettings(batch=512, learning_rate=3e-3, epochs=10))
+    steps: StepSettings = Field(default_factory=lambda: StepSettings(batch=512, learning_rate=3e-3, epochs=7))
 
 
 class BackboneSettings(Settings):
@@ -101,12 +105,16 @@ class BackboneSettings(Settings):
     graph: Literal["rgcn", "embedding", "none"] = Field(
         default="rgcn", description="Where vectors of entities come from: R-GCN, a table without edges, or none."
     )
+    bases: int = Field(default=8, ge=1, description="Basis matrices that the relations of rgcn share.")
     lora_rank: int = Field(default=0, ge=0, description="Rank of lm's adapters; 0: all weights are trained.")
 
 
 class DistillSettings(Settings):
     """What the student learns from."""
 
+    start: Literal["scratch", "teacher"] = Field(
+        default="teacher", description="scratch: the student's weights are random; teacher: the dialogue teacher's."
+    )
     gate: Gate = Field(default="soft", description="How the teachers are mixed: hard, soft, static, or none (no KD).")
     teachers: Teachers = Field(default="both", description="Which teachers speak; with one of them there is no gate.")
     eta: float = Field(default=0.3, description="Hard gate: item mass from which on the recommendation teacher speaks.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,7 @@ from mmd.models.ahead import ahead
 from mmd.models.devices import choose_device, choose_dtype
 from mmd.models.optimizer import adamw, optimized, restore_state, set_rate, state_tensors
 from mmd.models.settings import ModelSettings
-from mmd.models.threads import torch_threads
+from mmd.models.threads import torch_threads, worker_threads
 from mmd.models.weights import put_trained, trained, trained_copies
 from mmd.models.workers import Alone, Workers
 from mmd.retrieval.batches import BatchPlan, key_of, recipe_for
@@ -311,12 +310,6 @@ def divide(samples: Sequence[Sample], fraction: float, seed: int) -> Division:
     )
 
 
-def worker_threads(settings: TrainingSettings) -> int:
-    """Return the CPU threads of a worker: the setting, or its share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return settings.threads or max(1, cores // settings.workers)
-
-
 def build_retriever(
     settings: RetrievalSettings, maker: InputMaker, bases: BaseModels | None, device: torch.device | str, seed: int
 ) -> Retriever:
@@ -366,7 +359,7 @@ def train_plain(
     division = divide(samples.samples, settings.samples.validation_fraction, part_seed)
     plan = BatchPlan(tuple(key_of(sample) for sample in division.train), recipe_for(training, settings.towers), seed)
     chunks = ChunkMaker(maker, training.micro_batch, on_cpu=device.type == "cpu")
-    with torch_threads(worker_threads(training)):
+    with torch_threads(worker_threads(training.threads, training.workers)):
         loop = RetrieverTraining(
             plan,
             build_retriever(settings, maker, bases, device, seed),

@@ -1,0 +1,136 @@
+"""Train ConKD's two teachers: ψ, which ranks items, and φ, which talks.
+
+Makes teacher/NAME from graph/NAME: ψ's weights (recommender/), φ's weights and tokenizer (dialogue/), losses and
+validations (training.json) and TensorBoard events. Each is a run of its own under Ray Train; kept are the weights of
+the best validation, on dialogues of the training split that are not trained on.
+
+Interrupted, the same command goes on: a killed worker is restarted from the last checkpoint, a killed driver finds it
+again, and a run that was finished is not repeated. The losses are those of one process, whatever the number of workers
+(but for dropout). With --force everything is trained anew.
+
+    mmd train_teachers                                                     the built-in shop corpus
+    mmd train_teachers --corpus redial=../shared/data/redial
+    mmd train_teachers --set recommend.backbone.kind=lm --set recommend.backbone.model=smollm2-135m
+    mmd train_teachers --set recommend.train.workers=2
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.featurize import absolute_store
+from jobs.glue.cluster import quiet_logger, ray_cluster
+from jobs.glue.entry import JobContext, main
+from jobs.glue.recommend import (
+    TITLES,
+    RecommendJob,
+    What,
+    best_metrics,
+    fit_run,
+    print_state,
+    trained_settings,
+    trains_on_cpu,
+    write_training,
+)
+from jobs.glue.train import RunPlace, remove_left_over
+from jobs.glue.tune import only_run
+from mmd.artifacts import Artifact, ArtifactWriter, version_for
+from mmd.recommend.training import StepPlan, TrainState, put_finished
+
+if TYPE_CHECKING:
+    from mmd.recommend.runs import Ground
+
+RUNS: tuple[What, ...] = ("recommender", "dialogue")
+
+
+def run(context: JobContext) -> Artifact:
+    """Write teacher/NAME unless the same was trained before."""
+    inputs = {"graph": context.open("graph")}
+    settings = trained_settings(context.config, "conversations", "recommender", "backbone", "dialogue")
+    seeds = {"teacher": context.config.seed}
+    version = version_for("teacher", settings, inputs, seeds)
+    place = RunPlace(context.scratch(".train"), f"train_teachers-{context.name}-{version}")
+    if found := context.existing("teacher", settings, inputs, seeds):
+        remove_left_over(place)
+        return found
+    with tempfile.TemporaryDirectory() as scratch, only_run(place.path):
+        if context.force:
+            place.remove()
+        started = time.perf_counter()
+        states, ground = train(context, inputs["graph"], place, Path(scratch))
+        seconds = time.perf_counter() - started
+        with context.store.write(
+            "teacher", context.name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
+        ) as writer:
+            parameters = write_teachers(writer, ground, Path(scratch))
+            record = {"samples": counts_of(ground), "parameters": parameters}
+            write_training(writer, {str(what): state for what, state in states.items()}, record)
+            writer.metrics = metrics_of(states, record) | {"train_s": seconds}
+        place.remove()
+    for what in RUNS:
+        print_state(TITLES[what], states[what], parameters[what])
+    return context.store.open(f"teacher/{context.name}@{version}")
+
+
+def train(
+    context: JobContext, graph: Artifact, place: RunPlace, scratch: Path
+) -> tuple[dict[What, TrainState], Ground]:
+    """Train both, or find what was finished before; last checkpoints end up in ``scratch``."""
+    from mmd.recommend.runs import ranked_mentions
+
+    config, store = context.config, absolute_store(context)
+    states = {}
+    with ray_cluster(config.cluster), quiet_logger("ray.train"):
+        for what in RUNS:
+            job = RecommendJob(what, config, store, {"graph": graph.ref}, on_cpu=trains_on_cpu(config))
+            ground = job.ground()
+            learnt = ranked_mentions(ground) if what == "recommender" else ground.responses.train
+            steps = config.recommend.recommender.steps if what == "recommender" else config.recommend.dialogue
+            plan = StepPlan(len(learnt), steps, config.seed)
+            own = RunPlace(place.path, what)
+            states[what] = fit_run(job, own, plan.total_steps, len(learnt), scratch / what)
+    return states, ground
+
+
+def write_teachers(writer: ArtifactWriter, ground: Ground, scratch: Path) -> dict[str, int]:
+    """Write both with the weights of their best validations; return their parameters."""
+    from mmd.recommend.recommender import save_recommender
+
+    from mmd.recommend.runs import new_talker, recommender_task
+    from mmd.recommend.saving import DIALOGUE, save_talker
+
+    task = recommender_task(ground)
+    put_finished(task.model, scratch / "recommender", TITLES["recommender"])
+    save_recommender(writer, task.model, task.maker)
+    talker = new_talker(ground)
+    put_finished(talker.backbone, scratch / "dialogue", TITLES["dialogue"])
+    save_talker(writer, DIALOGUE, talker, ground.graph, ground.models)
+    models = {"recommender": task.model, "dialogue": talker.backbone}
+    return {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+
+
+def counts_of(ground: Ground) -> dict[str, int]:
+    """Return how many samples there are, by run and part."""
+    return {
+        "mentions": len(ground.mentions.train),
+        "mentions_validation": len(ground.mentions.validation),
+        "responses": len(ground.responses.train),
+        "responses_validation": len(ground.responses.validation),
+    }
+
+
+def metrics_of(states: dict[What, TrainState], record: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of the manifest."""
+    out: dict[str, Any] = dict(record["samples"])
+    for what, state in states.items():
+        out |= {f"{what}_parameters": record["parameters"][what], f"{what}_steps": state.step}
+        out |= best_metrics(what, state)
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main("train_teachers", __doc__, run))
