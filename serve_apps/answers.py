@@ -8,6 +8,8 @@ from typing import Any
 
 from mmd.intent.engine import IntentAnswer
 from mmd.intent.types import IntentPrediction
+from mmd.recommend.engine import AnswerEvent, Piece, RecommendAnswer, RecommendedItem
+from mmd.recommend.types import Mode
 from mmd.retrieval.engine import RetrievalAnswer
 from mmd.retrieval.types import Hit
 from serve_apps.api import (
@@ -22,6 +24,18 @@ from serve_apps.api import (
     ReadyResponse,
     RetrieveResponse,
     Words,
+)
+from serve_apps.recommend_api import (
+    EndEvent,
+    ItemOut,
+    ModeEvent,
+    ModeOut,
+    PieceEvent,
+    RecommendResponse,
+    ReplyOut,
+    ReplyPart,
+    StreamEvent,
+    TokenMassOut,
 )
 from serve_apps.replica import PartStatus, absent_part
 
@@ -129,6 +143,79 @@ def _predicted(intent: Mapping[str, float] | None) -> PredictedModality | None:
         return None
     probabilities = {modality: _unit(share) for modality, share in intent.items()}
     return PredictedModality(modality=max(probabilities, key=probabilities.__getitem__), probabilities=probabilities)
+
+
+# ---------------------------------------------------------------- recommendation
+
+
+@dataclass(frozen=True)
+class RecommendResult:
+    """A reply with what the service knows of it.
+
+    Attributes:
+        answer: the student's.
+        degraded: parts that were missing or left out, and why.
+        artifacts: role → reference of what answered.
+    """
+
+    answer: RecommendAnswer
+    degraded: tuple[str, ...]
+    artifacts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class StreamPiece:
+    """A piece of a streamed reply, and at its end the result."""
+
+    event: AnswerEvent
+    result: RecommendResult | None = None
+
+
+def to_recommend_response(
+    request_id: str, result: RecommendResult, decoded_ms: float, total_ms: float, root: str = ""
+) -> RecommendResponse:
+    """Put an answer to /v1/recommend into its wire form; ``root`` is the path that the application is mounted at."""
+    answer = result.answer
+    return RecommendResponse(
+        id=request_id,
+        reply=ReplyOut(text=answer.text, parts=tuple(_part(piece) for piece in answer.pieces)),
+        mode=_mode(answer.mode, answer.mode_probability),
+        items=tuple(_item(item, root) for item in answer.items),
+        item_mass=tuple(TokenMassOut(token=t.token, item_mass=_unit(t.item_mass)) for t in answer.trace),
+        degraded=result.degraded,
+        timings_ms=all_stages(answer.timings_ms, decoded_ms, total_ms),
+        artifacts=dict(result.artifacts),
+    )
+
+
+def to_stream_event(
+    request_id: str, piece: StreamPiece, decoded_ms: float, total_ms: float, root: str = ""
+) -> StreamEvent:
+    """Put a piece of a streamed answer into its wire form; the other arguments matter for the last one."""
+    event = piece.event
+    if event.piece is not None:
+        return PieceEvent(part=_part(event.piece))
+    if piece.result is not None:
+        return EndEvent(response=to_recommend_response(request_id, piece.result, decoded_ms, total_ms, root))
+    return ModeEvent(mode=_mode(event.mode or "gen", event.mode_probability))
+
+
+def _part(piece: Piece) -> ReplyPart:
+    return ReplyPart(text=piece.text, item=piece.item_id, start=piece.start, end=piece.end)
+
+
+def _mode(name: Mode, probability: float | None) -> ModeOut:
+    return ModeOut(name=name, probability=None if probability is None else _unit(probability))
+
+
+def _item(item: RecommendedItem, root: str) -> ItemOut:
+    return ItemOut(
+        id=item.id,
+        title=item.title,
+        score=_unit(item.probability),
+        named=item.named,
+        image=f"{root}{IMAGES_PATH}/{item.image_id}" if item.image_id else None,
+    )
 
 
 # ---------------------------------------------------------------- what is serving

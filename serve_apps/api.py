@@ -15,42 +15,46 @@ from mmd.errors import RequestError
 IMAGE_HELP = "A picture as a data URL: data:image/png;base64,… (PNG, JPEG, WebP, GIF or BMP)."
 Stage = Literal["decode", "pictures", "texts", "decide", "wait", "total"]
 RetrievalStage = Literal["decode", "pictures", "encode", "search", "rerank", "wait", "total"]
-Part = Literal["intent", "retrieval"]
+Part = Literal["intent", "retrieval", "recommendation"]
 MAX_HITS = 50
 """Most responses that one request may ask for."""
 
 
-class _Wire(BaseModel):
+class Wire(BaseModel):
+    """What goes over the wire; unknown fields are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 # ---------------------------------------------------------------- request
 
 
-class TurnIn(_Wire):
+class TurnIn(Wire):
     """One utterance of a dialogue, with the pictures sent along."""
 
     speaker: Literal["user", "agent"] = Field(description="Who speaks: the customer (user) or the service (agent).")
     text: str = Field(default="", description="What was said; may be empty when a picture was sent.")
     images: tuple[str, ...] = Field(default=(), description=IMAGE_HELP)
-    item_ids: tuple[str, ...] = Field(default=(), description="Products the turn names; unknown ids are ignored.")
+    item_ids: tuple[str, ...] = Field(
+        default=(), description="Products the turn names; unknown ids are ignored, and refused by /v1/recommend."
+    )
 
 
-class TextPart(_Wire):
+class TextPart(Wire):
     """A text part of an OpenAI-style message."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Wire):
+class ImageUrl(Wire):
     """The address of a picture; only data URLs are accepted."""
 
     url: str = Field(description=IMAGE_HELP)
     detail: Literal["auto", "low", "high"] | None = Field(default=None, description="Accepted and ignored.")
 
 
-class ImagePart(_Wire):
+class ImagePart(Wire):
     """A picture part of an OpenAI-style message."""
 
     type: Literal["image_url"]
@@ -60,7 +64,7 @@ class ImagePart(_Wire):
 ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class MessageIn(_Wire):
+class MessageIn(Wire):
     """One OpenAI-style message. ``system`` and ``developer`` messages are no part of the dialogue and are left out."""
 
     role: Literal["user", "assistant", "system", "developer"] = Field(description="user is the customer.")
@@ -68,7 +72,7 @@ class MessageIn(_Wire):
     name: str | None = Field(default=None, description="Accepted and ignored.")
 
 
-class DialogueRequest(_Wire):
+class DialogueRequest(Wire):
     """A dialogue, oldest turn first; exactly one of ``turns`` and ``messages``."""
 
     turns: tuple[TurnIn, ...] | None = Field(default=None, description="The dialogue, oldest turn first.")
@@ -121,14 +125,14 @@ class RetrieveRequest(DialogueRequest):
 # ---------------------------------------------------------------- response
 
 
-class Words(_Wire):
+class Words(Wire):
     """One sentence in both languages."""
 
     en: str
     zh: str
 
 
-class FiredRuleOut(_Wire):
+class FiredRuleOut(Wire):
     """A rule that held, with what it was worth on training dialogues held out from the search that found it."""
 
     id: str
@@ -139,14 +143,14 @@ class FiredRuleOut(_Wire):
     support: int = Field(ge=0, description="Training dialogues it fired on, out of fold.")
 
 
-class Alternative(_Wire):
+class Alternative(Wire):
     """Another label, and how likely the classifier finds it."""
 
     label: str
     probability: float = Field(ge=0, le=1)
 
 
-class PredictionOut(_Wire):
+class PredictionOut(Wire):
     """The answer to one task."""
 
     task: str
@@ -166,7 +170,7 @@ class PredictionOut(_Wire):
     alternatives: tuple[Alternative, ...] = Field(description="The classifier's labels, likeliest first.")
 
 
-class IntentResponse(_Wire):
+class IntentResponse(Wire):
     """One prediction a task, with what was used and how long it took."""
 
     id: str = Field(description="Request id; also in the header X-Request-Id and in the log.")
@@ -176,7 +180,7 @@ class IntentResponse(_Wire):
     artifacts: dict[str, str] = Field(description="Role → kind/name@version of what answered.")
 
 
-class TaskOut(_Wire):
+class TaskOut(Wire):
     """A question that the service answers."""
 
     name: str
@@ -184,13 +188,13 @@ class TaskOut(_Wire):
     takes: tuple[str, ...] = Field(description="Shapes of dialogue it was trained on: text, picture, text+picture.")
 
 
-class TasksResponse(_Wire):
+class TasksResponse(Wire):
     """Every task of the served corpus."""
 
     tasks: tuple[TaskOut, ...]
 
 
-class ExampleOut(_Wire):
+class ExampleOut(Wire):
     """A dialogue to try, with the labels that it carries in the corpus."""
 
     id: str
@@ -198,13 +202,13 @@ class ExampleOut(_Wire):
     labels: dict[str, str]
 
 
-class ExamplesResponse(_Wire):
+class ExamplesResponse(Wire):
     """Dialogues to try; empty where the corpus may not be shown."""
 
     examples: tuple[ExampleOut, ...]
 
 
-class HitOut(_Wire):
+class HitOut(Wire):
     """A response that was found."""
 
     id: str = Field(description="Modality and content, e.g. product:17 or text:<sha256>.")
@@ -217,14 +221,14 @@ class HitOut(_Wire):
     image: str | None = Field(description="Path of its picture on this service, if it has one.")
 
 
-class PredictedModality(_Wire):
+class PredictedModality(Wire):
     """Which modality a two-step method takes the next turn to have."""
 
     modality: str
     probabilities: dict[str, float] = Field(description="Modality → probability, in [0, 1].")
 
 
-class RetrieveResponse(_Wire):
+class RetrieveResponse(Wire):
     """The best responses to a dialogue, with what was used and how long it took."""
 
     id: str = Field(description="Request id; also in the header X-Request-Id and in the log.")
@@ -237,18 +241,20 @@ class RetrieveResponse(_Wire):
     artifacts: dict[str, str] = Field(description="Role → kind/name@version of what answered.")
 
 
-class ReadyResponse(_Wire):
+class ReadyResponse(Wire):
     """What is serving, and what is missing."""
 
     status: Literal["ready"]
-    answers: tuple[Part, ...] = Field(description="Which of /v1/intent and /v1/retrieve have what they need.")
+    answers: tuple[Part, ...] = Field(
+        description="Parts that have what they need: /v1/intent, /v1/retrieve, /v1/recommend."
+    )
     modalities: tuple[str, ...] = Field(description="Modalities that /v1/retrieve ranks.")
     artifacts: dict[str, str] = Field(description="Role → kind/name@version of what answers.")
     degraded: tuple[str, ...] = Field(description="Parts that are missing, and what is done without them.")
     rejected_update: str | None = Field(description="Why the last change of artefacts was refused, if it was.")
 
 
-class HealthResponse(_Wire):
+class HealthResponse(Wire):
     """The process answers."""
 
     status: Literal["ok"]
@@ -257,7 +263,7 @@ class HealthResponse(_Wire):
 # ---------------------------------------------------------------- errors
 
 
-class ErrorDetail(_Wire):
+class ErrorDetail(Wire):
     """What is wrong, in OpenAI's error shape."""
 
     message: str = Field(description="What is wrong, where, and the way out.")
@@ -266,7 +272,7 @@ class ErrorDetail(_Wire):
     code: str = Field(description="Stable machine-readable reason.")
 
 
-class ErrorResponse(_Wire):
+class ErrorResponse(Wire):
     """Every error has this body."""
 
     error: ErrorDetail

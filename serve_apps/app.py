@@ -1,8 +1,8 @@
-"""The application on Ray Serve: HTTP ingress → intent recognition and retrieval, each a deployment of its own.
+"""The application on Ray Serve: HTTP ingress → intents, retrieval and recommendation, each a deployment of its own.
 
 :func:`build` is the typed builder. Artefacts are swapped without a restart by deploying the same application with
 another ``user_config`` (see ``serve_apps/serve_config.yaml``); a swap that cannot be loaded is refused and the old
-artefacts go on answering, which ``/readyz`` tells. A part whose artefacts were never made is absent; the other answers
+artefacts go on answering, which ``/readyz`` tells. A part whose artefacts were never made is absent; the others answer
 without it.
 """
 
@@ -19,8 +19,10 @@ from mmd.config import ServeSettings
 from mmd.errors import RequestError
 from mmd.features.settings import FeatureSettings
 from mmd.models.settings import ModelSettings
+from mmd.recommend.settings import GenerationSettings
 from serve_apps.ingress import RETRY_AFTER_S, Ingress
 from serve_apps.intent import IntentRefs, IntentReplica
+from serve_apps.recommend import RecommendRefs, RecommendReplica
 from serve_apps.replica import Refs
 from serve_apps.retrieval import RetrievalRefs, RetrievalReplica
 
@@ -33,10 +35,14 @@ class AppArgs(BaseModel):
     corpus: str = Field(default="shop", description="Name of the corpus whose artefacts answer.")
     intent: IntentRefs = Field(default_factory=IntentRefs, description="Versions that recognise intents at first.")
     retrieval: RetrievalRefs = Field(default_factory=RetrievalRefs, description="Versions that retrieve at first.")
+    recommendation: RecommendRefs = Field(default_factory=RecommendRefs, description="Student that replies at first.")
     serve: ServeSettings = Field(default_factory=ServeSettings, description="Replicas, batching and limits.")
     features: FeatureSettings = Field(default_factory=FeatureSettings, description="Sizes and threads of extractors.")
     models: ModelSettings = Field(
         default_factory=ModelSettings, description="Where base weights come from, device and arithmetic."
+    )
+    generation: GenerationSettings = Field(
+        default_factory=GenerationSettings, description="How the student's replies are decoded."
     )
 
 
@@ -52,14 +58,16 @@ def build(args: AppArgs | Mapping[str, Any]) -> serve.Application:
     what = (args.store, args.corpus, settings, args.features, args.models)
     intent = _deployment("intent", IntentReplica, settings, args.intent, settings.gpus_per_replica).bind(*what)
     retrieval = _deployment("retrieval", RetrievalReplica, settings, args.retrieval, 0.0).bind(*what)
+    student = _deployment("recommendation", RecommendReplica, settings, args.recommendation, 0.0)
+    recommendation = student.bind(*what, args.generation)
     # The ingress lets through what the models may hold and queue, so that a model's own limit speaks first.
-    capacity = 2 * (settings.max_replicas * settings.max_ongoing_requests + settings.max_queued_requests)
+    capacity = 3 * (settings.max_replicas * settings.max_ongoing_requests + settings.max_queued_requests)
     return serve.deployment(
         name="ingress",
         max_ongoing_requests=capacity + settings.max_queued_requests,
         max_queued_requests=settings.max_queued_requests,
         backpressure_config=_backpressure(),
-    )(serve.ingress()(Ingress)).bind(intent, retrieval, settings)
+    )(serve.ingress()(Ingress)).bind(intent, retrieval, recommendation, settings)
 
 
 def _deployment(name: str, replica: type, settings: ServeSettings, refs: Refs, gpus: float) -> serve.Deployment:
@@ -85,18 +93,19 @@ def _backpressure() -> BackpressureConfig:
     return BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S)
 
 
-def refs_from(values: Sequence[str]) -> tuple[IntentRefs, RetrievalRefs]:
+def refs_from(values: Sequence[str]) -> tuple[IntentRefs, RetrievalRefs, RecommendRefs]:
     """Read ``kind/name@version`` references; the kind says the role.
 
     Raises:
         RequestError: a reference is of no kind that the service uses.
     """
     refs: dict[str, str] = {}
-    known = (*IntentRefs.model_fields, *RetrievalRefs.model_fields)
+    models = (IntentRefs, RetrievalRefs, RecommendRefs)
+    known = [kind for model in models for kind in model.model_fields]
     for ref in values:
         kind = ref.partition("/")[0]
         if kind not in known:
             raise RequestError(f"{ref!r}: not an artefact that the service uses; those are {', '.join(known)}.")
         refs[kind] = ref
-    intent, retrieval = ({k: v for k, v in refs.items() if k in m.model_fields} for m in (IntentRefs, RetrievalRefs))
-    return IntentRefs(**intent), RetrievalRefs(**retrieval)
+    intent, retrieval, student = ({k: v for k, v in refs.items() if k in model.model_fields} for model in models)
+    return IntentRefs(**intent), RetrievalRefs(**retrieval), RecommendRefs(**student)

@@ -5,12 +5,9 @@ The backend is Serve deployments in production and the engines themselves in tes
 
 from __future__ import annotations
 
-import asyncio
 import re
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -21,11 +18,14 @@ import mmd
 from mmd.config import ServeSettings
 from mmd.intent.engine import IntentAnswer, IntentQuery
 from mmd.schema import Image
-from serve_apps.answers import IMAGES_PATH, RetrievalResult, to_response, to_retrieve_response
+from serve_apps.answers import (
+    IMAGES_PATH,
+    RetrievalResult,
+    to_response,
+    to_retrieve_response,
+)
 from serve_apps.api import (
     ApiError,
-    DialogueRequest,
-    ErrorResponse,
     ExamplesResponse,
     HealthResponse,
     IntentRequest,
@@ -35,35 +35,22 @@ from serve_apps.api import (
     RetrieveResponse,
     TasksResponse,
 )
+from serve_apps.asking import ERRORS, MAY_FAIL, Asked
 from serve_apps.examples import media_type
 from serve_apps.guard import Guard, error_response
-from serve_apps.limits import RetrievalQuery, has_pictures, read_intent_query, read_retrieval_query
+from serve_apps.limits import (
+    RetrievalQuery,
+    read_intent_query,
+    read_retrieval_query,
+)
 from serve_apps.pages import add_pages
+from serve_apps.recommend_routes import Recommending, add_recommend
 
-DECODERS = 2
-"""Threads that decode pictures. Pillow lets go of the interpreter meanwhile; more would only hold more memory."""
-_DIALOGUE_ERRORS = (400, 408, 413, 415, 429, 504)
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _CODES = {404: "not_found", 405: "method_not_allowed"}
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorResponse, "description": "Malformed, or over a limit."},
-    408: {"model": ErrorResponse, "description": "The body did not arrive in time."},
-    404: {"model": ErrorResponse, "description": "There is no such thing."},
-    413: {"model": ErrorResponse, "description": "Too many bytes."},
-    415: {"model": ErrorResponse, "description": "Not JSON."},
-    429: {"model": ErrorResponse, "description": "Overloaded; come back after Retry-After seconds."},
-    500: {"model": ErrorResponse, "description": "The service failed."},
-    503: {"model": ErrorResponse, "description": "Not ready, or nothing was trained for this; the message says."},
-    504: {"model": ErrorResponse, "description": "No answer in time."},
-}
 
 
-T = TypeVar("T")
-Q = TypeVar("Q")
-R = TypeVar("R", bound=DialogueRequest)
-
-
-class Backend(Protocol):
+class Backend(Recommending, Protocol):
     """What answers; every method may raise :class:`~serve_apps.api.ApiError`."""
 
     async def answer(self, query: IntentQuery) -> IntentAnswer:
@@ -75,7 +62,7 @@ class Backend(Protocol):
         ...
 
     async def picture(self, image_id: str) -> Image:
-        """Return a response's picture."""
+        """Return the picture of a response or a product."""
         ...
 
     async def tasks(self) -> TasksResponse:
@@ -101,10 +88,11 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
     app = FastAPI(
         title="mmd",
         version=mmd.__version__,
-        description="Recognises what a customer wants from a dialogue with pictures, and finds the best answer.",
+        description="Recognises what a customer wants from a dialogue with pictures, finds the best answer, and "
+        "recommends products.",
         docs_url=None,  # the ready-made pages load scripts from other hosts; /docs is our own
         redoc_url=None,
-        responses={code: _ERRORS[code] for code in (500, 503)},
+        responses={code: ERRORS[code] for code in (500, 503)},
     )
     _add_errors(app)
     _add_api(app, backend, settings)
@@ -127,10 +115,9 @@ def drop_unused_errors(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_api(app: FastAPI, backend: Backend, settings: ServeSettings) -> None:
-    asked = _Asked(settings)
-    may_fail: dict[int | str, dict[str, Any]] = {code: _ERRORS[code] for code in _DIALOGUE_ERRORS}
+    asked = Asked(settings)
 
-    @app.post("/v1/intent", summary="Recognise the intent", tags=["intent"], responses=may_fail)
+    @app.post("/v1/intent", summary="Recognise the intent", tags=["intent"], responses=MAY_FAIL)
     async def intent(body: IntentRequest, request: Request) -> IntentResponse:
         """Answer what the customer wants, who decided, and the rules that fired, in words.
 
@@ -139,7 +126,7 @@ def _add_api(app: FastAPI, backend: Backend, settings: ServeSettings) -> None:
         answer, decoded_ms, total_ms = await asked(body, request, read_intent_query, backend.answer)
         return to_response(request.state.request_id, answer, decoded_ms, total_ms)
 
-    @app.post("/v1/retrieve", summary="Find the best answer", tags=["retrieval"], responses=may_fail)
+    @app.post("/v1/retrieve", summary="Find the best answer", tags=["retrieval"], responses=MAY_FAIL)
     async def retrieve(body: RetrieveRequest, request: Request) -> RetrieveResponse:
         """Rank texts, pictures and products as the dialogue's next turn, best first.
 
@@ -149,17 +136,19 @@ def _add_api(app: FastAPI, backend: Backend, settings: ServeSettings) -> None:
         root = request.scope.get("root_path", "")
         return to_retrieve_response(request.state.request_id, result, decoded_ms, total_ms, root)
 
+    add_recommend(app, backend, asked)
+
     @app.get(
         f"{IMAGES_PATH}/{{image_id}}",
-        summary="A response's picture",
-        tags=["retrieval"],
+        summary="A picture",
+        tags=["retrieval", "recommendation"],
         response_class=Response,
-        responses={200: {"description": "The picture's file.", "content": {"image/*": {}}}, 404: _ERRORS[404]},
+        responses={200: {"description": "The picture's file.", "content": {"image/*": {}}}, 404: ERRORS[404]},
     )
     async def images(image_id: str, request: Request) -> Response:
-        """Return the picture that a hit of /v1/retrieve names; an id stands for the same bytes for ever."""
+        """Return the picture of a hit of /v1/retrieve or a product of /v1/recommend, by the id of its bytes."""
         if not _IMAGE_ID.fullmatch(image_id):  # before any model is asked
-            raise ApiError(404, "unknown_image", f"{image_id[:80]!r}: not a picture's id; take one from a hit.")
+            raise ApiError(404, "unknown_image", f"{image_id[:80]!r}: not a picture's id; take one from an answer.")
         headers = {"ETag": f'"{image_id}"', "Cache-Control": "private, max-age=31536000, immutable"}
         image = await backend.picture(image_id)
         if request.headers.get("if-none-match") == headers["ETag"]:
@@ -185,47 +174,6 @@ def _add_api(app: FastAPI, backend: Backend, settings: ServeSettings) -> None:
     async def readyz() -> ReadyResponse:
         """Name the artefacts that answer and the parts that are missing; 503 while there are none."""
         return await backend.ready()
-
-
-class _Asked:
-    """Reads requests with a dialogue and asks for the answer, both within the time limit."""
-
-    def __init__(self, settings: ServeSettings) -> None:
-        self._settings = settings
-        # Not asyncio's own pool: its many threads would decode as many requests' pictures at a time.
-        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
-
-    async def __call__(
-        self,
-        body: R,
-        request: Request,
-        read: Callable[[R, str, ServeSettings], Q],
-        answer: Callable[[Q], Awaitable[T]],
-    ) -> tuple[T, float, float]:
-        """Return the answer, the milliseconds that reading took (waiting for a thread not counted), and all of them."""
-        settings, started = self._settings, request.state.started
-
-        def timed_read() -> tuple[Q, float]:
-            begun = time.perf_counter()
-            query = read(body, request.state.request_id, settings)
-            return query, (time.perf_counter() - begun) * 1000
-
-        try:
-            async with asyncio.timeout(settings.request_timeout_s - (time.perf_counter() - started)):
-                if has_pictures(body):
-                    query, decoded_ms = await asyncio.get_running_loop().run_in_executor(self._decoders, timed_read)
-                else:  # words alone need not wait behind other people's pictures
-                    query, decoded_ms = timed_read()
-                found = await answer(query)
-        except TimeoutError:
-            raise late_answer(settings.request_timeout_s) from None
-        return found, decoded_ms, (time.perf_counter() - started) * 1000
-
-
-def late_answer(timeout_s: float) -> ApiError:
-    """Return the error of an answer that did not come in time."""
-    message = f"no answer within {timeout_s:g} s; send fewer or smaller pictures, or try again."
-    return ApiError(504, "timeout", message)
 
 
 # ---------------------------------------------------------------- errors

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -14,10 +15,12 @@ from ray.serve.handle import DeploymentHandle
 from mmd.config import ServeSettings
 from mmd.intent.engine import IntentAnswer, IntentQuery
 from mmd.log import configure_logging
+from mmd.recommend.online import RecommendQuery
 from mmd.schema import Image
-from serve_apps.answers import RetrievalResult, to_ready
+from serve_apps.answers import RecommendResult, RetrievalResult, StreamPiece, to_ready
 from serve_apps.api import ApiError, ExamplesResponse, ReadyResponse, TasksResponse
-from serve_apps.http import create_app, late_answer
+from serve_apps.asking import late_answer
+from serve_apps.http import create_app
 from serve_apps.limits import RetrievalQuery
 from serve_apps.replica import PartStatus, Refused
 
@@ -32,12 +35,20 @@ class HandleBackend:
     Args:
         intent: handle of :class:`~serve_apps.intent.IntentReplica`.
         retrieval: handle of :class:`~serve_apps.retrieval.RetrievalReplica`.
+        recommendation: handle of :class:`~serve_apps.recommend.RecommendReplica`.
         timeout_s: longest time to an answer.
     """
 
-    def __init__(self, intent: DeploymentHandle[Any], retrieval: DeploymentHandle[Any], timeout_s: float) -> None:
+    def __init__(
+        self,
+        intent: DeploymentHandle[Any],
+        retrieval: DeploymentHandle[Any],
+        recommendation: DeploymentHandle[Any],
+        timeout_s: float,
+    ) -> None:
         self._intent = intent
         self._retrieval = retrieval
+        self._recommendation = recommendation
         self._timeout_s = timeout_s
 
     async def answer(self, query: IntentQuery) -> IntentAnswer:
@@ -50,9 +61,30 @@ class HandleBackend:
         result: RetrievalResult | Refused = await self._call(lambda: self._retrieval.answer.remote(query))
         return accepted(result)
 
+    async def recommend(self, query: RecommendQuery) -> RecommendResult:
+        """Reply to one dialogue."""
+        result: RecommendResult | Refused = await self._call(lambda: self._recommendation.answer.remote(query))
+        return accepted(result)
+
+    async def stream(self, query: RecommendQuery) -> AsyncGenerator[StreamPiece]:
+        """Reply to one dialogue piece by piece."""
+        pieces: Any = self._recommendation.options(stream=True).stream.remote(query)
+        try:
+            while True:
+                with _explained():
+                    piece: StreamPiece | Refused = await anext(pieces)
+                yield accepted(piece)
+        except StopAsyncIteration:
+            return
+        finally:
+            pieces.cancel()  # nothing, once all have come
+
     async def picture(self, image_id: str) -> Image:
-        """Return a response's picture."""
+        """Return the picture of a response, or else of a product that can be recommended."""
         image: Image | Refused = await self._call(lambda: self._retrieval.picture.remote(image_id))
+        if isinstance(image, Refused):
+            other: Image | Refused = await self._call(lambda: self._recommendation.picture.remote(image_id))
+            image = image if isinstance(other, Refused) and other.status != image.status else other
         return accepted(image)
 
     async def tasks(self) -> TasksResponse:
@@ -67,26 +99,33 @@ class HandleBackend:
 
     async def ready(self) -> ReadyResponse:
         """Return what answers."""
-        parts: tuple[PartStatus, ...] = tuple(
-            await asyncio.gather(self._call(self._intent.status.remote), self._call(self._retrieval.status.remote))
-        )
+        handles = (self._intent, self._retrieval, self._recommendation)
+        parts: list[PartStatus] = await asyncio.gather(*(self._call(handle.status.remote) for handle in handles))
         return to_ready(parts)
 
     async def _call(self, ask: Callable[[], Awaitable[T]]) -> T:
         try:
             async with asyncio.timeout(self._timeout_s):
-                try:
-                    return await ask()
-                except RayActorError:  # the replica died while it held the request; answering is repeatable
-                    return await ask()
+                with _explained():
+                    try:
+                        return await ask()
+                    except RayActorError:  # the replica died while it held the request; answering is repeatable
+                        return await ask()
         except TimeoutError:
             raise late_answer(self._timeout_s) from None
-        except BackPressureError:
-            message = f"too many requests are waiting; try again in {RETRY_AFTER_S} s."
-            raise ApiError(429, "overloaded", message, retry_after_s=RETRY_AFTER_S) from None
-        except (RayActorError, DeploymentUnavailableError):
-            message = "a model is being replaced; try again in a moment."
-            raise ApiError(503, "unavailable", message, retry_after_s=RETRY_AFTER_S) from None
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn Ray's failures into the API's errors."""
+    try:
+        yield
+    except BackPressureError:
+        message = f"too many requests are waiting; try again in {RETRY_AFTER_S} s."
+        raise ApiError(429, "overloaded", message, retry_after_s=RETRY_AFTER_S) from None
+    except (RayActorError, DeploymentUnavailableError):
+        message = "a model is being replaced; try again in a moment."
+        raise ApiError(503, "unavailable", message, retry_after_s=RETRY_AFTER_S) from None
 
 
 def accepted(answer: T | Refused) -> T:
@@ -106,14 +145,19 @@ class Ingress:
     Args:
         intent: handle of the deployment that recognises intents.
         retrieval: handle of the deployment that ranks responses.
+        recommendation: handle of the deployment that replies and recommends.
         settings: limits and timeout.
     """
 
     def __init__(
-        self, intent: DeploymentHandle[Any], retrieval: DeploymentHandle[Any], settings: ServeSettings
+        self,
+        intent: DeploymentHandle[Any],
+        retrieval: DeploymentHandle[Any],
+        recommendation: DeploymentHandle[Any],
+        settings: ServeSettings,
     ) -> None:
         configure_logging(json_lines=True)
-        self._backend = HandleBackend(intent, retrieval, settings.request_timeout_s)
+        self._backend = HandleBackend(intent, retrieval, recommendation, settings.request_timeout_s)
         self._settings = settings
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -18,6 +18,7 @@ from mmd.corpora.images import check_image, image_size
 from mmd.corpora.settings import LimitSettings
 from mmd.errors import BadRecordError
 from mmd.intent.engine import IntentQuery
+from mmd.recommend.online import RecommendQuery
 from mmd.retrieval.types import Query
 from mmd.schema import Dialogue, Image, Speaker, Turn, image_id
 from serve_apps.api import (
@@ -29,6 +30,7 @@ from serve_apps.api import (
     RetrieveRequest,
     TextPart,
 )
+from serve_apps.recommend_api import RecommendRequest
 
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp")
 _ADVICE = {
@@ -82,6 +84,19 @@ def read_retrieval_query(request: RetrieveRequest, request_id: str, limits: Serv
     return RetrievalQuery(request_id, Query(dialogue.turns), pictures, request.k, request.modality)
 
 
+def read_recommend_query(request: RecommendRequest, request_id: str, limits: ServeSettings) -> RecommendQuery:
+    """Turn a request into what the recommender takes; pictures, which it does not read, are counted and left out.
+
+    Raises:
+        ApiError: 400 for anything malformed or too large.
+    """
+    drafts = list(_draft_turns(request))
+    _check_sizes(drafts, limits)
+    _check_answerable(drafts)
+    turns = tuple(Turn(draft.speaker, draft.text, item_ids=draft.item_ids) for draft in drafts)
+    return RecommendQuery(request_id, turns, request.k, request.mode, sum(len(draft.images) for draft in drafts))
+
+
 def read_dialogue(
     request: DialogueRequest,
     request_id: str,
@@ -113,7 +128,7 @@ def read_dialogue(
 
 def has_pictures(request: DialogueRequest) -> bool:
     """Say whether reading a request means decoding."""
-    return any(turn.images for turn in _draft_turns(request))
+    return not isinstance(request, RecommendRequest) and any(turn.images for turn in _draft_turns(request))
 
 
 def _draft_turns(request: DialogueRequest) -> Iterator[DraftTurn]:

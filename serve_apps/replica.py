@@ -200,5 +200,11 @@ class Replica(ABC, Generic[E]):
 
 def absent_part(part: Part, reason: str) -> Refused:
     """Return the answer of a part whose artefacts were never made; ``reason`` names the way out."""
-    code = {"intent": "no_intent", "retrieval": "no_retriever"}[part]
+    code = {"intent": "no_intent", "retrieval": "no_retriever", "recommendation": "no_student"}[part]
     return Refused(503, code, f"{part} is not served: {reason}")
+
+
+def unknown_picture(image_id: str) -> Refused:
+    """Return the answer to a picture that is not there."""
+    message = f"{image_id[:80]}: nothing here has this picture; the artefacts may have been swapped since. Ask again."
+    return Refused(404, "unknown_image", message)

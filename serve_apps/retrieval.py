@@ -20,7 +20,7 @@ from mmd.retrieval.pictures import ResponsePictures
 from mmd.schema import Image
 from serve_apps.answers import RetrievalResult
 from serve_apps.limits import RetrievalQuery
-from serve_apps.replica import STAGE_BOUNDS_MS, PartStatus, Refs, Refused, Replica
+from serve_apps.replica import STAGE_BOUNDS_MS, PartStatus, Refs, Refused, Replica, unknown_picture
 
 Outcome = RetrievalAnswer | Refused | Exception
 
@@ -139,12 +139,6 @@ def unknown_modality(engine: OnlineRetrieval, modality: str | None) -> Refused |
         return None
     message = f"modality: {modality[:80]!r} is unknown; this service ranks {', '.join(engine.modalities)}."
     return Refused(400, "unknown_modality", message, "modality")
-
-
-def unknown_picture(image_id: str) -> Refused:
-    """Return the answer to a picture that no response has."""
-    message = f"{image_id[:80]}: no response has this picture; the index may have been swapped since. Ask again."
-    return Refused(404, "unknown_image", message)
 
 
 def rank_one(engine: OnlineRetrieval, query: RetrievalQuery) -> RetrievalResult | Refused:

@@ -68,8 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KIND/NAME@VERSION",
-        help="answer with this artefact (rulebase, classifier, adapter, gate, features, retriever or index), not the "
-        "newest; repeatable",
+        help="answer with this artefact (rulebase, classifier, adapter, gate, features, retriever, index or student), "
+        "not the newest; repeatable",
     )
     parser.add_argument(
         "--try",
@@ -105,16 +105,18 @@ def run(config: AppConfig, corpus: str, refs: Sequence[str] = (), *, try_count: 
     from serve_apps.app import AppArgs, build, refs_from
 
     settings = config.serve
-    intent, retrieval = refs_from(refs)
+    intent, retrieval, recommendation = refs_from(refs)
     app = build(
         AppArgs(
             store=absolute_store(config.store),
             corpus=corpus,
             intent=intent,
             retrieval=retrieval,
+            recommendation=recommendation,
             serve=settings,
             features=config.features,
             models=config.models,
+            generation=config.recommend.generation,
         )
     )
     _start_ray(config)
@@ -153,7 +155,7 @@ def run(config: AppConfig, corpus: str, refs: Sequence[str] = (), *, try_count: 
 def check_artifacts(store: str, corpus: str, refs: Sequence[str] = ()) -> None:
     """Open what will be served, without checking hashes, so that mistakes show at once.
 
-    One of intent recognition and retrieval is enough; what is named must be there.
+    One of intent recognition, retrieval and recommendation is enough; what is named must be there.
 
     Raises:
         ArtifactError: something is missing; the message names the job that makes it.
@@ -163,7 +165,7 @@ def check_artifacts(store: str, corpus: str, refs: Sequence[str] = ()) -> None:
     for ref in refs:
         opened.open(ref, verify=False)
     missing: list[ArtifactError] = []
-    for needed in (("corpus", "features", "rulebase"), ("index",)):
+    for needed in (("corpus", "features", "rulebase"), ("index",), ("student",)):
         try:
             for kind in (kind for kind in needed if kind not in kinds):
                 opened.open(f"{kind}/{corpus}", verify=False)

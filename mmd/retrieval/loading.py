@@ -90,7 +90,7 @@ def open_parts(store: ArtifactStore, name: str, refs: Mapping[str, str]) -> dict
         ArtifactError: one is missing, or the index is of another retriever than the wanted one.
     """
     index = store.open(refs.get("index") or f"index/{name}").of_kind("index", "`mmd build_index` writes one.")
-    made_with = _input(index, "retriever")
+    made_with = index.input_ref("retriever")
     retriever = store.open(refs.get("retriever") or made_with)
     retriever = retriever.of_kind("retriever", "`mmd train_retriever` writes one.")
     if retriever.ref != made_with:
@@ -99,15 +99,7 @@ def open_parts(store: ArtifactStore, name: str, refs: Mapping[str, str]) -> dict
         )
     found = {"retriever": retriever, "index": index}
     roles = [role for role in ("corpus", "features") if role == "corpus" or role in retriever.manifest.inputs]
-    return found | {role: store.open(_input(retriever, role)) for role in roles}
-
-
-def _input(artifact: Artifact, role: str) -> str:
-    """Return the reference of what an artefact was made from."""
-    try:
-        return artifact.manifest.inputs[role].split(" ")[0]  # inputs are "kind/name@version digest"
-    except KeyError:
-        raise ArtifactError(f"{artifact.ref}: does not say which {role} it was made from; make it again.") from None
+    return found | {role: store.open(retriever.input_ref(role)) for role in roles}
 
 
 def load_reader(

@@ -8,13 +8,15 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import PIL.Image
 import pyarrow as pa
 import pytest
+import torch
 import uvicorn
 from starlette.testclient import TestClient
 
@@ -26,6 +28,25 @@ from mmd.features.settings import FeatureSettings
 from mmd.features.store import Features
 from mmd.intent.engine import IntentAnswer, IntentEngine, IntentQuery
 from mmd.models.settings import ModelSettings
+from mmd.recommend.batches import BatchMaker
+from mmd.recommend.conversations import (
+    DIALOGUES,
+    LINKED,
+    LINKING_FILE,
+    Conversations,
+    linked_to_row,
+    titles_are_mentions,
+)
+from mmd.recommend.generate import Generator
+from mmd.recommend.graph import build_item_graph, save_graph
+from mmd.recommend.kgsf import KgsfBackbone
+from mmd.recommend.linking import Linker, link_dialogue
+from mmd.recommend.loading import load_pictures
+from mmd.recommend.online import OnlineRecommender, RecommendQuery
+from mmd.recommend.samples import response_samples
+from mmd.recommend.settings import BackboneSettings, ConversationSettings, GenerationSettings, GraphSettings
+from mmd.recommend.teachers import DialogueTask
+from mmd.recommend.words import WordTokenizer
 from mmd.retrieval.bases import load_bases
 from mmd.retrieval.encode import encode_responses
 from mmd.retrieval.facts import Facts
@@ -39,15 +60,17 @@ from mmd.retrieval.settings import Method, RetrievalSettings, TowerSettings
 from mmd.retrieval.sources import build_maker, training_sources
 from mmd.retrieval.types import RESPONSES, Response
 from mmd.schema import IMAGES, Image, image_to_row
-from serve_apps.answers import RetrievalResult, to_ready
+from serve_apps.answers import RecommendResult, RetrievalResult, StreamPiece, to_ready
 from serve_apps.api import ApiError, ExamplesResponse, ReadyResponse, TasksResponse
 from serve_apps.examples import pick_examples
 from serve_apps.http import create_app
 from serve_apps.ingress import accepted
 from serve_apps.intent import to_status, to_tasks
 from serve_apps.limits import RetrievalQuery
-from serve_apps.replica import PartStatus, absent_part
-from serve_apps.retrieval import rank_one, status_of, unknown_picture
+from serve_apps.recommend import recommend_one, stream_one
+from serve_apps.recommend import status_of as status_of_student
+from serve_apps.replica import PartStatus, absent_part, unknown_picture
+from serve_apps.retrieval import rank_one, status_of
 
 LIMITS = ServeSettings(
     max_turns=20,
@@ -61,16 +84,26 @@ LIMITS = ServeSettings(
 
 
 DESCRIPTOR = FeatureSettings(ocr="none", vision="descriptor", text="none")
+READ = ConversationSettings(min_word_count=1)
+BACKBONE = BackboneSettings(dim=32, hidden=64, layers=1, dropout=0.0, graph="embedding")
 NO_INDEX = "index/tiny: there is none; run `mmd build_index`."
+NO_STUDENT = "student/tiny: there is none; run `mmd distill`."
 
 
 class EngineBackend:
     """Answers from an engine in this process, as the deployments do from theirs."""
 
-    def __init__(self, engine: IntentEngine, corpus: Corpus, retrieval: OnlineRetrieval | None = None) -> None:
+    def __init__(
+        self,
+        engine: IntentEngine,
+        corpus: Corpus,
+        retrieval: OnlineRetrieval | None = None,
+        recommender: OnlineRecommender | None = None,
+    ) -> None:
         self.engine = engine
         self.corpus = corpus
         self.retrieval = retrieval
+        self.recommender = recommender
         self.serves_intent = True
         self.failure: Exception | None = None  # raised instead of an answer
 
@@ -87,8 +120,27 @@ class EngineBackend:
             raise self.failure
         return accepted(rank_one(self._retrieval(), query))
 
+    async def recommend(self, query: RecommendQuery) -> RecommendResult:
+        if self.failure:
+            raise self.failure
+        return accepted(recommend_one(self._recommender(), query))
+
+    async def stream(self, query: RecommendQuery) -> AsyncGenerator[StreamPiece]:
+        async with aclosing(stream_one(self._recommender(), query)) as pieces:
+            async for piece in pieces:
+                yield accepted(piece)
+                if self.failure:
+                    raise self.failure
+
     async def picture(self, image_id: str) -> Image:
+        if self.recommender and image_id in self.recommender.pictures:
+            return self.recommender.pictures[image_id]
         return accepted(self._retrieval().pictures.get(image_id) or unknown_picture(image_id))
+
+    def _recommender(self) -> OnlineRecommender:
+        if self.recommender is None:
+            raise absent_part("recommendation", NO_STUDENT).error()
+        return self.recommender
 
     def _retrieval(self) -> OnlineRetrieval:
         if self.retrieval is None:
@@ -105,7 +157,9 @@ class EngineBackend:
         no_intent = PartStatus("intent", absent="rulebase/tiny: there is none; run `mmd mine_rules`.")
         intent = to_status(self.engine.model) if self.serves_intent else no_intent
         no_retriever = PartStatus("retrieval", absent=NO_INDEX)
-        return to_ready([intent, status_of(self.retrieval) if self.retrieval else no_retriever])
+        retrieval = status_of(self.retrieval) if self.retrieval else no_retriever
+        no_student = PartStatus("recommendation", absent=NO_STUDENT)
+        return to_ready([intent, retrieval, status_of_student(self.recommender) if self.recommender else no_student])
 
 
 @pytest.fixture(scope="session")
@@ -201,10 +255,84 @@ def tiny_retrieval(retrieval_store: Path) -> OnlineRetrieval:
     return load_online(ArtifactStore(str(retrieval_store)), "tiny")
 
 
+@dataclass(frozen=True)
+class Student:
+    """What a student consists of."""
+
+    backbone: KgsfBackbone
+    tokenizer: WordTokenizer
+
+
+def write_graph(store: ArtifactStore) -> Artifact:
+    """Write graph/tiny from corpus/tiny."""
+    corpus, settings = Corpus(store.open("corpus/tiny")), GraphSettings()
+    graph = build_item_graph(corpus.graph(), corpus.items(), settings)
+    titles = titles_are_mentions(settings, corpus)
+    linker = Linker(graph, settings, titles=titles)
+    rows = [linked_to_row(link_dialogue(dialogue, linker)) for dialogue in corpus.dialogues()]
+    with store.write("graph", "tiny", settings={}, inputs={"corpus": corpus.artifact}) as writer:
+        save_graph(writer, graph)
+        writer.write_json(LINKING_FILE, {"settings": settings.model_dump(mode="json"), "titles": titles})
+        writer.write_table(DIALOGUES, pa.Table.from_pylist(rows, schema=LINKED))
+    return store.open("graph/tiny")
+
+
+def learn(conversations: Conversations, *, seed: int = 0, steps: int = 60) -> Student:
+    """Return a student that knows the training responses more or less by heart."""
+    samples = [s for dialogue in conversations.dialogues("train") for s in response_samples(dialogue, READ)]
+    tokenizer = WordTokenizer.build(samples, conversations.graph.item_ids, READ)
+    backbone = KgsfBackbone(tokenizer.space, conversations.graph, BACKBONE, seed)
+    maker = BatchMaker(tokenizer, READ)
+    task, batch = DialogueTask(backbone, maker, []), maker(samples)
+    optimizer = torch.optim.Adam(backbone.parameters(), 1e-2)
+    for _ in range(steps):
+        loss, count = task.loss(batch)
+        optimizer.zero_grad()
+        (loss / count).backward()
+        optimizer.step()
+    return Student(backbone.eval(), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def graph_store(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny store with an item graph and the dialogues linked to it."""
+    folder = tmp_path_factory.mktemp("graph") / "store"
+    shutil.copytree(tiny_store, folder)
+    write_graph(ArtifactStore(str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def conversations(graph_store: Path) -> Conversations:
+    return Conversations(ArtifactStore(str(graph_store)).open("graph/tiny"))
+
+
+@pytest.fixture(scope="session")
+def student(conversations: Conversations) -> Student:
+    return learn(conversations)
+
+
+@pytest.fixture(scope="session")
+def generator(student: Student, conversations: Conversations) -> Generator:
+    return Generator(student.backbone, student.tokenizer, conversations.graph, GenerationSettings(), READ)
+
+
+@pytest.fixture(scope="session")
+def tiny_recommender(generator: Generator, conversations: Conversations, tiny_corpus: Corpus) -> OnlineRecommender:
+    images, pictures, _ = load_pictures(tiny_corpus.artifact)
+    artifacts = {"student": "student/tiny@1", "graph": conversations.artifact.ref}
+    return OnlineRecommender(generator, conversations.linker, pictures=pictures, images=images, artifacts=artifacts)
+
+
 @pytest.fixture
-def full_backend(tiny_engine: IntentEngine, tiny_corpus: Corpus, tiny_retrieval: OnlineRetrieval) -> EngineBackend:
-    """Answers both questions."""
-    return EngineBackend(tiny_engine, tiny_corpus, tiny_retrieval)
+def full_backend(
+    tiny_engine: IntentEngine,
+    tiny_corpus: Corpus,
+    tiny_retrieval: OnlineRetrieval,
+    tiny_recommender: OnlineRecommender,
+) -> EngineBackend:
+    """Answers every question."""
+    return EngineBackend(tiny_engine, tiny_corpus, tiny_retrieval, tiny_recommender)
 
 
 @pytest.fixture

@@ -457,13 +457,16 @@ def test_health_and_readiness(client: TestClient):
     ready = client.get("/readyz").json()
     assert ready["status"] == "ready"
     assert ready["answers"] == ["intent"]
-    assert ready["degraded"] == ["retrieval: index/tiny: there is none; run `mmd build_index`."]
+    assert ready["degraded"] == [
+        "retrieval: index/tiny: there is none; run `mmd build_index`.",
+        "recommendation: student/tiny: there is none; run `mmd distill`.",
+    ]
     assert set(ready["artifacts"]) == {"corpus", "features", "rulebase", "classifier", "gate"}
 
 
 def test_the_openapi_document_tells_errors_as_they_are(client: TestClient):
     document = client.get("/openapi.json").json()
-    asked = {"/v1/intent", "/v1/retrieve"}
+    asked = {"/v1/intent", "/v1/retrieve", "/v1/recommend"}
     told = {"/v1/images/{image_id}", "/v1/tasks", "/v1/examples", "/healthz", "/readyz"}
     assert set(document["paths"]) == asked | told
     for path in asked:

@@ -16,6 +16,7 @@ from serve_apps.http import create_app
 OPERATIONS = [
     "POST /v1/intent",
     "POST /v1/retrieve",
+    "POST /v1/recommend",
     "GET /v1/images/{image_id}",
     "GET /v1/tasks",
     "GET /v1/examples",

@@ -256,7 +256,7 @@ def test_without_an_index_the_way_out_is_told(backend: Any):
 
 def test_readiness_tells_what_can_be_retrieved(client: TestClient):
     ready = client.get("/readyz").json()
-    assert ready["answers"] == ["intent", "retrieval"]
+    assert ready["answers"] == ["intent", "retrieval", "recommendation"]
     assert ready["modalities"] == ["text", "image", "product"]
     assert {"gate", "retriever", "index"} <= set(ready["artifacts"])
 

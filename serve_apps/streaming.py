@@ -1,0 +1,114 @@
+"""Server-sent events: pieces of an answer as they come, an error in the API's shape where it breaks off.
+
+What can be refused is refused before the response begins, with its own status; afterwards only an event can tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Generic, TypeVar
+
+import structlog
+from pydantic import BaseModel
+from starlette.responses import StreamingResponse
+
+from serve_apps.api import ApiError
+from serve_apps.recommend_api import EndEvent, ErrorEvent, ModeEvent, StreamEvent
+
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nobody on the way is to collect the pieces
+
+P = TypeVar("P")
+
+
+class Opened(Generic[P]):
+    """Pieces of which the first has come.
+
+    Args:
+        first: it.
+        rest: the others.
+    """
+
+    def __init__(self, first: P, rest: AsyncGenerator[P]) -> None:
+        self._first = first
+        self._rest = rest
+
+    async def __aiter__(self) -> AsyncIterator[P]:
+        """Yield all pieces."""
+        yield self._first
+        async for piece in self._rest:
+            yield piece
+
+    async def aclose(self) -> None:
+        """Tell who makes the pieces that no more are wanted."""
+        await self._rest.aclose()
+
+
+async def opened(pieces: AsyncGenerator[P]) -> Opened[P]:
+    """Wait for the first piece.
+
+    Raises:
+        ApiError: there is none.
+    """
+    async for first in pieces:
+        return Opened(first, pieces)
+    raise ApiError(500, "internal_error", "the reply ended before it began.")
+
+
+def streamed(
+    pieces: Opened[P], to_event: Callable[[P], StreamEvent], late: ApiError, deadline: float, request_id: str
+) -> StreamingResponse:
+    """Return the response that sends pieces as they come.
+
+    Args:
+        pieces: to send.
+        to_event: puts one into its wire form.
+        late: what to say where the deadline passes.
+        deadline: of the last piece, by ``time.perf_counter``.
+        request_id: for the log.
+    """
+    body = _events(pieces, to_event, late, deadline, request_id)
+    return StreamingResponse(body, media_type="text/event-stream", headers=HEADERS)
+
+
+async def _events(
+    pieces: Opened[P], to_event: Callable[[P], StreamEvent], late: ApiError, deadline: float, request_id: str
+) -> AsyncIterator[bytes]:
+    waiting = aiter(pieces)
+    try:
+        while True:
+            async with asyncio.timeout(deadline - time.perf_counter()):
+                piece = await anext(waiting)
+            event = to_event(piece)
+            yield encode(_kind(event), event)
+    except StopAsyncIteration:
+        return
+    except TimeoutError:
+        yield encode("error", ErrorEvent(error=late.body().error))
+    except ApiError as err:
+        yield encode("error", ErrorEvent(error=err.body().error))
+    except Exception as err:  # noqa: BLE001 (the response has begun: an event is all that can tell; the log has the rest)
+        where = traceback.format_list(traceback.extract_tb(err.__traceback__))
+        log = structlog.get_logger("mmd.http").bind(request_id=request_id)
+        log.error("unhandled_error", error=type(err).__name__, where="".join(where))  # noqa: TRY400 (may quote)
+        failed = ApiError(500, "internal_error", f"the service failed; its log has the reason under {request_id}.")
+        yield encode("error", ErrorEvent(error=failed.body().error))
+    finally:  # also where the client went away
+        await pieces.aclose()
+
+
+def _kind(event: StreamEvent) -> str:
+    if isinstance(event, ModeEvent):
+        return "mode"
+    if isinstance(event, EndEvent):
+        return "end"
+    if isinstance(event, ErrorEvent):
+        return "error"
+    return "text" if event.part.item is None else "item"
+
+
+def encode(kind: str, data: BaseModel) -> bytes:
+    """Return an event as it goes over the wire; JSON has no line breaks of its own."""
+    return f"event: {kind}\ndata: {data.model_dump_json()}\n\n".encode()
