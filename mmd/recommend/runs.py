@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mmd.recommend.batches import BatchMaker
     from mmd.recommend.cache import TeacherOutputs, TeacherSpeaker
     from mmd.recommend.graph import ItemGraph
-    from mmd.recommend.recommender import RecommenderTask
+    from mmd.recommend.recommender_task import RecommenderTask
 
 
 @dataclass(frozen=True)
@@ -145,15 +145,24 @@ def speaker_of(
     return TeacherSpeaker(phi.backbone.to(device), psi, maker, ground.settings.distill), maker
 
 
-def ranked_mentions(ground: Ground) -> tuple[MentionSample, ...]:
-    """Return the mentions that ψ learns from: all, or the novel ones alone (``recommend.recommender.targets``)."""
-    novel = ground.settings.recommender.targets == "novel"
-    return tuple(sample for sample in ground.mentions.train if sample.novel or not novel)
+def ranked_mentions(ground: Ground) -> list[MentionSample]:
+    """Return the mentions that ψ learns from (``recommend.recommender.targets``)."""
+    from mmd.recommend.recommender import mentions_to_learn
+
+    return mentions_to_learn(ground.mentions.train, ground.settings.recommender)
 
 
 def recommender_task(ground: Ground, device: torch.device | str = "cpu") -> RecommenderTask:
-    """Return what trains ψ."""
-    from mmd.recommend.recommender import RecommenderTask, build_recommender
+    """Return what trains ψ.
 
-    recommender = build_recommender(ground.settings.recommender, ground.graph, ground.mentions.train, ground.seed)
-    return RecommenderTask(recommender, ground.mentions.validation, device)
+    Raises:
+        ConfigError: no item is mentioned in a training dialogue.
+    """
+    from mmd.recommend.recommender import build_recommender
+    from mmd.recommend.recommender_task import RecommenderTask
+
+    settings, seed = ground.settings, ground.seed
+    model = build_recommender(
+        ground.graph, ground.mentions.train, settings.recommender, settings.conversations, seed
+    ).to(device)
+    return RecommenderTask(model, ranked_mentions(ground), ground.mentions.validation, settings.recommender, seed)

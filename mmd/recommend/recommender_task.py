@@ -1,0 +1,103 @@
+"""Training and judging the recommendation teacher ψ."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch.nn import functional
+
+from mmd.evaluation.recommending import CUTOFFS, ranks_of
+from mmd.recommend.contexts import ContextBatch
+from mmd.recommend.recommender import item_log_probs
+from mmd.recommend.rgcn import Block
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from mmd.recommend.recommender import Recommender
+    from mmd.recommend.settings import RecommenderSettings
+    from mmd.recommend.types import Context, MentionSample
+
+
+@dataclass(frozen=True)
+class MentionBatch:
+    """Contexts, the items that follow them, and the part of the graph that they need."""
+
+    contexts: ContextBatch
+    items: Tensor
+    block: Block
+
+
+class RecommenderTask:
+    """Learns mentions by the cross-entropy of the mentioned item (:class:`mmd.recommend.training.Task`).
+
+    Args:
+        model: on its device; trained in place.
+        train: mentions to learn from; decides which entities need a state in training.
+        held_out: mentions on which it is judged; the agent's count.
+        settings: neighbours and smoothing.
+        seed: of the neighbours that are drawn.
+    """
+
+    def __init__(
+        self,
+        model: Recommender,
+        train: Sequence[MentionSample],
+        held_out: Sequence[MentionSample],
+        settings: RecommenderSettings,
+        seed: int,
+    ) -> None:
+        self.model, self.maker = model, model.spec.maker()
+        self._settings, self._seed = settings, seed
+        self._held_out = [sample for sample in held_out if sample.speaker == "agent"]
+        known = sorted({entity for sample in train for entity in sample.context.entities})
+        self._whole = None if settings.neighbours else model.block(known).to(model.device)
+
+    def batch(self, samples: Sequence[MentionSample]) -> MentionBatch:
+        """Return contexts and items; neighbours are drawn anew for every batch, the same for the same samples."""
+        import torch
+
+        contexts = self.maker([sample.context for sample in samples])
+        items = torch.tensor([sample.item for sample in samples])
+        return MentionBatch(contexts, items, self._whole or self._drawn(samples))
+
+    def _drawn(self, samples: Sequence[MentionSample]) -> Block:
+        entities = sorted({entity for sample in samples for entity in sample.context.entities})
+        ids = zlib.crc32("\n".join(sample.id for sample in samples).encode())
+        return self.model.block(entities, self._settings.neighbours, np.random.default_rng([self._seed, ids]))
+
+    def loss(self, batch: MentionBatch) -> tuple[Tensor, int]:
+        """Return the summed cross-entropy of the mentioned items, and how many these are."""
+        device = self.model.device
+        logits = self.model(batch.contexts.to(device), self.model.node_states(batch.block.to(device)))
+        total = functional.cross_entropy(
+            logits, batch.items.to(device), reduction="sum", label_smoothing=self._settings.label_smoothing
+        )
+        return total, len(batch.items)
+
+    def judge(self) -> dict[str, float]:
+        """Return recalls of the held-out mentions by the agent.
+
+        ``all_r1`` … over all mentions and items; ``novel_r1`` … over novel mentions, with the items mentioned before
+        left out. ``score`` is the mean of all six.
+        """
+        if not self._held_out:
+            return {}
+        scores = self.scores([sample.context for sample in self._held_out])
+        novel = np.array([sample.novel for sample in self._held_out])
+        golds = [sample.item for sample in self._held_out]
+        ranks = {
+            "all": ranks_of(scores, golds),
+            "novel": ranks_of(scores, golds, [sample.context.items for sample in self._held_out])[novel],
+        }
+        found = {f"{name}_r{k}": float(np.mean(of <= k)) for name, of in ranks.items() for k in CUTOFFS if len(of)}
+        return {"score": float(np.mean(list(found.values()))), **found}
+
+    def scores(self, contexts: Sequence[Context]) -> NDArray[np.float32]:
+        """Return log P_ψ of all items given each context, (n, n_items); the model is in evaluation mode."""
+        return item_log_probs(self.model, self.maker, contexts)
