@@ -99,7 +99,6 @@ def train(
 def write_teachers(writer: ArtifactWriter, ground: Ground, scratch: Path) -> dict[str, int]:
     """Write both with the weights of their best validations; return their parameters."""
     from mmd.recommend.recommender import save_recommender
-
     from mmd.recommend.runs import new_talker, recommender_task
     from mmd.recommend.saving import DIALOGUE, save_talker
 

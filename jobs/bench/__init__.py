@@ -20,6 +20,7 @@ BENCHES = (
     "zero",
     "index",
     "retriever",
+    "distill",
 )
 """Module names; a new benchmark adds its own here."""
 SUITE = Suite("bench", "jobs.bench", BENCHES)

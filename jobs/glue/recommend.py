@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mmd.models.workers import Workers
     from mmd.recommend.cache import TeacherOutputs
     from mmd.recommend.runs import Ground
+    from mmd.recommend.teachers import DialogueTask
 
 What = Literal["recommender", "dialogue", "student"]
 TITLES: dict[What, str] = {
@@ -104,14 +105,14 @@ def make_loop(job: RecommendJob, ground: Ground, device: torch.device | str, wor
     """Return the loop of this worker."""
     from mmd.recommend import runs
 
-    settings = job.config.recommend
+    settings, name = job.config.recommend, TITLES[job.what]
     if job.what == "recommender":
-        task = runs.recommender_task(ground, device)
-        steps, samples = settings.recommender.steps, runs.ranked_mentions(ground)
-        return Training(task, samples, steps, ground.seed, workers=workers, name=TITLES[job.what])
+        ranking = runs.recommender_task(ground, device)
+        steps, mentions = settings.recommender.steps, runs.ranked_mentions(ground)
+        return Training(ranking, mentions, steps, ground.seed, workers=workers, name=name)
+    task: DialogueTask
     if job.what == "dialogue":
-        task = runs.dialogue_task(ground, runs.new_talker(ground, device))
-        steps = settings.dialogue
+        task, steps = runs.dialogue_task(ground, runs.new_talker(ground, device)), settings.dialogue
     else:
         outputs = None if job.outputs is None else read_outputs(job.outputs)
         task = runs.student_task(ground, runs.student_talker(ground, job.open("teacher"), device), outputs)

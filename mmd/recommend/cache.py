@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -62,7 +62,7 @@ class TeacherSpeaker:
 
     def __init__(
         self,
-        dialogue: Backbone[object],
+        dialogue: Backbone[Any],
         recommender: Ranker,
         maker: BatchMaker,
         settings: DistillSettings,
