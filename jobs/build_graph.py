@@ -34,6 +34,8 @@ from mmd.schema import Split
 SPREAD_FROM = 10
 """Shards of the corpus from which starting Ray's processes pays: 20,000 dialogues, about 20 s for one process."""
 _NAMES_KEPT = 1_000
+_UNKNOWN_KEPT = 100
+_UNKNOWN_SHOWN = 5
 SPLITS: tuple[Split, ...] = ("train", "test")
 
 
@@ -96,6 +98,7 @@ def summary_of(counts: GraphCounts, coverage: Coverage, *, titles: bool) -> dict
         "titles_are_mentions": titles,
         "linked": linked,
         "denominators": {split: denominators(coverage, split) for split in SPLITS},
+        "unknown_items": dict(coverage.unknown.most_common(_UNKNOWN_KEPT)),
         "names": {"distinct": len(names), "most_frequent": dict(names[:_NAMES_KEPT])},
     }
 
@@ -138,6 +141,23 @@ def print_summary(counts: GraphCounts, coverage: Coverage) -> None:
         markup=False,
         soft_wrap=True,
     )
+    for note in notes(coverage):
+        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+
+
+def notes(coverage: Coverage) -> Iterator[str]:
+    """Yield what somebody should know before training."""
+    if coverage.unknown:
+        shown = ", ".join(item_id for item_id, _ in coverage.unknown.most_common(_UNKNOWN_SHOWN))
+        yield (
+            f"{coverage.unknown.total():,} stated mentions are of {len(coverage.unknown):,} items that the catalogue "
+            f"lacks, such as {shown}; their marks stay words. Add them to the catalogue to have them recommended."
+        )
+    if not coverage.counts["train/agent_mentions"]:
+        yield (
+            "no answer of the agent in a training dialogue names an item, so there is nothing to learn from; state "
+            "items, or find them by title with --set recommend.graph.items=titles."
+        )
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class ShardLinker:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Link the shards of a batch (column ``shard``)."""
         found = [self.link(shard) for shard in batch["shard"].to_pylist()]
-        rows = [{"found": json.dumps({"counts": one.counts, "names": one.names})} for one in found]
+        rows = [{"found": json.dumps(vars(one))} for one in found]
         return pa.Table.from_pylist(rows, pa.schema([("found", pa.string())]))
 
     def link(self, shard: str) -> Coverage:
@@ -68,5 +68,4 @@ class ShardLinker:
 
 def coverage_of(found: str) -> Coverage:
     """Return what a process found, from the text that it sent."""
-    counts = json.loads(found)
-    return Coverage(Counter(counts["counts"]), Counter(counts["names"]))
+    return Coverage(**{name: Counter(counts) for name, counts in json.loads(found).items()})

@@ -66,10 +66,7 @@ class Conversations:
 
     def dialogues(self, split: Split | None = None) -> list[LinkedDialogue]:
         """Return the linked dialogues of one split, or all, in the corpus's order."""
-        table = self.artifact.read_table(DIALOGUES, LINKED)
-        if split is not None:
-            table = table.filter(pc.equal(table["split"], split))
-        return [linked_from_row(row) for row in table.to_pylist()]
+        return [linked_from_row(row) for row in _rows(self.artifact, split)]
 
 
 class LinkRows:
@@ -115,9 +112,8 @@ def count_samples(dialogue: LinkedDialogue) -> dict[str, int]:
 
 def states_items(corpus: Artifact) -> bool:
     """Say whether a corpus states for any turn which items it mentions."""
-    for shard in corpus.shards("dialogues"):
-        with corpus.fs.open(f"{corpus.root}/{shard}", "rb") as handle:
-            turns = pc.list_flatten(pq.read_table(handle, columns=["turns"])["turns"])
+    for table in _tables(corpus, ["turns"]):
+        turns = pc.list_flatten(table["turns"])
         if pc.sum(pc.list_value_length(pc.struct_field(turns, "item_ids"))).as_py():
             return True
     return False
@@ -130,13 +126,28 @@ def names_items(corpus: Corpus, settings: GraphSettings) -> bool:
         return False
     alone = settings.model_copy(update={"link_text": False})
     linker = Linker(build_item_graph(Graph(), items, alone), alone, titles=titles_are_mentions(settings, corpus))
-    counts = (count_samples(link_dialogue(dialogue, linker)) for dialogue in corpus.dialogues("train"))
+    dialogues = (dialogue_from_row(row) for row in _rows(corpus.artifact, "train"))
+    counts = (count_samples(link_dialogue(dialogue, linker)) for dialogue in dialogues)
     return any(count["train/agent_mentions"] for count in counts)
 
 
 def titles_are_mentions(settings: GraphSettings, corpus: Corpus) -> bool:
     """Say whether titles in the text are mentions, and not only what the corpus states for a turn."""
     return settings.items == "titles" or (settings.items == "auto" and not states_items(corpus.artifact))
+
+
+def _tables(artifact: Artifact, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the shards of an artefact's dialogues, one in memory at a time."""
+    for shard in artifact.shards(DIALOGUES):
+        with artifact.fs.open(f"{artifact.root}/{shard}", "rb") as handle:
+            yield pq.read_table(handle, columns=columns)
+
+
+def _rows(artifact: Artifact, split: Split | None) -> Iterator[dict[str, Any]]:
+    """Yield the dialogues of one split, or all, as rows."""
+    for table in _tables(artifact):
+        chosen = table if split is None else table.filter(pc.equal(table["split"], split))
+        yield from chosen.to_pylist()
 
 
 def linked_to_row(dialogue: LinkedDialogue) -> dict[str, Any]:

@@ -35,15 +35,18 @@ class Coverage:
             ``items_behind_text`` (not shown by the words) and ``items_unknown`` (not in the catalogue);
             ``items_by_title``: mentions that only the text tells; ``names``: names of entities found in the text.
         names: how often each name was found.
+        unknown: how often each item was stated that the catalogue lacks, by its id.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     names: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Coverage) -> None:
         """Add what was found elsewhere."""
         self.counts.update(other.counts)
         self.names.update(other.names)
+        self.unknown.update(other.unknown)
 
 
 class Linker:
@@ -81,7 +84,8 @@ class Linker:
             items_by_title=(mentions - Counter(stated)).total(),
             names=sum(span.item is None for span in spans),
         )
-        return linked, Coverage(counts, Counter(span.name for span in spans if span.item is None))
+        names = Counter(span.name for span in spans if span.item is None)
+        return linked, Coverage(counts, names, Counter(i for i in turn.item_ids if i not in self.graph.item_at))
 
     def spans(self, text: str, stated: Sequence[int] = ()) -> list[Span]:
         """Return what a text names, in order, without overlaps.
@@ -150,11 +154,15 @@ def link_measured(dialogue: Dialogue, linker: Linker) -> tuple[LinkedDialogue, C
 
 def _take(taken: list[Span], found: Iterable[Span]) -> list[Span]:
     """Add the spans that overlap none, the longest first, of equal ones the first; return what was added."""
+    found = sorted(found, key=lambda span: (span.start - span.stop, span.start))
+    free = bytearray(b"\1") * max((span.stop for span in (*taken, *found)), default=0)
     added = []
-    for span in sorted(found, key=lambda span: (span.start - span.stop, span.start)):
-        if all(span.stop <= other.start or other.stop <= span.start for other in taken):
-            taken.append(span)
+    for span in (*taken, *found):
+        if 0 not in free[span.start : span.stop]:
             added.append(span)
+            free[span.start : span.stop] = bytes(span.stop - span.start)
+    added = added[len(taken) :]
+    taken.extend(added)
     return added
 
 

@@ -81,9 +81,12 @@ def names_of(label: str) -> list[str]:
 
 
 def item_names(graph: ItemGraph, item: int) -> list[str]:
-    """Return the names of an item, folded: its title and further titles, with and without brackets."""
-    aliases = graph.item_aliases[item] if graph.item_aliases else ()
-    return list(dict.fromkeys(name for title in (graph.item_titles[item], *aliases) for name in names_of(title)))
+    """Return the names of an item, folded: its title, else its entity's label, and further titles; see names_of."""
+    titles = (
+        graph.item_titles[item] or graph.entity_labels[graph.item_entities[item]],
+        *(graph.item_aliases[item] if graph.item_aliases else ()),
+    )
+    return list(dict.fromkeys(name for title in titles for name in names_of(title)))
 
 
 @dataclass

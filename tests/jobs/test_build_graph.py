@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from mmd.corpora.store import Corpus
 from mmd.errors import CorpusError
 from mmd.recommend.conversations import SUMMARY_FILE, Conversations
 from mmd.recommend.graph import build_item_graph
-from mmd.recommend.linking import Linker, link_dialogue
+from mmd.recommend.linking import Coverage, Linker, link_dialogue
 from mmd.recommend.samples import mention_samples
 from mmd.recommend.settings import ConversationSettings, GraphSettings
 
@@ -95,6 +96,14 @@ def test_spread_over_processes_the_result_is_the_same_byte_for_byte(
     spread = build_graph.run(JobContext(context.config, force=True))
     assert spread.manifest.created_unix_s > alone.manifest.created_unix_s
     assert spread.manifest.files == alone.manifest.files
+
+
+def test_items_that_the_catalogue_lacks_and_a_silent_agent_are_noted():
+    coverage = Coverage(Counter({"train/agent_mentions": 0}), unknown=Counter({"p9": 3, "p8": 1}))
+    lacking, silent = build_graph.notes(coverage)
+    assert "4 stated mentions are of 2 items that the catalogue lacks, such as p9, p8" in lacking
+    assert "recommend.graph.items=titles" in silent
+    assert not list(build_graph.notes(Coverage(Counter({"train/agent_mentions": 1}))))
 
 
 def test_a_corpus_without_items_is_refused(tmp_path: Path):

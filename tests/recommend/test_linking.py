@@ -236,6 +236,7 @@ def test_a_dialogue_keeps_its_turns_and_says_what_was_found(graph: ItemGraph, li
         turns=3, turns_with_entities=2, items_stated=3, items_unknown=1, items_behind_text=1, items_by_title=0, names=1
     )
     assert coverage.names == Counter({"comedy": 1})
+    assert coverage.unknown == Counter({"999": 1})
 
 
 def test_a_dialogue_without_entities_is_linked_to_nothing(linker: Linker):
