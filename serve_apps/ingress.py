@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -81,11 +82,13 @@ class HandleBackend:
 
     async def picture(self, image_id: str) -> Image:
         """Return the picture of a response, or else of a product that can be recommended."""
-        image: Image | Refused = await self._call(lambda: self._retrieval.picture.remote(image_id))
-        if isinstance(image, Refused):
-            other: Image | Refused = await self._call(lambda: self._recommendation.picture.remote(image_id))
-            image = image if isinstance(other, Refused) and other.status != image.status else other
-        return accepted(image)
+        found: list[Image | Refused] = []
+        for part in (self._retrieval, self._recommendation):
+            found.append(await self._call(functools.partial(part.picture.remote, image_id)))
+            if not isinstance(found[-1], Refused):
+                break
+        # Of two refusals, "not here" says more than "nothing is served".
+        return accepted(min(found, key=lambda image: image.status if isinstance(image, Refused) else 0))
 
     async def tasks(self) -> TasksResponse:
         """Return the tasks."""

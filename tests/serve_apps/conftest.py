@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import PIL.Image
@@ -28,7 +28,6 @@ from mmd.features.settings import FeatureSettings
 from mmd.features.store import Features
 from mmd.intent.engine import IntentAnswer, IntentEngine, IntentQuery
 from mmd.models.settings import ModelSettings
-from mmd.recommend.batches import BatchMaker
 from mmd.recommend.conversations import (
     DIALOGUES,
     LINKED,
@@ -41,9 +40,10 @@ from mmd.recommend.generate import Generator
 from mmd.recommend.graph import build_item_graph, save_graph
 from mmd.recommend.kgsf import KgsfBackbone
 from mmd.recommend.linking import Linker, link_dialogue
-from mmd.recommend.loading import load_pictures
+from mmd.recommend.loading import load_online as load_recommender
 from mmd.recommend.online import OnlineRecommender, RecommendQuery
 from mmd.recommend.samples import response_samples
+from mmd.recommend.saving import STUDENT, Talker, load_student, save_talker
 from mmd.recommend.settings import BackboneSettings, ConversationSettings, GenerationSettings, GraphSettings
 from mmd.recommend.teachers import DialogueTask
 from mmd.recommend.words import WordTokenizer
@@ -255,14 +255,6 @@ def tiny_retrieval(retrieval_store: Path) -> OnlineRetrieval:
     return load_online(ArtifactStore(str(retrieval_store)), "tiny")
 
 
-@dataclass(frozen=True)
-class Student:
-    """What a student consists of."""
-
-    backbone: KgsfBackbone
-    tokenizer: WordTokenizer
-
-
 def write_graph(store: ArtifactStore) -> Artifact:
     """Write graph/tiny from corpus/tiny."""
     corpus, settings = Corpus(store.open("corpus/tiny")), GraphSettings()
@@ -277,51 +269,62 @@ def write_graph(store: ArtifactStore) -> Artifact:
     return store.open("graph/tiny")
 
 
-def learn(conversations: Conversations, *, seed: int = 0, steps: int = 60) -> Student:
+def learn(conversations: Conversations, *, seed: int = 0, steps: int = 60) -> Talker:
     """Return a student that knows the training responses more or less by heart."""
     samples = [s for dialogue in conversations.dialogues("train") for s in response_samples(dialogue, READ)]
     tokenizer = WordTokenizer.build(samples, conversations.graph.item_ids, READ)
-    backbone = KgsfBackbone(tokenizer.space, conversations.graph, BACKBONE, seed)
-    maker = BatchMaker(tokenizer, READ)
-    task, batch = DialogueTask(backbone, maker, []), maker(samples)
-    optimizer = torch.optim.Adam(backbone.parameters(), 1e-2)
+    student = Talker(KgsfBackbone(tokenizer.space, conversations.graph, BACKBONE, seed), tokenizer, READ)
+    task, batch = DialogueTask(student.backbone, student.maker, []), student.maker(samples)
+    optimizer = torch.optim.Adam(student.backbone.parameters(), 1e-2)
     for _ in range(steps):
         loss, count = task.loss(batch)
         optimizer.zero_grad()
         (loss / count).backward()
         optimizer.step()
-    return Student(backbone.eval(), tokenizer)
+    return student
+
+
+def write_student(store: ArtifactStore, *, seed: int = 0, steps: int = 60) -> Artifact:
+    """Write a student of graph/tiny."""
+    graph = store.open("graph/tiny")
+    conversations, settings = Conversations(graph), {"steps": steps}
+    student = learn(conversations, seed=seed, steps=steps)
+    with store.write("student", "tiny", settings=settings, inputs={"graph": graph}, seeds={"seed": seed}) as writer:
+        save_talker(writer, STUDENT, student, conversations.graph)
+    return store.open("student/tiny")
 
 
 @pytest.fixture(scope="session")
-def graph_store(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny store with an item graph and the dialogues linked to it."""
-    folder = tmp_path_factory.mktemp("graph") / "store"
+def student_store(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny store with an item graph, dialogues linked to it, and a student that learnt them."""
+    folder = tmp_path_factory.mktemp("student") / "store"
     shutil.copytree(tiny_store, folder)
-    write_graph(ArtifactStore(str(folder)))
+    store = ArtifactStore(str(folder))
+    write_graph(store)
+    write_student(store)
     return folder
 
 
 @pytest.fixture(scope="session")
-def conversations(graph_store: Path) -> Conversations:
-    return Conversations(ArtifactStore(str(graph_store)).open("graph/tiny"))
+def make_student() -> Callable[..., Artifact]:
+    return write_student
 
 
 @pytest.fixture(scope="session")
-def student(conversations: Conversations) -> Student:
-    return learn(conversations)
+def conversations(student_store: Path) -> Conversations:
+    return Conversations(ArtifactStore(str(student_store)).open("graph/tiny"))
 
 
 @pytest.fixture(scope="session")
-def generator(student: Student, conversations: Conversations) -> Generator:
+def generator(student_store: Path, conversations: Conversations) -> Generator:
+    """What evaluation would decode with."""
+    student = load_student(ArtifactStore(str(student_store)).open("student/tiny"), conversations.graph)
     return Generator(student.backbone, student.tokenizer, conversations.graph, GenerationSettings(), READ)
 
 
 @pytest.fixture(scope="session")
-def tiny_recommender(generator: Generator, conversations: Conversations, tiny_corpus: Corpus) -> OnlineRecommender:
-    images, pictures, _ = load_pictures(tiny_corpus.artifact)
-    artifacts = {"student": "student/tiny@1", "graph": conversations.artifact.ref}
-    return OnlineRecommender(generator, conversations.linker, pictures=pictures, images=images, artifacts=artifacts)
+def tiny_recommender(student_store: Path) -> OnlineRecommender:
+    return load_recommender(ArtifactStore(str(student_store)), "tiny")
 
 
 @pytest.fixture
