@@ -1,7 +1,8 @@
 """The experiments: each module ``jobs.experiments.NAME`` answers one question with numbers and a picture.
 
 ``python -m jobs.experiments NAME`` (or ``mmd experiment NAME``) runs one and writes ``docs/results/NAME-DATE.json`` and
-``.png``; findings in words are in ``docs/results/kdsl-experiments.md`` and ``retrieval-experiments.md`` beside it.
+``.png``; findings in words are in ``kdsl-experiments.md``, ``retrieval-experiments.md`` and ``conkd-experiments.md``
+of ``docs/results``.
 Nothing here chooses a setting, and no test split of third-party data is read unless ``--judge test`` asks for it.
 """
 
@@ -22,6 +23,11 @@ EXPERIMENTS = (
     "pool_size",
     "encoder_size",
     "rerank_effect",
+    "conkd_table",
+    "teacher_targets",
+    "graph_edges",
+    "mode_tokens",
+    "gate_by_turn",
 )
 """Module names; a new experiment adds its own here."""
 SUITE = Suite("experiment", "jobs.experiments", EXPERIMENTS)

@@ -20,8 +20,12 @@ from mmd.errors import MmdError
 
 Worker = Callable[[Any], list[dict[str, Any]]]
 
+Tell = Callable[[list[dict[str, Any]]], None]
+
 _advance: Advance | None = None
 """Moves the progress line of the run in this process. Callbacks are stored with a run, a terminal cannot be."""
+_tell: Tell | None = None
+"""Is given the results of each batch as it ends, in this process."""
 
 
 class BatchError(MmdError):
@@ -37,6 +41,7 @@ def tune_batches(
     name: str,
     max_concurrent: int,
     title: str,
+    tell: Tell | None = None,
 ) -> list[dict[str, Any]]:
     """Run ``make_worker(*arguments)(batch)`` for every batch, a trial each; return all results in batch order.
 
@@ -51,6 +56,7 @@ def tune_batches(
         name: of this run: the same for the same work and for no other.
         max_concurrent: trials at a time.
         title: of the progress line.
+        tell: is given the results of each batch as it ends.
 
     Raises:
         BatchError: a batch failed.
@@ -69,7 +75,7 @@ def tune_batches(
     path = f"{storage}/{name}"
     parameters = {"make_worker": make_worker, "arguments": arguments, "batches": list(batches)}
     trainable = tune.with_resources(tune.with_parameters(_trainable(), **parameters), {"cpu": 1})
-    with only_run(path), quiet_logger("ray.tune"), _progress_line(title, len(batches)):
+    with only_run(path), quiet_logger("ray.tune"), _progress_line(title, len(batches), tell):
         if tune.Tuner.can_restore(path) and _has_snapshot(path):
             tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, restart_errored=True)
             # Finished trials are not reported again.
@@ -181,9 +187,11 @@ def _callback() -> Any:  # noqa: ANN401 (a subclass of ray.tune.Callback)
     class BatchDone(tune.Callback):
         """Moves the progress line."""
 
-        def on_trial_complete(self, *_: Any, **__: Any) -> None:  # noqa: ANN401 (Tune's signature)
-            """Count one batch."""
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ANN401, ARG002 (Tune's signature)
+            """Count one batch, and tell what came of it."""
             _move(1)
+            if _tell is not None and "results" in trial.last_result:
+                _tell(json.loads(trial.last_result["results"]))
 
     return BatchDone()
 
@@ -194,11 +202,11 @@ def _move(steps: int) -> None:
 
 
 @contextmanager
-def _progress_line(title: str, total: int) -> Iterator[None]:
-    global _advance  # noqa: PLW0603 (see its docstring)
+def _progress_line(title: str, total: int, tell: Tell | None) -> Iterator[None]:
+    global _advance, _tell  # noqa: PLW0603 (see their docstrings)
     with progress(title, total, "batches") as advance:
-        _advance = advance
+        _advance, _tell = advance, tell
         try:
             yield
         finally:
-            _advance = None
+            _advance = _tell = None

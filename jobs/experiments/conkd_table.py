@@ -1,0 +1,140 @@
+"""ConKD's main table: no KD, one teacher alone, static, hard and soft gates, by backbone; which of the claims hold.
+
+All arms start alike and train for equally many epochs on the same responses; teachers are trained once. Every measure
+is a mean over seeds; differences to no KD have intervals over conversations, drawn alike for both sides. A claim holds
+when the whole interval says so, does not when it says the opposite, and is open otherwise.
+
+    mmd experiment conkd_table --corpus shop --seeds 3
+    mmd experiment conkd_table --corpus redial --seeds 3 --judge test
+    mmd experiment conkd_table --corpus shop --backbones kgsf lm --set recommend.backbone.model=smollm2-135m
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.experiments import domains, figures, retrievers, students
+from jobs.experiments.students import ARMS, NO_KD
+from mmd.evaluation.recommend_pairs import Comparison, Difference, Verdict
+
+BACKBONES = ("kgsf", "lm")
+GAIN = 0.25
+"""What the gates are to win over no KD in F1@1, relative."""
+MARGIN = 0.01
+"""A perplexity up to this share higher is not worse."""
+SHOWN = ("F1@1", "ReR@1", "PrR@1", "F1@1, per response", "perplexity", "item ratio")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add corpus, seeds and backbones."""
+    students.add_options(parser)
+    parser.add_argument(
+        "--backbones", nargs="+", choices=BACKBONES, default=["kgsf"], help="networks (default: %(default)s)"
+    )
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), help="arms beside no KD")
+
+
+def run(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Train every arm with every seed on every backbone."""
+    judged = retrievers.judged_on(options)
+    arms = {name: ARMS[name] for name in ARMS if name == NO_KD or name in options["arms"]}
+    found = {}
+    for backbone in options["backbones"]:
+        units = students.units_of(arms, options["seeds"], {"backbone.kind": backbone})
+        found[backbone] = students.run_units(options, units, judged, f"students, {backbone}")
+    evaluation = domains.open_context(options, options["corpus"]).config.evaluation
+    fields = {
+        backbone: students.comparison_of(outcomes, evaluation.bootstrap_resamples, seed=0)
+        for backbone, outcomes in found.items()
+    }
+    first = next(iter(found.values()))[0]
+    return {
+        "config": students.config_of(options, judged),
+        "repeats": options["seeds"],
+        "samples": {"responses": first["responses"], "mentions": first["mentions"]},
+        "parameters": {backbone: outcomes[0]["parameters"] for backbone, outcomes in found.items()},
+        "table": {b: students.table_of(fields[b], outcomes) for b, outcomes in found.items()},
+        "recall": {b: students.recall_of(outcomes) for b, outcomes in found.items()},
+        "differences_to_no_kd": {b: differences(field, NO_KD) for b, field in fields.items()},
+        "claims": [claim.to_json() for b, field in fields.items() for claim in claims_of(b, field)],
+        "outcomes": {b: students.without_sums(outcomes) for b, outcomes in found.items()},
+    }
+
+
+def differences(field: Comparison, base: str) -> dict[str, Any]:
+    """Return variant → measure → how much more it has than the base."""
+    return {
+        name: {m: students.difference_json(field.difference(name, base, m)) for m in SHOWN}
+        for name in field.runs
+        if name != base
+    }
+
+
+# ---------------------------------------------------------------- claims
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper and what was measured."""
+
+    backbone: str
+    words: str
+    found: Difference
+    verdict: Verdict
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {
+            "backbone": self.backbone,
+            "claim": self.words,
+            "verdict": self.verdict,
+            "measure": self.found.measure,
+            **students.difference_json(self.found),
+        }
+
+
+def claims_of(backbone: str, field: Comparison) -> Iterator[Claim]:
+    """Yield the claims of which both sides were trained."""
+    for first, second, measure, kind, words in _claims(backbone):
+        if first in field.runs and second in field.runs:
+            found = field.difference(first, second, measure)
+            verdict = found.is_no_more(MARGIN) if kind == "no more" else found.is_more(GAIN if kind == "gain" else 0.0)
+            yield Claim(backbone, words, found, verdict)
+
+
+def _claims(backbone: str) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield first, second, measure, kind of claim, and its words."""
+    for gate in ("hard", "soft"):
+        yield gate, NO_KD, "F1@1", "gain", f"{gate} gate: F1@1 more than {GAIN:.0%} above no KD"
+        yield gate, NO_KD, "F1@1", "more", f"{gate} gate: F1@1 above no KD"
+        yield gate, NO_KD, "perplexity", "no more", f"{gate} gate: perplexity not worse than without KD"
+        yield gate, "static", "F1@1", "more", f"{gate} gate: F1@1 above the static gate's"
+        yield gate, "dialogue", "F1@1", "more", f"{gate} gate: F1@1 above the dialogue teacher's alone"
+        yield "recommendation", gate, "perplexity", "more", f"recommendation teacher alone: talks worse than {gate}"
+    better, other = ("hard", "soft") if backbone == "kgsf" else ("soft", "hard")
+    size = "small" if backbone == "kgsf" else "large"
+    yield better, other, "F1@1", "more", f"the {better} gate suits the {size} backbone better"
+
+
+# ---------------------------------------------------------------- picture
+
+
+def plot(record: Mapping[str, Any], path: Path) -> None:
+    """Draw, a row a backbone, items named, perplexity, distinct n-grams and recall by arm."""
+    config = record["config"]
+    title = f"ConKD, {config['corpus']}, {config['judged_on']}: mean of {record['repeats']} seeds"
+    with figures.figure(path, title, rows=len(record["table"]), columns=4, height=3.4, width=16.0) as axes:
+        for row, (backbone, table) in enumerate(record["table"].items()):
+            own = axes[4 * row : 4 * row + 4]
+            students.draw_table(own[:3], table)
+            own[1].set_yscale("log")
+            own[0].set_title(backbone)
+            recall = [record["recall"][backbone][arm]["first named"]["all"] for arm in table]
+            shown = {k: [values[k] for values in recall] for k in recall[0]}
+            figures.interval_bars(own[3], list(table), shown, label="item named first, range of seeds")
+            own[3].tick_params(axis="x", rotation=30)
+            own[3].legend(fontsize=7)
