@@ -42,6 +42,7 @@ JOBS = {
     "build_graph": "item graph, and dialogues linked to it, for recommending",
     "train_teachers": "train ConKD's recommendation teacher and its dialogue teacher with Ray Train",
     "distill": "distil the student that talks and recommends from both teachers",
+    "evaluate_recommend": "measure the student on the test split and write its report",
     "bench": "run a benchmark and record it under docs/results",
     "experiment": "run an experiment and record it, with its picture, under docs/results",
 }

@@ -1,0 +1,171 @@
+"""What a student's report is made of: the student, its teachers and baselines on one split of its dialogues."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from mmd.artifacts import Artifact
+from mmd.config import AppConfig
+from mmd.errors import CorpusError
+from mmd.evaluation.recommend_systems import Ranked, Speaker, after_mode, by_item_head, listen, rank_mentions
+from mmd.models.devices import choose_device
+from mmd.recommend.conversations import Conversations
+from mmd.recommend.generate import Generator
+from mmd.recommend.popularity import baselines
+from mmd.recommend.runs import Ground
+from mmd.recommend.samples import mention_samples, response_samples
+from mmd.recommend.saving import Talker, load_dialogue_teacher, load_student
+from mmd.recommend.settings import DistillSettings
+from mmd.recommend.types import LinkedDialogue, MentionSample, ResponseSample
+
+if TYPE_CHECKING:
+    from mmd.recommend.graph import ItemGraph
+    from mmd.recommend.recommender import LoadedRecommender
+
+STUDENT, GIVEN, TEACHER = "student", "student, right mode given", "dialogue teacher"
+RECOMMENDER = "recommendation teacher"
+FIRST, HEAD, IN_PLACE = ", after its mode", ", by its item head", ", at the item's place"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is evaluated, and on what.
+
+    Args:
+        inputs: the student and what it was made from, by role: ``student``, ``teacher``, ``graph``.
+        config: of decoding, devices, intervals and seeds.
+        split: ``test`` or ``validation``.
+    """
+
+    inputs: Mapping[str, Artifact]
+    config: AppConfig
+    split: str
+
+    @cached_property
+    def conversations(self) -> Conversations:
+        """The linked dialogues."""
+        return Conversations(self.inputs["graph"])
+
+    @property
+    def graph(self) -> ItemGraph:
+        """The item graph."""
+        return self.conversations.graph
+
+    @cached_property
+    def distill(self) -> DistillSettings:
+        """How the student learnt."""
+        return DistillSettings.model_validate(self.inputs["student"].manifest.settings["distill"])
+
+    @cached_property
+    def student(self) -> Talker:
+        """θ, on its device."""
+        return self._placed(load_student(self.inputs["student"], self.graph, self.config.models))
+
+    @cached_property
+    def teacher(self) -> Talker:
+        """φ, on its device."""
+        return self._placed(load_dialogue_teacher(self.inputs["teacher"], self.graph, self.config.models))
+
+    @cached_property
+    def recommender(self) -> LoadedRecommender:
+        """ψ."""
+        from mmd.recommend.recommender import load_recommender  # noqa: PLC0415 (with torch)
+
+        return load_recommender(self.inputs["teacher"], self.graph)
+
+    def _placed(self, talker: Talker) -> Talker:
+        talker.backbone.to(choose_device(self.config.models))
+        return talker
+
+    def generator(self, talker: Talker) -> Generator:
+        """Return what lets a network speak."""
+        settings, seed = self.config.recommend.generation, self.config.seed
+        return Generator(talker.backbone, talker.tokenizer, self.graph, settings, talker.conversations, seed=seed)
+
+    @cached_property
+    def ground(self) -> Ground:
+        """What the student learnt from, divided as it was then; the test split is not opened."""
+        settings = self.config.recommend.model_copy(update={"conversations": self.student.conversations})
+        seeds = {role: self.inputs[role].manifest.seeds[role] for role in ("student", "teacher")}
+        return Ground(self.conversations, settings, seeds["student"], self.config.models, seeds["teacher"])
+
+    @cached_property
+    def _tested(self) -> list[LinkedDialogue]:
+        return self.conversations.dialogues("test")
+
+    @cached_property
+    def responses(self) -> tuple[ResponseSample, ...]:
+        """The agent's turns of the split that have a context.
+
+        Raises:
+            CorpusError: there is none.
+        """
+        if self.split == "validation":
+            found = self.ground.responses.validation
+        else:
+            settings = self.student.conversations
+            found = tuple(sample for one in self._tested for sample in response_samples(one, settings))
+        if not found:
+            raise CorpusError(
+                f"{self.inputs['graph'].ref}: there is no response to evaluate: no dialogue of the split {self.split} "
+                "has a turn of the agent after another turn; give some records the split `test` (docs/data.md)."
+            )
+        return found
+
+    @cached_property
+    def mentions(self) -> tuple[MentionSample, ...]:
+        """The agent's mentions of items in these turns."""
+        if self.split == "validation":
+            found: Iterable[MentionSample] = self.ground.mentions.validation
+        else:
+            found = (m for one in self._tested for m in mention_samples(one, self.student.conversations))
+        return tuple(mention for mention in found if mention.speaker == "agent")
+
+
+def listen_to_all(bench: Bench) -> Iterator[Speaker]:
+    """Yield what the student says, the same with the right modes given, and what its dialogue teacher says."""
+    timed = bench.config.evaluation.latency_samples
+    generator = bench.generator(bench.student)
+    yield listen(STUDENT, generator, bench.responses, timed=timed)
+    if generator.rules.mode_tokens:
+        yield listen(GIVEN, generator, bench.responses, gold_modes=True)
+    yield listen(TEACHER, bench.generator(bench.teacher), bench.responses, timed=timed)
+
+
+def rank_by_all(bench: Bench) -> Iterator[Ranked]:
+    """Yield what ranks items by the context alone: the recommendation teacher, the student, baselines."""
+    yield rank_mentions(RECOMMENDER, bench.recommender.item_log_probs, bench.mentions)
+    generator = bench.generator(bench.student)
+    yield rank_mentions(STUDENT + FIRST, after_mode(generator), bench.mentions)
+    if bench.distill.gate == "none":
+        yield rank_mentions(STUDENT + HEAD, by_item_head(generator), bench.mentions)
+    for name, scorer in baselines(bench.graph, bench.ground.mentions.train).items():
+        yield rank_mentions(name, scorer, bench.mentions)
+
+
+def in_places(speakers: Sequence[Speaker], mentions: Sequence[MentionSample]) -> list[Ranked]:
+    """Return what speakers rank at the items' places, the words before them given."""
+    return [speaker.reading.ranked(speaker.name + IN_PLACE, mentions) for speaker in speakers if speaker.reading]
+
+
+def parameters(bench: Bench) -> dict[str, int]:
+    """Return model → its weights."""
+    models = {
+        STUDENT: bench.student.backbone,
+        TEACHER: bench.teacher.backbone,
+        RECOMMENDER: bench.recommender.model,
+    }
+    return {name: sum(weight.numel() for weight in model.parameters()) for name, model in models.items()}
+
+
+def student_words(bench: Bench) -> str:
+    """Say in words what the student is."""
+    backbone, distill = bench.student.backbone.settings, bench.distill
+    kind = backbone.kind if backbone.kind == "kgsf" else f"{backbone.kind} ({backbone.model})"
+    if distill.gate == "none":
+        return f"Student: {kind}, multi-task without distillation"
+    taught = f"{distill.gate} gate" if distill.teachers == "both" else f"{distill.teachers} teacher alone"
+    return f"Student: {kind}, {taught}, γ {distill.gamma:g}, temperature {distill.temperature:g}"
