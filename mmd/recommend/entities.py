@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from mmd.recommend.rgcn import Block, GraphTensors, RelationalGraphConv
 
 if TYPE_CHECKING:
     from mmd.recommend.graph import ItemGraph
@@ -44,8 +48,85 @@ class EntityTable(EntityVectors):
         return self.table(entities), own + self.table(self.item_entities)
 
 
+class EntityGraph(EntityVectors):
+    """States that the graph's edges make of vectors; an item's vector is its own plus its entity's state.
+
+    Items' entities and their neighbours have a vector each. What lies further from all items tells nothing of them: it
+    has none, and its state is zero. Every step needs the states of all items, whose part of the graph is cut out once,
+    and those of the batch's few other entities, whose part is cut out on the spot.
+    """
+
+    place_of: Tensor
+    item_place: Tensor
+
+    def __init__(self, graph: ItemGraph, settings: BackboneSettings) -> None:
+        super().__init__()
+        nodes, self.n_rows = _near_items(graph)
+        place_of = np.full(graph.n_entities, -1, np.int64)
+        place_of[nodes] = np.arange(len(nodes))
+        self.tensors = _edges_among(graph, place_of, len(nodes))
+        self._items = self.tensors.block(range(self.n_rows))
+        self.vectors = nn.Parameter(torch.randn(len(nodes), settings.dim) * settings.dim**-0.5)
+        self.convolution = RelationalGraphConv(settings.dim, self.tensors.n_relations, settings.bases)
+        self.register_buffer("place_of", torch.from_numpy(place_of), persistent=False)
+        item_place = torch.from_numpy(place_of[graph.item_entities])
+        self.register_buffer("item_place", item_place, persistent=False)
+
+    def forward(self, entities: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Return states of entities, and vectors of all items."""
+        of_items = self._states_of_items(own.device)
+        places = self.place_of[entities]
+        is_other = places >= self.n_rows
+        others, row = torch.unique(places[is_other], return_inverse=True)
+        known = (
+            [of_items, self._states(self.tensors.block(others.tolist()).to(own.device))] if len(others) else [of_items]
+        )
+        known.append(of_items.new_zeros(1, of_items.shape[1]))
+        rows = places.masked_scatter(is_other, row + self.n_rows)  # -1, nobody's place, is the last row
+        return torch.cat(known)[rows], own + of_items[self.item_place]
+
+    def _states_of_items(self, device: torch.device) -> Tensor:
+        if self._items.rows.device != device:
+            self._items = self._items.to(device)
+        # Its rows and columns are runs of the table: slices cost less than look-ups, forwards and backwards.
+        first = len(self.vectors) - len(self._items.columns)
+        return cast("Tensor", self.convolution(self.vectors[: self.n_rows], self.vectors[first:], self._items))
+
+    def _states(self, block: Block) -> Tensor:
+        return cast("Tensor", self.convolution(self.vectors[block.rows], self.vectors[block.columns], block))
+
+
+def _near_items(graph: ItemGraph) -> tuple[NDArray[np.int64], int]:
+    """Return items' entities and their neighbours, and how many are items' entities.
+
+    First those items' entities that are no neighbour of one, then those that are, then the other neighbours.
+    """
+    items = np.unique(graph.item_entities).astype(np.int64)
+    is_item = np.zeros(graph.n_entities, bool)
+    is_item[items] = True
+    head, _, tail = graph.edges.astype(np.int64).T
+    neighbours = np.unique(np.concatenate([tail[is_item[head]], head[is_item[tail]]]))
+    is_neighbour = np.zeros(graph.n_entities, bool)
+    is_neighbour[neighbours] = True
+    ordered = [items[~is_neighbour[items]], items[is_neighbour[items]], neighbours[~is_item[neighbours]]]
+    return np.concatenate(ordered), len(items)
+
+
+def _edges_among(graph: ItemGraph, place_of: NDArray[np.int64], n_nodes: int) -> GraphTensors:
+    """Return the edges whose both ends have a place, both ways."""
+    head, relation, tail = graph.edges.astype(np.int64).T
+    head, tail = place_of[head], place_of[tail]
+    kept = (head >= 0) & (tail >= 0)
+    head, relation, tail = head[kept], relation[kept], tail[kept]
+    both = np.concatenate([relation, relation + graph.n_relations])
+    ends = np.concatenate([head, tail]), np.concatenate([tail, head])
+    return GraphTensors(n_nodes, *ends, both, 2 * graph.n_relations if len(head) else 0)
+
+
 def build_entities(graph: ItemGraph, settings: BackboneSettings) -> EntityVectors:
     """Return the vectors that ``backbone.graph`` asks for."""
     if settings.graph == "none":
         return EntityVectors()
-    return EntityTable(graph, settings.dim)
+    if settings.graph == "embedding":
+        return EntityTable(graph, settings.dim)
+    return EntityGraph(graph, settings)

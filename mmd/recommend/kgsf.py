@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from mmd.recommend.attention import Attention, FeedForward, KeysValues, sinusoids
+from mmd.recommend.attention import (
+    Attention,
+    Dropout,
+    FeedForward,
+    KeysValues,
+    Norm,
+    Pooling,
+    bias_of,
+    causal_bias,
+    sinusoids,
+)
 from mmd.recommend.backbone import Backbone, DecoderState
 from mmd.recommend.batches import DialogueBatch
 
@@ -23,27 +33,23 @@ if TYPE_CHECKING:
     from mmd.recommend.vocabulary import TokenSpace
 
 
-_NEVER = -1e9
-"""Score of what is not there; finite, since a row may have nothing at all."""
-
-
 @dataclass(frozen=True)
 class Memory:
     """What contexts amount to.
 
     Attributes:
         words: keys and values of the context's tokens, a layer each.
-        word_mask: bool (B, 1, 1, S).
+        word_bias: float32 (B, 1, 1, S), very low at padding.
         entities: keys and values of the context's entities and of nobody, a layer each.
-        entity_mask: bool (B, 1, 1, n + 1).
+        entity_bias: float32 (B, 1, 1, n + 1).
         user: (B, dim), the entities and the words, each pooled.
         items: (n_items, dim), the items' vectors.
     """
 
     words: tuple[KeysValues, ...]
-    word_mask: Tensor
+    word_bias: Tensor
     entities: tuple[KeysValues, ...]
-    entity_mask: Tensor
+    entity_bias: Tensor
     user: Tensor
     items: Tensor
 
@@ -61,9 +67,9 @@ class KgsfState(DecoderState):
         memory = self.memory
         chosen = Memory(
             _rows(memory.words, rows),
-            memory.word_mask[rows],
+            memory.word_bias[rows],
             _rows(memory.entities, rows),
-            memory.entity_mask[rows],
+            memory.entity_bias[rows],
             memory.user[rows],
             memory.items,
         )
@@ -74,35 +80,21 @@ def _rows(layers: tuple[KeysValues, ...], rows: Tensor) -> tuple[KeysValues, ...
     return tuple((keys[rows], values[rows]) for keys, values in layers)
 
 
-class Pooling(nn.Module):
-    """Attention that makes one vector of several: softmax(tanh(hA)b)·h. Source: KBRD (Chen et al. 2019), §3.2."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.score = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, 1, bias=False))
-
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Return (B, dim) of (B, n, dim), bool (B, n); zero where there is nothing to pool."""
-        scores = self.score(states).squeeze(-1).float().masked_fill(~mask, _NEVER)
-        weights = scores.softmax(dim=-1) * mask
-        return cast("Tensor", (weights[..., None] * states).sum(dim=1))
-
-
 class EncoderLayer(nn.Module):
     """Attention among the context's tokens, then a feed-forward part."""
 
     def __init__(self, settings: BackboneSettings) -> None:
         super().__init__()
         dim, dropout = settings.dim, settings.dropout
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
+        self.norms = nn.ModuleList(Norm(dim) for _ in range(2))
         self.attention = Attention(dim, settings.heads)
         self.feed = FeedForward(dim, settings.hidden, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Return (B, S, dim); mask is bool (B, 1, 1, S)."""
+    def forward(self, states: Tensor, bias: Tensor) -> Tensor:
+        """Return (B, S, dim); the bias is (B, 1, 1, S)."""
         normed = self.norms[0](states)
-        states = states + self.dropout(self.attention(normed, self.attention.keys_values(normed), mask))
+        states = states + self.dropout(self.attention(normed, self.attention.keys_values(normed), bias))
         return cast("Tensor", states + self.dropout(self.feed(self.norms[1](states))))
 
 
@@ -112,10 +104,10 @@ class DecoderLayer(nn.Module):
     def __init__(self, settings: BackboneSettings) -> None:
         super().__init__()
         dim, dropout = settings.dim, settings.dropout
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(4))
+        self.norms = nn.ModuleList(Norm(dim) for _ in range(4))
         self.said, self.entities, self.words = (Attention(dim, settings.heads) for _ in range(3))
         self.feed = FeedForward(dim, settings.hidden, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, states: Tensor, memory: Memory, layer: int, before: KeysValues | None = None
@@ -132,10 +124,12 @@ class DecoderLayer(nn.Module):
         said = self.said.keys_values(normed)
         if before is not None:
             said = (torch.cat([before[0], said[0]], dim=2), torch.cat([before[1], said[1]], dim=2))
-        states = states + self.dropout(self.said(normed, said, causal=before is None))
-        found = self.entities(self.norms[1](states), memory.entities[layer], memory.entity_mask)
+        # One state alone, or states that each look at what came before them.
+        bias = causal_bias(states.shape[1], states.device) if before is None else memory.word_bias.new_zeros(1, 1, 1, 1)
+        states = states + self.dropout(self.said(normed, said, bias))
+        found = self.entities(self.norms[1](states), memory.entities[layer], memory.entity_bias)
         states = states + self.dropout(found)
-        found = self.words(self.norms[2](states), memory.words[layer], memory.word_mask)
+        found = self.words(self.norms[2](states), memory.words[layer], memory.word_bias)
         states = states + self.dropout(found)
         return states + self.dropout(self.feed(self.norms[3](states))), said
 
@@ -168,30 +162,30 @@ class KgsfBackbone(Backbone[Memory]):
         self.entities = build_entities(graph, settings)
         self.encoder = nn.ModuleList(EncoderLayer(settings) for _ in range(settings.layers))
         self.decoder = nn.ModuleList(DecoderLayer(settings) for _ in range(settings.layers))
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(dim) for name in ("context", "said", "entities")})
+        self.norms = nn.ModuleDict({name: Norm(dim) for name in ("context", "said", "entities")})
         self.nobody = nn.Parameter(torch.zeros(1, 1, dim))
         self.entity_pool, self.word_pool = Pooling(dim), Pooling(dim)
         self.copy = nn.Sequential(nn.Linear(2 * dim, dim), nn.GELU(), nn.Linear(dim, dim))
         self.bias = nn.Parameter(torch.zeros(self.space.size))
         self.item_bias = nn.Parameter(torch.zeros(self.space.n_items))
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout = Dropout(settings.dropout)
 
     def memory(self, batch: DialogueBatch) -> Memory:
         """Encode the contexts once."""
         entities, items = self.entities(batch.entities, self.own_items.weight)
-        word_mask = batch.context_mask[:, None, None, :]
+        word_bias = bias_of(batch.context_mask)[:, None, None, :]
         states = self._embed(batch.context, _from_the_end(batch.context_mask), items)
         for layer in self.encoder:
-            states = layer(states, word_mask)
+            states = layer(states, word_bias)
         states = self.norms["context"](states)
         known = torch.cat([self.nobody.expand(len(batch), 1, -1), self.norms["entities"](entities)], dim=1)
         somebody = torch.nn.functional.pad(batch.entity_mask, (1, 0), value=True)
         layers = [cast("DecoderLayer", layer) for layer in self.decoder]
         return Memory(
             words=tuple(layer.words.keys_values(states) for layer in layers),
-            word_mask=word_mask,
+            word_bias=word_bias,
             entities=tuple(layer.entities.keys_values(known) for layer in layers),
-            entity_mask=somebody[:, None, None, :],
+            entity_bias=bias_of(somebody)[:, None, None, :],
             user=self.entity_pool(entities, batch.entity_mask) + self.word_pool(states, batch.context_mask),
             items=items,
         )

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from mmd.recommend.attention import Pooling
 from mmd.recommend.batches import BatchMaker, DialogueBatch
 from mmd.recommend.graph import ItemGraph
-from mmd.recommend.kgsf import KgsfBackbone, Pooling
+from mmd.recommend.kgsf import KgsfBackbone
 from mmd.recommend.settings import BackboneSettings, ConversationSettings
 from mmd.recommend.types import Context, LinkedTurn, ResponseSample
 from mmd.recommend.words import WordTokenizer
@@ -28,7 +29,7 @@ GRAPH = ItemGraph(
     item_titles=("Alien", "", "Heat"),
     item_entities=np.array([0, 1, 2], dtype=np.int32),
 )
-GRAPHS = ("embedding", "none")
+GRAPHS = ("rgcn", "embedding", "none")
 
 
 def build(graph: str = "embedding", seed: int = 0, **more: float) -> KgsfBackbone:
