@@ -81,9 +81,10 @@ def names_of(label: str) -> list[str]:
 
 
 def item_names(graph: ItemGraph, item: int) -> list[str]:
-    """Return the names of an item, folded: its title, else its entity's label, and further titles; see names_of."""
+    """Return the names of an item, folded: its title, its entity's label and further titles; see names_of."""
     titles = (
-        graph.item_titles[item] or graph.entity_labels[graph.item_entities[item]],
+        graph.item_titles[item],
+        graph.entity_labels[graph.item_entities[item]],
         *(graph.item_aliases[item] if graph.item_aliases else ()),
     )
     return list(dict.fromkeys(name for title in titles for name in names_of(title)))
@@ -91,18 +92,40 @@ def item_names(graph: ItemGraph, item: int) -> list[str]:
 
 @dataclass
 class _Named:
-    """What shares a name."""
+    """What shares a name: ``items``, ``entities``, theirs among them, and the ``others`` that stand for no item."""
 
-    entities: dict[int, None] = field(default_factory=dict)
     items: dict[int, None] = field(default_factory=dict)
+    entities: dict[int, None] = field(default_factory=dict)
+    others: dict[int, None] = field(default_factory=dict)
+
+
+def _names(graph: ItemGraph, *, labels: bool) -> dict[str, _Named]:
+    """Return folded name → what it names; ``labels``: names of all entities, not of items alone."""
+    exact: defaultdict[str, _Named] = defaultdict(_Named)
+    shortened: defaultdict[str, _Named] = defaultdict(_Named)
+    for item, entity in enumerate(graph.item_entities.tolist()):
+        for name in item_names(graph, item):
+            exact[name].items[item] = None
+            exact[name].entities[entity] = None
+    stands_for = graph.item_of_entity.tolist()
+    for entity, label in enumerate(graph.entity_labels if labels else ()):
+        if stands_for[entity] < 0:
+            for number, name in enumerate(names_of(label)):
+                (shortened if number else exact)[name].others[entity] = None
+    for name, named in shortened.items():
+        if not exact[name].others:
+            exact[name].others |= named.others
+    for named in exact.values():
+        named.entities |= named.others
+    return exact
 
 
 class NameTable:
     """The names that are linked, found by one automaton (Aho and Corasick 1975) whatever their number.
 
     A name as the catalogue or the graph writes it goes before the same name without brackets: ``Comedy`` is the entity
-    of that label, not ``Comedy (album)``. An item's title without brackets (its year) counts as written out. A title of
-    one word ("Time", "Home", "2012") is a name only where the text has a capital letter.
+    of that label, not ``Comedy (album)``; a title without its year is as good as the title. A title of one word
+    ("Time", "Home", "2012") names the item only where the text has a capital letter.
 
     Args:
         graph: whose names.
@@ -112,22 +135,12 @@ class NameTable:
     def __init__(self, graph: ItemGraph, settings: GraphSettings) -> None:
         import ahocorasick_rs
 
-        exact: defaultdict[str, _Named] = defaultdict(_Named)
-        shortened: defaultdict[str, _Named] = defaultdict(_Named)
-        for item, entity in enumerate(graph.item_entities.tolist()):
-            for name in item_names(graph, item):
-                exact[name].items[item] = None
-                exact[name].entities[entity] = None
-        for entity, label in enumerate(graph.entity_labels if settings.link_text else ()):
-            for number, name in enumerate(names_of(label)):
-                (shortened if number else exact)[name].entities[entity] = None
-        linked = {
+        self._named = {
             name: named
-            for name, named in {**shortened, **exact}.items()
+            for name, named in _names(graph, labels=settings.link_text).items()
             if len(named.entities) <= settings.max_name_entities and is_telling(name, settings.min_name_chars)
         }
-        self._names = tuple(linked)
-        self._spans = tuple((tuple(named.items), tuple(named.entities)) for named in linked.values())
+        self._names = tuple(self._named)
         self._find = ahocorasick_rs.AhoCorasick(self._names).find_matches_as_indexes
 
     def __len__(self) -> int:
@@ -137,16 +150,18 @@ class NameTable:
     def find(self, text: str) -> list[Span]:
         """Return every whole-word occurrence of a name, overlapping ones included."""
         folded = fold(text)
-        found = (
-            (start, stop, self._names[index], *self._spans[index])
+        spans = (
+            self._span(text, start, stop, self._names[index])
             for index, start, stop in self._find(folded, overlapping=True)
             if whole_words(folded, start, stop)
         )
-        return [
-            Span(start, stop, items, entities, name)
-            for start, stop, name, items, entities in found
-            if not (items and _is_one_word(name)) or any(map(str.isupper, text[start:stop]))
-        ]
+        return [span for span in spans if span.entities]
+
+    def _span(self, text: str, start: int, stop: int, name: str) -> Span:
+        named = self._named[name]
+        if named.items and _is_one_word(name) and not any(map(str.isupper, text[start:stop])):
+            return Span(start, stop, (), tuple(named.others), name)
+        return Span(start, stop, tuple(named.items), tuple(named.entities), name)
 
 
 def _is_one_word(name: str) -> bool:

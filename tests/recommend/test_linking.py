@@ -29,6 +29,7 @@ TITLES = {
     "17": "红色马克杯",
     "18": "Straße nach Rom",
     "110": "Ocean's Eleven",
+    "19": "Romance (1999)",
 }
 LABELS = {
     "g1": "Comedy",
@@ -38,6 +39,7 @@ LABELS = {
     "p3": "Anna Lee (singer)",
     "d1": "The Who",
     "c1": "陶瓷",
+    "g3": "Romance",
     "m15": "Wonder Woman (film)",
 }
 
@@ -158,6 +160,8 @@ def test_where_it_states_none_a_title_is_a_mention(graph: ItemGraph, by_title: L
         ("it is up to you", []),
         ("what time is it?", []),  # a title of one word, in lower case
         ("I saw Time.", ["Time"]),
+        ("a romance", ["Romance"]),  # the genre alone, not the film
+        ("Romance", ["Romance (1999)", "Romance"]),
         ("wonder woman", ["Wonder Woman (film)"]),
         ("陶瓷杯", ["陶瓷"]),
         ("我要红色马克杯，陶瓷的", ["红色马克杯", "陶瓷"]),
