@@ -5,10 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from mmd.config import ServeSettings
 from mmd.errors import RequestError
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class ServiceClient:
@@ -39,6 +43,18 @@ class ServiceClient:
             RequestError: the service cannot be reached, or refuses.
         """
         return self._exchange("POST", path, json.dumps(body))
+
+    def ask(self, path: str, body: Mapping[str, Any], answer: type[M]) -> M:
+        """Return the answer to a JSON body, validated.
+
+        Raises:
+            RequestError: the service cannot be reached, refuses, or answers something else.
+        """
+        text = self.post(path, body)
+        try:
+            return answer.model_validate_json(text)
+        except ValidationError as err:
+            raise RequestError(f"{path}: not an answer ({err.error_count()} fields are wrong): {text[:300]}") from err
 
     def _exchange(self, method: str, path: str, body: str | None) -> str:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)

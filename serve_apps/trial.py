@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
@@ -21,6 +20,8 @@ from serve_apps.api import IntentResponse, PredictionOut, ReadyResponse
 from serve_apps.client import ServiceClient
 from serve_apps.examples import turns_in
 from serve_apps.trial_parts import Trial, print_turns
+from serve_apps.trial_recommend import find_questions as find_recommendations
+from serve_apps.trial_recommend import try_recommendation
 from serve_apps.trial_retrieval import K, find_questions, try_retrieval
 
 _RULES_SHOWN = 2
@@ -28,15 +29,16 @@ _RULES_SHOWN = 2
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """How the questions about intents, and those for the next turn, fared; nothing was asked of what is not served."""
+    """How the questions to each part fared; nothing was asked of what is not served."""
 
     intent: Trial
     retrieval: Trial
+    recommendation: Trial
 
     @property
     def all_answered(self) -> bool:
         """Whether every question got an answer."""
-        return self.intent.all_answered and self.retrieval.all_answered
+        return self.intent.all_answered and self.retrieval.all_answered and self.recommendation.all_answered
 
 
 def try_service(client: ServiceClient, store: ArtifactStore, count: int, console: Console) -> Trials:
@@ -54,7 +56,8 @@ def try_service(client: ServiceClient, store: ArtifactStore, count: int, console
         raise CorpusError(f"{ready.artifacts['corpus']}: has no labelled test dialogue to ask; ingest one that has.")
     images = {image.id: image for image in corpus.images(picture_ids(chosen))}
     samples = find_questions(chosen, corpus, store, ready) if "retrieval" in ready.answers else {}
-    intent = retrieval = Trial()
+    wanted = find_recommendations(chosen, store, ready) if "recommendation" in ready.answers else {}
+    intent = retrieval = recommendation = Trial()
     for number, dialogue in enumerate(chosen, start=1):
         console.rule(f"test dialogue {number} of {len(chosen)}", align="left")
         print_turns(console, dialogue.turns)
@@ -63,8 +66,11 @@ def try_service(client: ServiceClient, store: ArtifactStore, count: int, console
                 intent += _try_intent(client, dialogue, task, truth, images, console)
         if sample := samples.get(dialogue.id):
             retrieval += try_retrieval(client, sample, images, console)
-    _print_summary(console, intent, retrieval, ready)
-    return Trials(intent, retrieval)
+        if question := wanted.get(dialogue.id):
+            recommendation += try_recommendation(client, question, images, console)
+    trials = Trials(intent, retrieval, recommendation)
+    _print_summary(console, trials, ready)
+    return trials
 
 
 def _try_intent(
@@ -83,11 +89,7 @@ def _try_intent(
 
 def _ask(client: ServiceClient, dialogue: Dialogue, task: str, images: Mapping[str, Image]) -> IntentResponse:
     turns = [turn.model_dump() for turn in turns_in(dialogue.turns, images)]
-    text = client.post("/v1/intent", {"task": task, "turns": turns})
-    try:
-        answer = IntentResponse.model_validate_json(text)
-    except ValidationError as err:
-        raise RequestError(f"/v1/intent: not an answer ({err.error_count()} fields are wrong): {text[:300]}") from err
+    answer = client.ask("/v1/intent", {"task": task, "turns": turns}, IntentResponse)
     if [p.task for p in answer.predictions] != [task]:
         raise RequestError(f"/v1/intent: asked {task!r}, answered {[p.task for p in answer.predictions]}.")
     return answer
@@ -115,12 +117,15 @@ def who_decided(prediction: PredictionOut) -> str:
     return f"{prediction.arm}, large model {prediction.mllm_share:.0%}" if pooled else prediction.arm
 
 
-def _print_summary(console: Console, intent: Trial, retrieval: Trial, ready: ReadyResponse) -> None:
+def _print_summary(console: Console, trials: Trials, ready: ReadyResponse) -> None:
     console.rule(align="left")
     if "intent" in ready.answers:
-        console.print(summary(intent, "questions answered", "right"))
+        console.print(summary(trials.intent, "questions answered", "right"))
     if "retrieval" in ready.answers:
-        console.print(summary(retrieval, "searches answered", f"with the right one in the first {K}"))
+        console.print(summary(trials.retrieval, "searches answered", f"with the right one in the first {K}"))
+    if "recommendation" in ready.answers:
+        good = f"with the agent's product in the first {K}, or none where the agent named none"
+        console.print(summary(trials.recommendation, "replies given", good))
     console.print("answered by " + ", ".join(ready.artifacts.values()), markup=False, soft_wrap=True)
     for problem in ready.degraded:
         console.print(problem, style="yellow", markup=False, soft_wrap=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
@@ -46,7 +45,7 @@ def try_retrieval(client: ServiceClient, sample: Sample, images: Mapping[str, Im
     known = [turn.model_dump() for turn in turns_in(sample.query.turns, images)]
     started = time.perf_counter()
     try:
-        answer = _ask(client, known)
+        answer = client.ask("/v1/retrieve", {"turns": known, "k": K}, RetrieveResponse)
     except RequestError as err:
         console.print(f"  → nothing found: {err}", style="red", markup=False, soft_wrap=True)
         return Trial(asked=1)
@@ -60,11 +59,3 @@ def try_retrieval(client: ServiceClient, sample: Sample, images: Mapping[str, Im
         title = escape((hit.title or hit.text).replace("\n", " ")[:_WORDS_SHOWN])
         console.print(Padding(f"{hit.score:.3f} {hit.modality}: {title}", (0, 0, 0, 6)), style="green")
     return Trial(1, int(bool(ranks)), int(bool(answer.degraded)), (latency_ms,))
-
-
-def _ask(client: ServiceClient, turns: Sequence[Mapping[str, object]]) -> RetrieveResponse:
-    text = client.post("/v1/retrieve", {"turns": turns, "k": K})
-    try:
-        return RetrieveResponse.model_validate_json(text)
-    except ValidationError as err:
-        raise RequestError(f"/v1/retrieve: not an answer ({err.error_count()} fields are wrong): {text[:300]}") from err

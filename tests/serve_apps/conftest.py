@@ -306,6 +306,16 @@ def student_store(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
+def full_store(retrieval_store: Path, student_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the full backend answers from."""
+    folder = tmp_path_factory.mktemp("full") / "store"
+    shutil.copytree(retrieval_store, folder)
+    for kind in ("graph", "student"):
+        shutil.copytree(student_store / kind, folder / kind)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def make_student() -> Callable[..., Artifact]:
     return write_student
 

@@ -28,12 +28,14 @@ from mmd.errors import ConfigError, RequestError
 from mmd.intent.engine import IntentEngine, IntentQuery
 from mmd.intent.online import OnlineExtractors, OnlineFeatures
 from mmd.intent.rulebase import RuleBase
+from mmd.recommend.online import RecommendQuery
 from mmd.schema import DIALOGUES, Dialogue, Turn
 from serve_apps.api import ApiError
 from serve_apps.app import AppArgs, build, refs_from
 from serve_apps.examples import data_url
 from serve_apps.ingress import HandleBackend
 from serve_apps.intent import IntentReplica
+from serve_apps.replica import Refused
 from serve_apps.run import check_artifacts, check_port, main
 
 CONFIG = Path(__file__).resolve().parents[2] / "serve_apps" / "serve_config.yaml"
@@ -234,7 +236,7 @@ class Handle:
 
 
 def call(*failures: Exception | float) -> Any:
-    return asyncio.run(HandleBackend(Handle(*failures), Handle(), 0.05).tasks())  # type: ignore[arg-type]
+    return asyncio.run(HandleBackend(Handle(*failures), Handle(), Handle(), 0.05).tasks())  # type: ignore[arg-type]
 
 
 def test_a_dying_replica_costs_a_retry_not_the_request():
@@ -255,6 +257,55 @@ def test_a_full_queue_is_429_and_a_late_answer_504():
     with pytest.raises(ApiError) as late:
         call(1.0)
     assert late.value.status == 504
+
+
+class Streaming:
+    """Stands where the handle of a stream stands: pieces, then a failure."""
+
+    def __init__(self, *pieces: Any) -> None:
+        self._pieces = list(pieces)
+        self.cancelled = False
+        self.stream = self
+
+    def options(self, *, stream: bool) -> Streaming:
+        assert stream
+        return self
+
+    def remote(self, _: RecommendQuery) -> Streaming:
+        return self
+
+    async def __anext__(self) -> Any:
+        if not self._pieces:
+            raise StopAsyncIteration
+        piece = self._pieces.pop(0)
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def test_a_stream_that_fails_is_told_as_other_failures_are_and_given_up():
+    from ray.exceptions import RayActorError
+    from ray.serve.exceptions import BackPressureError
+
+    full = BackPressureError(num_queued_requests=9, max_queued_requests=8)
+    unknown = Refused(400, "unknown_item", "there is none")
+
+    async def collect(*pieces: Any) -> tuple[list[Any], int, bool]:
+        handle, found = Streaming(*pieces), []
+        try:
+            async for piece in HandleBackend(Handle(), Handle(), handle, 1).stream(RecommendQuery("r", ())):  # type: ignore[arg-type]
+                found.append(piece)  # noqa: PERF401 (what came before a failure is looked at)
+        except ApiError as err:
+            return found, err.status, handle.cancelled
+        return found, 200, handle.cancelled
+
+    assert asyncio.run(collect("a", "b")) == (["a", "b"], 200, True)
+    assert asyncio.run(collect(full)) == ([], 429, True)
+    assert asyncio.run(collect(unknown)) == ([], 400, True)
+    assert asyncio.run(collect("a", RayActorError())) == (["a"], 503, True)
 
 
 def test_the_builder_refuses_unknown_arguments():
@@ -295,13 +346,14 @@ def test_the_deploy_file_is_valid_and_names_the_builder():
     (app,) = parsed.applications
     assert app.import_path == "serve_apps.app:build"
     assert AppArgs.model_validate(app.args).corpus == "shop"
-    assert [deployment.name for deployment in app.deployments] == ["intent", "retrieval"]
+    assert [deployment.name for deployment in app.deployments] == ["intent", "retrieval", "recommendation"]
 
 
 def test_references_find_their_role():
-    intent, retrieval = refs_from(["adapter/shop@1", "gate/shop@2", "index/shop@3"])
+    intent, retrieval, student = refs_from(["adapter/shop@1", "gate/shop@2", "index/shop@3", "student/shop@4"])
     assert intent.given() == {"adapter": "adapter/shop@1", "gate": "gate/shop@2"}
     assert retrieval.given() == {"index": "index/shop@3"}
+    assert student.given() == {"student": "student/shop@4"}
     with pytest.raises(RequestError, match="report/x"):
         refs_from(["report/x@1"])
 

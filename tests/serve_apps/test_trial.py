@@ -14,14 +14,16 @@ from rich.console import Console
 
 from mmd.artifacts import ArtifactStore
 from mmd.config import ServeSettings
+from mmd.corpora.store import Corpus
 from mmd.errors import CorpusError, RequestError
 from mmd.intent.engine import IntentEngine
 from mmd.intent.showcase import choose_dialogues
 from mmd.schema import Dialogue, Turn
-from serve_apps.api import PredictionOut
+from serve_apps.api import PredictionOut, ReadyResponse
 from serve_apps.client import ServiceClient
 from serve_apps.run import build_parser
 from serve_apps.trial import Trial, Trials, try_service, who_decided
+from serve_apps.trial_recommend import Question, find_questions
 
 
 def attempt(store: Path, port: int, count: int) -> tuple[Trials, str]:
@@ -68,7 +70,7 @@ def test_what_is_not_answered_is_told_and_counted(
     backend.failure = RuntimeError("broken")
     serving(backend, ServeSettings(), port)
     trial, printed = attempt(tiny_store, port, 2)
-    assert trial == Trials(Trial(asked=2, right=0, degraded=0, latencies_ms=()), Trial())
+    assert trial == Trials(Trial(asked=2, right=0, degraded=0, latencies_ms=()), Trial(), Trial())
     assert not trial.all_answered
     assert printed.count("no answer: 127.0.0.1:") == 2
     assert "HTTP 500" in printed
@@ -99,6 +101,7 @@ def test_retrieval_is_tried_where_it_is_served(
     full_backend: Any, retrieval_store: Path, serving: Callable[..., str], free_port: Callable[[], int]
 ):
     """With intents, and alone."""
+    full_backend.recommender = None
     port = free_port()
     serving(full_backend, ServeSettings(), port)
     both, printed = attempt(retrieval_store, port, 3)
@@ -112,6 +115,47 @@ def test_retrieval_is_tried_where_it_is_served(
     assert alone.all_answered
     assert (alone.intent.asked, alone.retrieval.asked) == (0, 3)
     assert "intent: rulebase/tiny" in printed
+
+
+def test_recommendation_is_tried_where_it_is_served(
+    full_backend: Any, full_store: Path, serving: Callable[..., str], free_port: Callable[[], int]
+):
+    """With the other parts, each of its questions printed with a verdict; and what is refused is counted."""
+    port = free_port()
+    serving(full_backend, ServeSettings(), port)
+    trials, printed = attempt(full_store, port, 6)
+    trial = trials.recommendation
+    assert trials.all_answered
+    assert 0 < trial.asked <= 6
+    assert printed.count("the student says") == trial.asked
+    assert printed.count("right product at rank") + printed.count("as by the agent") == trial.right
+    assert f"{trial.asked} of {trial.asked} replies given" in printed
+    full_backend.failure = RuntimeError("broken")
+    broken, printed = attempt(full_store, port, 2)
+    assert not broken.all_answered
+    assert printed.count("no reply: 127.0.0.1:") == broken.recommendation.asked
+
+
+def test_of_a_dialogue_the_last_turn_that_names_a_product_is_asked_for(student_store: Path):
+    ready = ReadyResponse(
+        status="ready",
+        answers=("recommendation",),
+        modalities=(),
+        degraded=(),
+        rejected_update=None,
+        artifacts={"graph": ArtifactStore(str(student_store)).open("graph/tiny").ref},
+    )
+    store = ArtifactStore(str(student_store))
+    item = next(iter(Corpus(store.open("corpus/tiny")).items()))
+    turns = (
+        Turn("agent", "hello", (), (item,)),
+        Turn("user", "hi"),
+        Turn("agent", "this", (), (item,)),
+        Turn("agent", "?"),
+    )
+    plain = Dialogue("b", "s", "test", (Turn("user", "hi"), Turn("agent", "hello"), Turn("agent", "yes?")))
+    questions = find_questions([Dialogue("a", "s", "test", turns), plain], store, ready)
+    assert questions == {"a": Question(turns[:2], (item,)), "b": Question(plain.turns[:2], ())}
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many"])
