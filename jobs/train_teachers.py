@@ -44,13 +44,14 @@ from mmd.recommend.training import StepPlan, TrainState, put_finished
 if TYPE_CHECKING:
     from mmd.recommend.runs import Ground
 
+PARTS = ("conversations", "recommender", "backbone", "dialogue")
 RUNS: tuple[What, ...] = ("recommender", "dialogue")
 
 
 def run(context: JobContext) -> Artifact:
     """Write teacher/NAME unless the same was trained before."""
     inputs = {"graph": context.open("graph")}
-    settings = trained_settings(context.config, "conversations", "recommender", "backbone", "dialogue")
+    settings = trained_settings(context.config, *PARTS)
     seeds = {"teacher": context.config.seed}
     version = version_for("teacher", settings, inputs, seeds)
     place = RunPlace(context.scratch(".train"), f"train_teachers-{context.name}-{version}")

@@ -58,6 +58,7 @@ class StepSettings(Settings):
     """An optimisation."""
 
     epochs: float = Field(default=8.0, gt=0, description="Passes over the training samples.")
+    min_steps: int = Field(default=300, ge=0, description="Steps at least; a small corpus is passed more often then.")
     batch: int = Field(default=64, ge=1, description="Samples a step, over all workers.")
     learning_rate: float = Field(default=1e-3, gt=0, description="Peak rate.")
     warmup: float = Field(default=0.05, ge=0, lt=1, description="Share of steps over which the rate rises.")
@@ -89,7 +90,9 @@ class RecommenderSettings(Settings):
     targets: Literal["all", "novel"] = Field(
         default="all", description="all: every mention is a training sample; novel: first mentions alone."
     )
-    steps: StepSettings = Field(default_factory=lambda: StepSettings(batch=512, learning_rate=3e-3, epochs=7))
+    steps: StepSettings = Field(
+        default_factory=lambda: StepSettings(batch=512, learning_rate=3e-3, epochs=7, min_steps=150)
+    )
 
 
 class BackboneSettings(Settings):

@@ -123,7 +123,7 @@ class StepPlan:
     @cached_property
     def total_steps(self) -> int:
         """Steps of the whole run, at least 1."""
-        return max(1, round(self.settings.epochs * self.samples / self.batch))
+        return max(1, self.settings.min_steps, round(self.settings.epochs * self.samples / self.batch))
 
     def step_samples(self, step: int) -> Indices:
         """Return the indices of a step's samples, over all workers; shape (batch,)."""
@@ -158,8 +158,12 @@ class StepPlan:
         return cosine_rate(step, self.total_steps, self.settings.learning_rate, self.settings.warmup)
 
     def is_due(self, step: int) -> bool:
-        """Say whether, after ``step`` steps, it is time to validate: as often as the settings say, and at the end."""
-        every = self.settings.validate_every
+        """Say whether, after ``step`` steps, it is time to validate: as often as the settings say, and at the end.
+
+        A run that ``min_steps`` makes longer is judged as often as it would be without.
+        """
+        stretch = self.epoch(self.total_steps) / self.settings.epochs
+        every = self.settings.validate_every * max(1.0, stretch)
         return step == self.total_steps or passes_multiple(self.epoch(step - 1), self.epoch(step), every)
 
 

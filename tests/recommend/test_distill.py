@@ -16,7 +16,7 @@ from mmd.recommend.settings import DistillSettings, StepSettings
 from mmd.recommend.teachers import DialogueTask, targets_of
 from mmd.recommend.training import Training
 
-STEPS = StepSettings(epochs=30, batch=6, learning_rate=3e-3, warmup=0.0, patience=0, validate_every=10)
+STEPS = StepSettings(min_steps=0, epochs=30, batch=6, learning_rate=3e-3, warmup=0.0, patience=0, validate_every=10)
 
 
 def outputs_of(toy: Any, settings: DistillSettings, seed: int = 9) -> TeacherOutputs:

@@ -15,7 +15,7 @@ from mmd.recommend.settings import StepSettings
 from mmd.recommend.training import StepPlan, Training
 
 Row = tuple[tuple[float, ...], float]
-STEPS = StepSettings(epochs=4, batch=8, learning_rate=0.1, warmup=0.0, weight_decay=0.0, patience=0)
+STEPS = StepSettings(min_steps=0, epochs=4, batch=8, learning_rate=0.1, warmup=0.0, weight_decay=0.0, patience=0)
 
 
 def rows(count: int = 40) -> list[Row]:
@@ -54,7 +54,7 @@ class LongPlane(Plane):
 
 
 def test_a_step_takes_each_sample_once_an_epoch():
-    plan = StepPlan(20, StepSettings(epochs=2, batch=5), seed=3)
+    plan = StepPlan(20, StepSettings(min_steps=0, epochs=2, batch=5), seed=3)
     assert plan.total_steps == 8
     for epoch in range(2):
         seen = np.concatenate([plan.step_samples(step) for step in range(4 * epoch, 4 * epoch + 4)])
@@ -63,14 +63,14 @@ def test_a_step_takes_each_sample_once_an_epoch():
 
 
 def test_no_sample_is_dropped_where_batches_do_not_divide_epochs():
-    plan = StepPlan(7, StepSettings(epochs=3, batch=3), seed=0)
+    plan = StepPlan(7, StepSettings(min_steps=0, epochs=3, batch=3), seed=0)
     seen = np.concatenate([plan.step_samples(step) for step in range(plan.total_steps)])
     assert np.bincount(seen).tolist() == [3] * 7
 
 
 def test_batches_of_like_lengths_hold_every_sample_and_pad_less():
     lengths = tuple(int(n) for n in np.random.default_rng(0).integers(1, 100, 640))
-    settings = StepSettings(epochs=2.5, batch=10)
+    settings = StepSettings(min_steps=0, epochs=2.5, batch=10)
     plain, sorted_ = StepPlan(640, settings, 1), StepPlan(640, settings, 1, lengths)
     padding = {}
     for plan in (plain, sorted_):
@@ -84,7 +84,7 @@ def test_batches_of_like_lengths_hold_every_sample_and_pad_less():
 
 
 def test_workers_share_a_step_without_loss_or_overlap():
-    plan = StepPlan(20, StepSettings(batch=7), seed=0)
+    plan = StepPlan(20, StepSettings(min_steps=0, batch=7), seed=0)
     shares = [plan.own_samples(2, rank, 3) for rank in range(3)]
     assert sorted(np.concatenate(shares).tolist()) == sorted(plan.step_samples(2).tolist())
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -106,7 +106,7 @@ def test_the_loss_is_the_mean_over_units():
 
 def test_it_learns_and_keeps_the_best_weights():
     task = Plane()
-    loop = Training(task, rows(), StepSettings(epochs=40, batch=8, learning_rate=0.1, patience=0), seed=0)
+    loop = Training(task, rows(), StepSettings(min_steps=0, epochs=40, batch=8, learning_rate=0.1, patience=0), seed=0)
     reports: list[dict] = []
     loop.train(reports.append)
     loop.take_best()

@@ -1,0 +1,291 @@
+"""train_teachers and distill: the job against the plain call, resumed against uninterrupted, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+
+from jobs import build_graph, distill, train_teachers
+from jobs.glue.entry import JobContext
+from jobs.glue.outputs import OutputsPlan, OutputsWriter, parts_of, write_outputs
+from jobs.glue.recommend import RecommendJob, event_rows, read_outputs, trained_settings
+from jobs.glue.train import RunPlace
+from mmd import schema
+from mmd.artifacts import Artifact, ArtifactStore
+from mmd.config import AppConfig, build_config
+from mmd.errors import ArtifactError, ConfigError
+from mmd.recommend.conversations import Conversations
+from mmd.recommend.recommender import save_recommender
+from mmd.recommend.runs import (
+    Ground,
+    dialogue_task,
+    new_talker,
+    ranked_mentions,
+    recommender_task,
+    speaker_of,
+    student_talker,
+    student_task,
+)
+from mmd.recommend.saving import DIALOGUE, load_student, save_talker
+from mmd.recommend.training import Training, TrainState
+from mmd.schema import Dialogue, Item, Turn
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "films"
+FILMS = 12
+
+
+def write_corpus(store: ArtifactStore) -> Artifact:
+    """60 dialogues of four turns, 12 of them for tests; the last answer names the film after the one that is liked."""
+    dialogues = []
+    for i in range(60):
+        turns = (
+            Turn("user", f"hello, I liked @{i % FILMS}", item_ids=(f"{i % FILMS}",)),
+            Turn("agent", "what do you like of it?"),
+            Turn("user", "the music" if i % 2 else "the end"),
+            Turn("agent", f"then see @{(i + 1) % FILMS}", item_ids=(f"{(i + 1) % FILMS}",)),
+        )
+        dialogues.append(Dialogue(f"d{i}", "films", "test" if i % 5 == 4 else "train", turns))
+    with store.write("corpus", NAME, settings={}) as writer:
+        writer.write_json("tasks.json", {})
+        rows = [schema.dialogue_to_row(d) for d in dialogues]
+        writer.write_table("dialogues", pa.Table.from_pylist(rows, schema=schema.DIALOGUES), rows_per_shard=17)
+        rows = [schema.item_to_row(Item(f"{i}", f"Film {i}")) for i in range(FILMS)]
+        writer.write_table("items", pa.Table.from_pylist(rows, schema=schema.ITEMS))
+    return store.open(f"corpus/{NAME}")
+
+
+STEPS = {"epochs": 4, "batch": 8, "patience": 0, "warmup": 0.0, "min_steps": 0}
+SMALL: dict[str, Any] = {
+    "conversations": {"min_word_count": 1, "validation_fraction": 0.2},
+    "recommender": {"dim": 8, "bases": 2, "dropout": 0.0, "steps": STEPS},
+    "backbone": {"dim": 16, "layers": 1, "hidden": 32, "dropout": 0.0, "graph": "embedding"},
+    "dialogue": STEPS,
+    "student": STEPS,
+    "train": {"threads": 1, "checkpoint_every": 5, "dtype": "float32"},
+}
+
+
+def make_config(store: Path, **changes: Any) -> AppConfig:
+    recommend = {key: {**value, **changes.get(key, {})} for key, value in SMALL.items()}
+    recommend |= {key: value for key, value in changes.items() if key not in SMALL}
+    return build_config(
+        {
+            "store": str(store),
+            "data": {"corpus": {"name": NAME}},
+            "models": {"device": "cpu"},
+            "recommend": recommend,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with corpus, graph and untrained teachers."""
+    folder = tmp_path_factory.mktemp("films")
+    config = make_config(folder)
+    store = ArtifactStore(str(folder))
+    write_corpus(store)
+    graph = build_graph.run(JobContext(config))
+    ground = ground_of(config, graph)
+    talker = new_talker(ground)
+    settings = trained_settings(config, *train_teachers.PARTS)
+    with store.write("teacher", NAME, settings=settings, inputs={"graph": graph}, seeds={"teacher": 0}) as writer:
+        save_recommender(writer, recommender_task(ground).model)
+        save_talker(writer, DIALOGUE, talker, ground.graph)
+    return folder
+
+
+def ground_of(config: AppConfig, graph: Artifact) -> Ground:
+    return Ground(Conversations(graph), config.recommend, config.seed, config.models, config.seed)
+
+
+def job_of(config: AppConfig, folder: str | None = None) -> RecommendJob:
+    store = ArtifactStore(config.store)
+    inputs = {role: store.open(f"{role}/{NAME}").ref for role in ("graph", "teacher")}
+    return RecommendJob("student", config, config.store, inputs, folder)
+
+
+def test_how_a_run_is_spread_does_not_change_what_it_makes(tmp_path: Path):
+    one, other = make_config(tmp_path), make_config(tmp_path, train={"workers": 2, "threads": 3, "max_failures": 0})
+    assert trained_settings(one, "student") == trained_settings(other, "student")
+    rounded = make_config(tmp_path, train={"dtype": "bfloat16"})
+    assert trained_settings(one, "student") != trained_settings(rounded, "student")
+
+
+def test_parts_of_the_outputs_are_what_the_teachers_say_plainly(ready: Path, tmp_path: Path):
+    job = job_of(make_config(ready))
+    ground = job.ground()
+    speaker, maker = speaker_of(ground, job.open("teacher"))
+    place = RunPlace(str(tmp_path), "outputs")
+    write_outputs(OutputsPlan(job, place.path), place, ground, maker)
+    outputs = read_outputs(place.path)
+    samples = ground.responses.train
+    assert outputs.index.keys() == {sample.id for sample in samples}
+    for sample in samples[:5]:
+        [alone] = speaker([sample])["masses"].to_pylist()
+        np.testing.assert_allclose(outputs.mass_of(sample.id), alone, atol=1e-6)
+    made = {path: path.stat().st_mtime_ns for path in Path(place.path).glob("*.parquet")}
+    OutputsWriter(OutputsPlan(job, place.path)).write(0)
+    assert {path: path.stat().st_mtime_ns for path in made} == made  # what is there is not made again
+    assert sum(len(batch) for part in parts_of(ground, maker) for batch in part) == len(samples)
+
+
+def test_a_student_of_another_vocabulary_is_refused(ready: Path):
+    config = make_config(ready, conversations={"min_word_count": 30})
+    job = job_of(config)
+    with pytest.raises(ArtifactError, match=r"vocabulary mismatch: teacher/films@\w+ has \d+ words"):
+        student_talker(job.ground(), job.open("teacher"))
+
+
+def test_a_student_of_another_shape_cannot_start_as_its_teacher(ready: Path):
+    wider = {"dim": 24}
+    job = job_of(make_config(ready, backbone=wider, distill={"start": "teacher"}))
+    with pytest.raises(ConfigError, match="start to scratch"):
+        student_talker(job.ground(), job.open("teacher"))
+    job = job_of(make_config(ready, backbone=wider, distill={"start": "scratch"}))
+    assert student_talker(job.ground(), job.open("teacher")).backbone.settings.dim == 24
+
+
+def test_a_student_that_starts_as_its_teacher_says_the_same(ready: Path):
+    import torch
+
+    job = job_of(make_config(ready, distill={"start": "teacher"}))
+    ground = job.ground()
+    ground = replace(ground, seed=5)
+    student = student_talker(ground, job.open("teacher"))
+    speaker, maker = speaker_of(ground, job.open("teacher"))
+    samples = ground.responses.validation[:3]
+    rows = speaker(samples)
+    batch = maker(samples)
+    with torch.no_grad():
+        probs = student.backbone.eval().token_logits(batch).softmax(1)
+    mass = probs[:, student.tokenizer.space.items].sum(1)
+    flat = np.concatenate([np.array(found) for found in rows["masses"].to_pylist()])
+    np.testing.assert_allclose(mass.numpy(), flat, atol=1e-6)
+
+
+def test_the_validation_part_of_a_student_is_its_teachers(ready: Path):
+    config = make_config(ready).model_copy(update={"seed": 3})
+    job = job_of(config)
+    plain = ground_of(make_config(ready), job.open("graph"))
+    assert job.ground().responses.validation == plain.responses.validation
+    assert not {s.dialogue_id for s in plain.responses.train} & {s.dialogue_id for s in plain.responses.validation}
+    assert {s.split for s in plain.responses.train} == {"train"}
+
+
+def test_losses_and_judgements_are_scalars_of_their_step():
+    history = [{"step": 1, "epoch": 0.5, "loss": 2.0, "rate": 0.1, "norm": 1.0}]
+    state = TrainState(1, history, [{"step": 1, "epoch": 0.5, "score": -2.0}], 1)
+    assert list(event_rows(state)) == [
+        (1, {"train/loss": 2.0, "train/rate": 0.1, "train/norm": 1.0}),
+        (1, {"validation/score": -2.0}),
+    ]
+
+
+# ---------------------------------------------------------------- jobs
+
+
+def losses(artifact: Artifact, what: str) -> list[float]:
+    return [row["loss"] for row in artifact.read_json("training.json")[what]["history"]]
+
+
+def plain_losses(loop: Training[Any]) -> list[float]:
+    loop.train()
+    return [row["loss"] for row in loop.state.history]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_jobs_learn_what_plain_calls_learn(tmp_path: Path, ray_local: None, workers: int):
+    """Differences come from the order of sums."""
+    config = make_config(tmp_path, train={"workers": workers})
+    write_corpus(ArtifactStore(str(tmp_path)))
+    context = JobContext(config)
+    graph = build_graph.run(context)
+    teacher = train_teachers.run(context)
+    ground = ground_of(config, graph)
+    mentions = Training(recommender_task(ground), ranked_mentions(ground), config.recommend.recommender.steps, 0)
+    assert losses(teacher, "recommender") == pytest.approx(plain_losses(mentions), abs=1e-5)
+    words = Training(dialogue_task(ground, new_talker(ground)), ground.responses.train, config.recommend.dialogue, 0)
+    assert losses(teacher, "dialogue") == pytest.approx(plain_losses(words), abs=1e-5)
+
+    student = distill.run(context)
+    speaker, maker = speaker_of(ground, teacher)
+    parts = [speaker(batch) for part in parts_of(ground, maker) for batch in part]
+    from mmd.recommend.cache import TeacherOutputs
+
+    talker = student_talker(ground, teacher)
+    task = student_task(ground, talker, TeacherOutputs.from_tables(parts))
+    taught = Training(task, ground.responses.train, config.recommend.student, 0)
+    assert losses(student, "student") == pytest.approx(plain_losses(taught), abs=1e-4)
+    taught.take_best()
+    loaded = load_student(student, ground.graph).backbone.state_dict()
+    for name, weight in talker.backbone.state_dict().items():
+        assert (loaded[name] - weight).abs().max() < 1e-2, name
+    assert not [file for file in student.manifest.files if "recommender" in file or "dialogue" in file]
+    assert distill.run(context).manifest.created_unix_s == student.manifest.created_unix_s  # unchanged: skipped
+    assert not list((tmp_path / ".train").glob("distill-*"))  # checkpoints are gone
+
+
+JOB = "import sys; from jobs.glue.entry import main; from jobs.distill import run; sys.exit(main('x', '', run))"
+LONG = {"student": {**STEPS, "epochs": 60, "validate_every": 5}, "backbone": {"dropout": 0.2}}
+
+
+def start_job(store: Path, log: Path) -> subprocess.Popen[bytes]:
+    chosen = make_config(store, **LONG).recommend.model_dump(mode="json")
+    sets = [f"store={store}", f"data.corpus.name={NAME}", "models.device=cpu"]
+    for part in ("conversations", "backbone", "student", "train"):
+        sets += [f"recommend.{part}.{key}={json.dumps(value)}" for key, value in chosen[part].items()]
+    sets += ["recommend.distill.start=scratch"]
+    with log.open("ab") as handle:
+        return subprocess.Popen(
+            [sys.executable, "-c", JOB, *(part for each in sets for part in ("--set", each))],
+            cwd=ROOT,
+            stdout=handle,
+            stderr=handle,
+            start_new_session=True,
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(1200)
+def test_a_killed_run_ends_with_the_losses_of_an_uninterrupted_one(ready: Path):
+    """First the training worker is killed, then the driver; dropout is on."""
+    job = start_job(ready, ready / "log")
+    while not list(ready.glob(".train/*/run/checkpoint_*/state.json")):
+        assert job.poll() is None, (ready / "log").read_text()
+        time.sleep(0.1)
+    own = [p for p in psutil.Process(job.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    assert own
+    own[0].kill()
+    time.sleep(1)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    again = start_job(ready, ready / "log")
+    assert again.wait(900) == 0, (ready / "log").read_text()
+    config = make_config(ready, **LONG, distill={"start": "scratch"})
+    plan = job_of(config)
+    ground = plan.ground()
+    place = RunPlace(str(ready / "plain"), "outputs")
+    _, maker = speaker_of(ground, plan.open("teacher"))
+    write_outputs(OutputsPlan(plan, place.path), place, ground, maker)
+    task = student_task(ground, student_talker(ground, plan.open("teacher")), read_outputs(place.path))
+    whole = Training(task, ground.responses.train, config.recommend.student, 0)
+    found = losses(ArtifactStore(str(ready)).open(f"student/{NAME}"), "student")
+    assert found == pytest.approx(plain_losses(whole), abs=1e-5)
