@@ -76,8 +76,6 @@ class LinkRows:
         linker: to the item graph.
     """
 
-    requires = frozenset({"id", "source", "split", "turns", "labels", "meta"})
-
     def __init__(self, linker: Linker) -> None:
         self._linker = linker
         self.coverage = Coverage()

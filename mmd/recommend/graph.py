@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -112,14 +112,8 @@ class GraphCounts:
     edges_kept: int = 0
 
 
-@dataclass
-class _Tally:
-    """Counts while the graph is built."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def __setitem__(self, name: str, count: int) -> None:
-        self.counts[name] = count
+_Tally = dict[str, int]
+"""Fields of :class:`GraphCounts` while the graph is built."""
 
 
 def build_item_graph(graph: Graph, items: Mapping[str, Item], settings: GraphSettings) -> ItemGraph:
@@ -142,7 +136,7 @@ def build_counted(graph: Graph, items: Mapping[str, Item], settings: GraphSettin
             "the corpus has no items, so there is nothing to recommend; give a catalogue (docs/data.md says which "
             "readers have one) or switch this part off with --set recommend.enabled=false."
         )
-    tally = _Tally()
+    tally: _Tally = {}
     labels = {entity.id: entity.label for entity in graph.entities}
     entity_of = _links(graph.links, items, labels, tally)
     unlinked = [item for item in items.values() if item.id not in entity_of]
@@ -164,7 +158,7 @@ def build_counted(graph: Graph, items: Mapping[str, Item], settings: GraphSettin
         item_entities=np.array([entity_at[entity_of[item_id]] for item_id in items], np.int32),
         item_aliases=tuple(tuple(_aliases(item)) for item in items.values()),
     )
-    return built, GraphCounts(**tally.counts)
+    return built, GraphCounts(**tally)
 
 
 def _links(
