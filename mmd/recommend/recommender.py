@@ -101,11 +101,14 @@ class Recommender(nn.Module):
         """Where the network is."""
         return self.item_bias.device
 
-    def start_from(self, samples: Iterable[MentionSample]) -> None:
-        """Set the items' biases to the logarithms of their smoothed shares of the mentions."""
-        counts = np.bincount([sample.item for sample in samples], minlength=self.n_items) + 0.5
+    def start_from(self, samples: Sequence[MentionSample]) -> None:
+        """Start as what training mentions say without any learning: popularity, and how often what is repeated."""
+        items = torch.tensor([sample.item for sample in samples])
+        counts = torch.bincount(items, minlength=self.n_items) + 0.5
+        log_shares = (counts / counts.sum()).log()
         with torch.no_grad():
-            self.item_bias.copy_(torch.from_numpy(np.log(counts / counts.sum())))
+            self.item_bias.copy_(log_shares)
+        self.repeats.start_from(self.spec.maker()([sample.context for sample in samples]), items, log_shares)
 
     def block(
         self, entities: Iterable[int] | None = None, neighbours: int = 0, rng: np.random.Generator | None = None

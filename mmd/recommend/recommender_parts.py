@@ -76,6 +76,10 @@ class WordReader(nn.Module):
 class RepeatTerm(nn.Module):
     """What is added to the score of an item that was mentioned before: to be named again, or rather not."""
 
+    # Numbers that stand alone move by about a learning rate a step, hence the gain: without it, a training of a
+    # hundred steps would end where it began.
+    _GAIN = 10.0
+
     def __init__(self, dim: int, n_marks: int) -> None:
         super().__init__()
         self.by_mark = nn.Parameter(torch.zeros(n_marks))
@@ -87,5 +91,21 @@ class RepeatTerm(nn.Module):
     def forward(self, user: Tensor, batch: ContextBatch) -> Tensor:
         """Return (B, k), 0 at padding."""
         count = batch.item_mask.sum(1).clamp(max=_MAX_COUNTED)
-        term = self.by_mark[batch.item_marks] + (self.by_count[count] + self.by_user(user).squeeze(1)).unsqueeze(1)
-        return cast("Tensor", term * batch.item_mask)
+        alone = self._GAIN * (self.by_mark[batch.item_marks] + self.by_count[count].unsqueeze(1))
+        return cast("Tensor", (alone + self.by_user(user)) * batch.item_mask)
+
+    @torch.no_grad()
+    def start_from(self, batch: ContextBatch, items: Tensor, log_shares: Tensor) -> None:
+        """Set the marks' terms so that, on average, repeats are as likely as they are in training.
+
+        Args:
+            batch: training contexts.
+            items: int64 (B,), what follows them.
+            log_shares: (n_items,), logarithms of the items' shares of all mentions.
+        """
+        marks = batch.item_marks[batch.item_mask]
+        repeated = (batch.items == items.unsqueeze(1))[batch.item_mask].float()
+        shown = torch.bincount(marks, minlength=len(self.by_mark)) + 1.0
+        rates = (torch.bincount(marks, repeated, len(self.by_mark)) + 0.5) / shown
+        usual = torch.bincount(marks, log_shares[batch.items[batch.item_mask]], len(self.by_mark)) / shown
+        self.by_mark.copy_(torch.where(shown > 1, rates.log() - usual, 0) / self._GAIN)
