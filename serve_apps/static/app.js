@@ -2,6 +2,7 @@
 import { answerNodes, moreNodes } from "./answer.js";
 import { choose, current, say } from "./language.js";
 import { make, name } from "./nodes.js";
+import { ITEMS_ASKED, MODES, beginning, grown, readEvents, recommendedNodes } from "./recommended.js";
 import { HITS_ASKED, modalityName, retrievedNodes } from "./retrieved.js";
 
 const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
@@ -9,9 +10,10 @@ const $ = (id) => document.getElementById(id);
 
 const state = {
   turns: [{ speaker: "user", text: "", pictures: [] }], // picture: {name, url}
-  serves: { intent: true, retrieval: false }, // what /readyz says is answered
+  serves: { intent: true, retrieval: false, recommendation: false }, // what /readyz says is answered
   answer: null, // the last response of /v1/intent
   retrieved: null, // the last response of /v1/retrieve
+  recommended: null, // the last response of /v1/recommend, or what has come of it
   gold: {}, // task → label of the example on show, while it is unchanged
 };
 
@@ -23,6 +25,7 @@ function setLanguage(language) {
   document.title = say("page");
   for (const node of document.querySelectorAll("[data-text]")) node.textContent = say(node.dataset.text);
   for (const option of $("modality").options) if (option.value) option.textContent = modalityName(option.value);
+  for (const option of $("mode").options) if (option.value) option.textContent = say(`mode_${option.value}`);
   showTurns();
   showAnswer();
 }
@@ -154,6 +157,7 @@ function clearAll() {
   state.turns = [{ speaker: "user", text: "", pictures: [] }];
   state.answer = null;
   state.retrieved = null;
+  state.recommended = null;
   state.gold = {};
   showError("");
   showTurns();
@@ -184,14 +188,33 @@ async function explain(response) {
   }
 }
 
-async function post(path, body) {
+async function request(path, body) {
   const response = await fetch(path, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(body),
   });
-  if (response.ok) return response.json();
+  if (response.ok) return response;
   showError(await explain(response));
+  return null;
+}
+
+async function post(path, body) {
+  return (await request(path, body))?.json() ?? null;
+}
+
+// Shows a reply while it is being said; returns the whole, or null where it broke off.
+async function recommend(turns) {
+  const mode = $("mode").value || null;
+  const response = await request("v1/recommend", { turns, mode, k: ITEMS_ASKED, stream: true });
+  if (!response) return null;
+  let result = beginning();
+  const last = await readEvents(response.body, (event) => {
+    result = grown(result, event);
+    showRecommended(result);
+  });
+  if (last?.kind === "end") return result;
+  showError(last?.error?.message ?? say("offline"));
   return null;
 }
 
@@ -207,9 +230,10 @@ async function ask() {
   setBusy(true);
   const modality = $("modality").value || null;
   try {
-    [state.answer, state.retrieved] = await Promise.all([
+    [state.answer, state.retrieved, state.recommended] = await Promise.all([
       state.serves.intent ? post("v1/intent", { task: $("task").value || null, turns }) : null,
       state.serves.retrieval ? post("v1/retrieve", { turns, modality, k: HITS_ASKED }) : null,
+      state.serves.recommendation ? recommend(turns) : null,
     ]);
     showAnswer();
     if (answered() && $("result").getBoundingClientRect().top > innerHeight / 2) $("result").scrollIntoView();
@@ -220,7 +244,7 @@ async function ask() {
   }
 }
 
-const answered = () => Boolean(state.answer || state.retrieved);
+const answered = () => Boolean(state.answer || state.retrieved || state.recommended);
 
 function setBusy(busy) {
   $("send").disabled = busy;
@@ -232,17 +256,33 @@ function setBusy(busy) {
 // ---------------------------------------------------------------- the answer
 
 function showAnswer() {
-  const { answer, retrieved } = state;
+  const { answer, retrieved, recommended } = state;
   $("status").classList.toggle("hidden", answered()); // the answer speaks for itself, except to screen readers
-  $("status").textContent = answered() ? summary(answer, retrieved) : say("nothing");
+  $("status").textContent = answered() ? summary(answer, retrieved, recommended) : say("nothing");
   $("predictions").replaceChildren(...(answer ? answerNodes(answer, state.gold) : []));
   $("more").replaceChildren(...(answer ? moreNodes(answer) : []));
   $("retrieved").replaceChildren(...(retrieved ? retrievedNodes(retrieved) : []));
+  showRecommended(recommended);
 }
 
-function summary(answer, retrieved) {
+function showRecommended(result) {
+  $("recommended").replaceChildren(...(result ? recommendedNodes(result, goOn) : []));
+}
+
+// The reply becomes the agent's turn, its products with it; the customer is next.
+function goOn(reply) {
+  const items = reply.parts.flatMap((part) => (part.item ? [part.item] : []));
+  state.turns.push({ speaker: "agent", text: reply.text, pictures: [], items });
+  addTurn("user");
+}
+
+function summary(answer, retrieved, recommended) {
   const labels = answer?.predictions.map((p) => name(p.label)).join(", ");
-  const told = [answer ? say("done", { labels }) : "", retrieved ? say("found", { n: retrieved.hits.length }) : ""];
+  const told = [
+    answer ? say("done", { labels }) : "",
+    retrieved ? say("found", { n: retrieved.hits.length }) : "",
+    recommended ? say("replied", { text: recommended.reply.text }) : "",
+  ];
   return told.filter(Boolean).join(" ");
 }
 
@@ -251,9 +291,15 @@ function summary(answer, retrieved) {
 async function loadServed() {
   const ready = await (await fetch("readyz")).json();
   if (!ready.answers) return showError(ready.error.message);
-  for (const part of ["intent", "retrieval"]) state.serves[part] = ready.answers.includes(part);
+  for (const part of ["intent", "retrieval", "recommendation"]) state.serves[part] = ready.answers.includes(part);
   $("task-row").hidden = !state.serves.intent;
   $("modality-row").hidden = !state.serves.retrieval;
+  $("mode-row").hidden = !state.serves.recommendation;
+  for (const mode of MODES) {
+    const option = make("option", "", say(`mode_${mode}`));
+    option.value = mode;
+    $("mode").append(option);
+  }
   for (const modality of ready.modalities) {
     const option = make("option", "", modalityName(modality));
     option.value = modality;

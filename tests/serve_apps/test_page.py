@@ -15,6 +15,7 @@ import pytest
 from mmd.artifacts import ArtifactStore
 from mmd.config import ServeSettings
 from mmd.intent.engine import IntentEngine
+from mmd.recommend.conversations import Conversations
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = [
@@ -45,7 +46,7 @@ def page(url: str) -> Iterator[Any]:
 
 @pytest.fixture
 def full_page(full_backend: Any, serving: Callable[..., str]) -> Iterator[Any]:
-    """A page over intent recognition and retrieval."""
+    """A page over all parts."""
     with opened(serving(full_backend, ServeSettings())) as page:
         page.wait_for_selector("#modality-row:not([hidden])")
         yield page
@@ -197,6 +198,56 @@ def test_cards_do_not_overflow_a_phone(full_page: Any):
     assert full_page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+def test_a_reply_is_shown_with_its_product_the_likely_ones_and_the_trace(full_page: Any, conversations: Conversations):
+    text, title = recommending(conversations)
+    full_page.locator("#turns textarea").fill(text)
+    full_page.locator("#mode").select_option("rec")
+    full_page.locator("#send").click()
+    full_page.wait_for_selector(".items .item")
+    assert full_page.locator(".reply .product").first.inner_text() == title
+    assert full_page.locator(".item.named .item-title").first.inner_text() == title
+    assert full_page.locator(".item").count() == 5
+    assert full_page.locator(".item img").first.evaluate("n => n.decode().then(() => n.naturalWidth)") > 0
+    assert full_page.locator("#recommended .badge").inner_text().startswith("Recommends ")
+    assert full_page.locator(".token").first.inner_text() == "[REC]"
+    assert full_page.locator(".prediction .label").count() == 1
+    full_page.locator("#language").select_option("zh")
+    assert full_page.locator("#recommended .badge").inner_text().startswith("推荐 ")
+    assert full_page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_dialogue_goes_on_with_the_reply_and_its_products(full_page: Any, conversations: Conversations):
+    text, title = recommending(conversations)
+    full_page.locator("#turns textarea").fill(text)
+    full_page.locator("#send").click()
+    full_page.get_by_role("button", name="Go on with this reply").click()
+    assert title in full_page.locator(".turn.agent textarea").input_value()
+    full_page.locator(".turn textarea").last.fill("Thank you")
+    with full_page.expect_request("**/v1/recommend") as sent:
+        full_page.locator("#send").click()
+    graph = conversations.graph
+    assert [graph.title(graph.item_at[i]) for i in sent.value.post_data_json["turns"][1]["item_ids"]] == [title]
+
+
+def test_a_reply_that_is_refused_is_explained(full_page: Any):
+    full_page.locator("#turns textarea").fill("x" * 60_000)
+    full_page.locator("#send").click()
+    full_page.wait_for_selector("#error:not([hidden])")
+    assert "characters" in full_page.locator("#error").inner_text()
+
+
+def recommending(conversations: Conversations) -> tuple[str, str]:
+    """Return a customer's first words that the agent answered by naming one product, and its title."""
+    graph = conversations.graph
+    for dialogue in conversations.dialogues("train"):
+        first, second = dialogue.turns[:2] if len(dialogue.turns) > 1 else (None, None)
+        if first and second and len(set(second.items)) == 1 and not first.items and all(map(str, first.parts)):
+            text = "".join(str(part) for part in first.parts)
+            if text.strip():
+                return text, graph.title(second.items[0])
+    raise AssertionError("no such dialogue")
+
+
 def test_without_retrieval_the_page_does_not_offer_it(page: Any):
     page.locator("#turns textarea").fill("I want a refund")
     page.locator("#send").click()
@@ -221,6 +272,7 @@ def test_the_api_document_shows_every_path(page: Any, url: str):
     assert page.locator("article h2 code").all_inner_texts() == [
         "/v1/intent",
         "/v1/retrieve",
+        "/v1/recommend",
         "/v1/images/{image_id}",
         "/v1/tasks",
         "/v1/examples",

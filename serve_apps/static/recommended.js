@@ -1,0 +1,103 @@
+// The answer of /v1/recommend: the reply with its products, how it came about, and which other products were likely.
+import { make, percent } from "./nodes.js";
+import { say } from "./language.js";
+import { moreNodes } from "./answer.js";
+
+export const ITEMS_ASKED = 5;
+export const MODES = ["rec", "gen"];
+
+// Reads server-sent events and calls `tell` with kind and data of each; returns the data of the last.
+export async function readEvents(body, tell) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let waiting = "";
+  let last = null;
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return last;
+    const blocks = (waiting + value).split("\n\n");
+    waiting = blocks.pop();
+    for (const block of blocks) {
+      const [event, data] = block.split("\n");
+      last = { kind: event.replace("event: ", ""), ...JSON.parse(data.replace("data: ", "")) };
+      tell(last);
+    }
+  }
+}
+
+// What is known of a reply after one more event.
+export function grown(result, event) {
+  if (event.kind === "end") return event.response;
+  if (event.kind === "mode") return { ...result, mode: event.mode };
+  return event.part ? { ...result, parts: [...result.parts, event.part] } : result;
+}
+
+export const beginning = () => ({ parts: [], mode: null });
+
+// `result` is a whole response or, while it is being said, what came so far.
+export function recommendedNodes(result, onContinue) {
+  const whole = Boolean(result.reply);
+  const nodes = [make("h2", "", say("reply")), replyNode(whole ? result.reply.parts : result.parts, whole)];
+  if (result.mode) nodes.push(modeNode(result.mode));
+  if (!whole) return nodes;
+  const button = make("button", "quiet", say("continue"));
+  button.type = "button";
+  button.addEventListener("click", () => onContinue(result.reply));
+  return [...nodes, button, ...itemNodes(result.items), ...traceNodes(result.item_mass), ...moreNodes(result)];
+}
+
+function replyNode(parts, whole) {
+  const node = make("p", whole ? "reply" : "reply speaking");
+  node.append(...parts.map((part) => (part.item ? productNode(part) : part.text)));
+  return node;
+}
+
+function productNode(part) {
+  const node = make("mark", "product", part.text);
+  node.title = part.item;
+  return node;
+}
+
+function modeNode(mode) {
+  const node = make("p", "who");
+  const share = mode.probability === null ? "" : ` ${percent(mode.probability)}`;
+  node.append(make("span", mode.name === "rec" ? "badge agrees" : "badge", say(`mode_${mode.name}`) + share));
+  return node;
+}
+
+function itemNodes(items) {
+  if (!items.length) return [make("p", "hint", say("noItems"))];
+  const list = make("ol", "items");
+  list.append(...items.map(itemNode));
+  return [make("h3", "", say("likely")), list];
+}
+
+function itemNode(item) {
+  const node = make("li", item.named ? "item named" : "item");
+  if (item.image) {
+    const image = make("img");
+    image.src = item.image;
+    image.loading = "lazy";
+    image.alt = ""; // the title stands beside it
+    node.append(image);
+  }
+  const track = make("div", "track");
+  const fill = make("div", "fill");
+  fill.style.width = `${item.score * 100}%`;
+  track.append(fill);
+  const body = make("div", "item-body");
+  body.append(make("span", "item-title", item.title), track);
+  node.append(body, make("span", "number", percent(item.score)));
+  return node;
+}
+
+// Each token, the darker the more the student leans towards naming a product there.
+function traceNodes(trace) {
+  const tokens = make("p", "trace");
+  for (const { token, item_mass } of trace) {
+    const node = make("span", "token", token);
+    node.style.setProperty("--mass", item_mass);
+    node.title = `${token}: ${percent(item_mass)}`;
+    tokens.append(node, " ");
+  }
+  return [make("h3", "", say("trace")), tokens, make("p", "hint", say("traceHint"))];
+}
