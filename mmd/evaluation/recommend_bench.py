@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 STUDENT, GIVEN, TEACHER = "student", "student, right mode given", "dialogue teacher"
 RECOMMENDER = "recommendation teacher"
-FIRST, HEAD, IN_PLACE = ", after its mode", ", by its item head", ", at the item's place"
+AT_ONCE, HEAD, IN_PLACE = ", at once", ", by its item head", ", in place"
+"""How a speaker ranks: right after the token of recommendation; by the context alone; where the right response names
+the item, what it says before being given."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def rank_by_all(bench: Bench) -> Iterator[Ranked]:
     """Yield what ranks items by the context alone: the recommendation teacher, the student, baselines."""
     yield rank_mentions(RECOMMENDER, bench.recommender.item_log_probs, bench.mentions)
     generator = bench.generator(bench.student)
-    yield rank_mentions(STUDENT + FIRST, after_mode(generator), bench.mentions)
+    yield rank_mentions(STUDENT + AT_ONCE, after_mode(generator), bench.mentions)
     if bench.distill.gate == "none":
         yield rank_mentions(STUDENT + HEAD, by_item_head(generator), bench.mentions)
     for name, scorer in baselines(bench.graph, bench.ground.mentions.train).items():

@@ -275,32 +275,32 @@ def _trace(reply: Reply, tokenizer: Tokenizer, titles: Sequence[str]) -> Iterato
 
 def module_table(findings: RecommendFindings) -> Table:
     """Return recall of the rankers for the terminal."""
-    counts = {subset: next((r.n for r in findings.modules if r.subset == subset), 0) for subset in SUBSETS}
-    heads = [f"{subset} ({counts[subset]:,})" for subset in SUBSETS]
+    shown: tuple[Subset, ...] = ("all", "novel")
+    counts = {subset: next((r.n for r in findings.modules if r.subset == subset), 0) for subset in shown}
+    heads = [f"{subset} ({counts[subset]:,})" for subset in shown]
     table = Table("R@1 / R@10 / R@50", *heads, title=f"{findings.split}: mentions", title_justify="left")
     for system in dict.fromkeys(row.system for row in findings.modules):
-        cells = [
-            " / ".join(f"{findings.module(system, subset).recall[k].value:.3f}" for k in CUTOFFS) for subset in SUBSETS
-        ]
+        cells = [" / ".join(f"{findings.module(system, s).recall[k].value:.3f}" for k in CUTOFFS) for s in shown]
         table.add_row(system, *cells)
     return table
 
 
 def speaker_table(findings: RecommendFindings) -> Table:
-    """Return what replies are worth for the terminal."""
-    heads = ("F1@1", "ReR@1", "PrR@1", "ReR@10", "perplexity", "DIST-2/3/4", "item ratio", "mode", "ms/token")
+    """Return what replies are worth for the terminal, a column a speaker."""
+    rows = findings.speakers
     title = f"{findings.split}: {len(findings.responses):,} replies, micro"
-    table = Table("", *heads, title=title, title_justify="left")
-    for row in findings.speakers:
-        items = [row.items[1]["micro"][name] for name in ("F1", "ReR", "PrR")] if row.items else []
-        table.add_row(
-            row.system,
-            *(f"{value.value:.3f}" for value in items or ()),
-            *([f"{row.items[10]['micro']['ReR'].value:.3f}"] if row.items else ["–"] * 4),
-            f"{row.perplexity.value:.1f}" if row.perplexity else "–",
-            " ".join(f"{row.distinct[n][0]:.2f}" for n in GRAMS),
-            f"{row.item_ratio.value:.2f}",
-            f"{row.modes.accuracy.value:.2f}" if row.modes else "–",
-            f"{row.ms_per_token[0]:.2f}" if row.ms_per_token else "–",
-        )
+    table = Table("", *(row.system for row in rows), title=title, title_justify="left")
+    for name, k in (("F1", 1), ("ReR", 1), ("PrR", 1), ("ReR", 10), ("ReR", 50)):
+        values = [row.items[k]["micro"][name].value if row.items else None for row in rows]
+        table.add_row(f"{name}@{k}", *(_number(value, 3) for value in values))
+    table.add_row("perplexity", *(_number(row.perplexity.value if row.perplexity else None, 1) for row in rows))
+    for n in GRAMS:
+        table.add_row(f"DIST-{n}", *(_number(row.distinct[n][0], 2) for row in rows))
+    table.add_row("item ratio", *(_number(row.item_ratio.value, 2) for row in rows))
+    table.add_row("mode right", *(_number(row.modes.accuracy.value if row.modes else None, 2) for row in rows))
+    table.add_row("ms/token", *(_number(row.ms_per_token and row.ms_per_token[0], 2) for row in rows))
     return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

@@ -349,7 +349,7 @@ def test_numbers_are_plain_json_and_tables_have_a_row_a_system():
     assert student["novel_items"]["micro"]["ReR@1"]["value"] == 1 / 4
     assert student["mode_accuracy"] == 4 / 5
     assert headline(findings)["student, F1@1"] == student["items"]["micro"]["F1@1"]["value"]
-    assert speaker_table(findings).row_count == 3
+    assert len(speaker_table(findings).columns) == 1 + 3
     assert module_table(findings).row_count == 1
 
 
