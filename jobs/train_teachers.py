@@ -105,6 +105,7 @@ def write_teachers(writer: ArtifactWriter, ground: Ground, scratch: Path) -> dic
 
     task = recommender_task(ground)
     put_finished(task.model, scratch / "recommender", TITLES["recommender"])
+    task.calibrate()
     save_recommender(writer, task.model)
     talker = new_talker(ground)
     put_finished(talker.backbone, scratch / "dialogue", TITLES["dialogue"])

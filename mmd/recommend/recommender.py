@@ -77,6 +77,7 @@ class Recommender(nn.Module):
     """
 
     item_entities: Tensor
+    calibration: Tensor
 
     def __init__(self, spec: RecommenderSpec, graph: ItemGraph) -> None:
         super().__init__()
@@ -95,6 +96,8 @@ class Recommender(nn.Module):
         self.repeats = RepeatTerm(dim, count_marks(spec.context_turns))
         self.item_bias = nn.Parameter(torch.zeros(self.n_items))
         self.dropout = nn.Dropout(spec.dropout)
+        # Not trained with the rest: a factor of the scores, and what repeats get in addition (RecommenderTask).
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
 
     @property
     def device(self) -> torch.device:
@@ -140,10 +143,17 @@ class Recommender(nn.Module):
             batch: contexts, on the network's device.
             nodes: states of at least the items and the batch's entities; None: they are computed here.
         """
-        nodes = nodes or self.node_states()
+        return self.combine(*self.terms(batch, nodes or self.node_states()), batch)
+
+    def terms(self, batch: ContextBatch, nodes: NodeStates) -> tuple[Tensor, Tensor]:
+        """Return what a context says of every item, (B, n_items), and of those mentioned before in addition, (B, k)."""
         user = self.user(batch, nodes)
-        logits = user @ nodes.of(self.item_entities).T + self.item_bias
-        return logits.scatter_add(1, batch.items, self.repeats(user, batch))
+        return user @ nodes.of(self.item_entities).T + self.item_bias, self.repeats(user, batch)
+
+    def combine(self, scores: Tensor, repeats: Tensor, batch: ContextBatch) -> Tensor:
+        """Return the logits (B, n_items) that :meth:`terms` make, with the calibration."""
+        sharpness, offset = self.calibration.unbind()
+        return (sharpness * scores).scatter_add(1, batch.items, repeats + offset * batch.item_mask)
 
     def user(self, batch: ContextBatch, nodes: NodeStates) -> Tensor:
         """Return the user vectors (B, dim); zero where a context has neither entities nor known words."""

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from mmd.recommend.settings import RecommenderSettings
     from mmd.recommend.types import Context, MentionSample
 
+_CALIBRATED = 4096  # mentions that two numbers are fitted on, at most
+_CALIBRATED_AT_ONCE = 512
+_CALIBRATION_STEPS = 50
+
 
 @dataclass(frozen=True)
 class MentionBatch:
@@ -98,6 +102,60 @@ class RecommenderTask:
         found = {f"{name}_r{k}": float(np.mean(of <= k)) for name, of in ranks.items() for k in CUTOFFS if len(of)}
         return {"score": float(np.mean(list(found.values()))), **found}
 
+    def calibrate(self) -> None:
+        """Fit the two numbers of the calibration on the held-out mentions; call it once, after training.
+
+        What training mentions taught is too sure of itself elsewhere: its scores are flattened by a factor, and
+        repeats, which training cannot overrate in this way, are weighed against it. Minimises the cross-entropy.
+        Source: Guo et al. 2017 (arXiv 1706.04599), §4.2, with an offset beside the temperature.
+        """
+        import torch
+
+        if not self._held_out:
+            return
+        model = self.model.eval()
+        with torch.no_grad():
+            nodes = model.node_states()
+            parts = []
+            for start in range(0, len(self._held_out[:_CALIBRATED]), _CALIBRATED_AT_ONCE):
+                samples = self._held_out[start : start + _CALIBRATED_AT_ONCE]
+                batch = self.maker([sample.context for sample in samples]).to(model.device)
+                items = torch.tensor([sample.item for sample in samples], device=model.device)
+                parts.append((batch, items, *model.terms(batch, nodes)))
+        model.calibration = _least(model, parts)
+
     def scores(self, contexts: Sequence[Context]) -> NDArray[np.float32]:
         """Return log P_ψ of all items given each context, (n, n_items); the model is in evaluation mode."""
         return item_log_probs(self.model, self.maker, contexts)
+
+
+def _least(model: Recommender, parts: Sequence[tuple[ContextBatch, Tensor, Tensor, Tensor]]) -> Tensor:
+    """Return the calibration of the least cross-entropy.
+
+    Args:
+        model: whose terms the parts are.
+        parts: contexts, the items that follow them, and what :meth:`Recommender.terms` gave.
+    """
+    import torch
+
+    start = model.calibration
+    found = torch.tensor([1.0, 0.0], device=start.device, requires_grad=True)
+    total = sum(len(items) for _, items, _, _ in parts)
+    optimizer = torch.optim.LBFGS([found], lr=0.5, max_iter=_CALIBRATION_STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        model.calibration = found
+        loss = torch.zeros((), device=start.device)
+        for batch, items, scores, repeats in parts:
+            logits = model.combine(scores, repeats, batch)
+            loss = loss + functional.cross_entropy(logits, items, reduction="sum") / total
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    try:
+        with torch.enable_grad():
+            optimizer.step(closure)  # type: ignore[no-untyped-call]
+    finally:
+        model.calibration = start
+    return found.detach()

@@ -229,6 +229,31 @@ def test_recalls_of_novel_mentions_leave_out_what_was_mentioned() -> None:
     assert found["score"] == pytest.approx((0.5 + 1 + 1 + 1 + 1 + 1) / 6)
 
 
+def test_calibration_finds_by_how_much_the_scores_are_too_sure() -> None:
+    """Mentions are drawn from half the scores, and from repeats that get 2 more than the model says."""
+    model = build_recommender(toy_graph(), toy_mentions(), SETTINGS, CONVERSATIONS, 0).eval()
+    said = context(turn("user", "", 3))
+    with torch.no_grad():
+        model.item_bias.copy_(torch.linspace(-3, 3, N_ITEMS))
+        scores, repeats = model.terms(model.spec.maker()([said]), model.node_states())
+    scores = 0.5 * scores[0]
+    scores[3] += repeats[0, 0] + 2
+    drawn = np.random.default_rng(0).choice(N_ITEMS, 4_000, p=torch.softmax(scores.double(), 0).numpy())
+    held = [
+        MentionSample(f"c{n}#1.1", f"c{n}", "train", "agent", said, int(i), novel=i != 3) for n, i in enumerate(drawn)
+    ]
+    task = RecommenderTask(model, toy_mentions(), held, SETTINGS, 0)
+    task.calibrate()
+    assert model.calibration.tolist() == pytest.approx([0.5, 2.0], abs=0.12)
+    np.testing.assert_allclose(task.scores([said])[0], torch.log_softmax(scores, 0).numpy(), atol=0.1)
+
+
+def test_without_held_out_mentions_nothing_is_calibrated() -> None:
+    task = RecommenderTask(toy_task().model, toy_mentions(), [], SETTINGS, 0)
+    task.calibrate()
+    assert task.model.calibration.tolist() == [1, 0]
+
+
 def test_nothing_to_learn_from_is_refused_with_the_way_out() -> None:
     with pytest.raises(ConfigError, match="build_graph"):
         build_recommender(toy_graph(), [], SETTINGS, CONVERSATIONS, 0)
