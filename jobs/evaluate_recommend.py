@@ -40,7 +40,7 @@ from mmd.evaluation.recommend_report import (
     render_recommend,
     speaker_table,
 )
-from mmd.evaluation.recommend_systems import Ranked, Speaker
+from mmd.evaluation.recommend_systems import Judged, Ranked, Speaker
 
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 
@@ -104,7 +104,7 @@ def run(context: JobContext) -> Artifact:
     if wanted := context.options.get("student"):
         context = context.pinned(context.store.open(wanted).of_kind("student", "name one of `mmd artifacts list`."))
     inputs, config = context.lineage("student"), context.config
-    split = context.options.get("split") or "test"
+    split: Judged = context.options.get("split") or "test"
     name = f"{context.name}-recommend" if split == "test" else f"{context.name}-recommend-{split}"
     settings = {
         "split": split,
@@ -127,15 +127,15 @@ def evaluate(context: JobContext, bench: Bench, writer: ArtifactWriter) -> None:
     """Measure everything and fill the report."""
     evaluation, seed = context.config.evaluation, context.config.seed
     resamples = evaluation.bootstrap_resamples
-    speakers = list(listen_to_all(bench))
-    rankers = [*rank_by_all(bench), *in_places(speakers, bench.mentions)]
+    asked, speakers = bench.questions, list(listen_to_all(bench))
+    rankers = [*rank_by_all(bench), *in_places(speakers, asked.mentions)]
     findings = RecommendFindings(
-        split=bench.split,
-        mentions=bench.mentions,
-        responses=bench.responses,
-        modules=module_rows(bench.mentions, rankers, resamples, seed),
+        split=asked.split,
+        mentions=asked.mentions,
+        responses=asked.responses,
+        modules=module_rows(asked.mentions, rankers, resamples, seed),
         speakers=[
-            speaker_row(speaker, bench.responses, resamples, seed) for speaker in (*speakers, Speaker(REFERENCES, None))
+            speaker_row(speaker, asked.responses, resamples, seed) for speaker in (*speakers, Speaker(REFERENCES, None))
         ],
         parameters=parameters(bench),
     )
@@ -144,7 +144,7 @@ def evaluate(context: JobContext, bench: Bench, writer: ArtifactWriter) -> None:
         name=context.name,
         student=student_words(bench),
         findings=findings,
-        examples=pick_examples(bench.responses, student, [teacher], evaluation.examples, seed),
+        examples=pick_examples(asked.responses, student, [teacher], evaluation.examples, seed),
         masses=masses_by_place(teacher.reading.traces) if teacher.reading else None,
         provenance={role: a.ref for role, a in bench.inputs.items()} | {"code": bench.inputs["student"].manifest.code},
         resamples=resamples,
@@ -159,7 +159,11 @@ def evaluate(context: JobContext, bench: Bench, writer: ArtifactWriter) -> None:
     writer.write_table("ranks", rank_table(rankers, bench))
     writer.write_table("replies", reply_table(speakers, bench, shown=shown))
     writer.write_table("traces", trace_table(speakers, bench))
-    writer.metrics = {"responses": len(bench.responses), "mentions": len(bench.mentions), **headline(findings)}
+    writer.metrics = {
+        "responses": len(asked.responses),
+        "mentions": len(asked.mentions),
+        **headline(findings),
+    }
 
 
 # ---------------------------------------------------------------- tables
@@ -167,7 +171,7 @@ def evaluate(context: JobContext, bench: Bench, writer: ArtifactWriter) -> None:
 
 def rank_table(rankers: Sequence[Ranked], bench: Bench) -> pa.Table:
     """Return every rank as rows of :data:`RANKS`."""
-    mentions, ids = bench.mentions, bench.graph.item_ids
+    mentions, ids = bench.questions.mentions, bench.graph.item_ids
     tables = [
         pa.table(
             {
@@ -200,7 +204,7 @@ def reply_table(speakers: Sequence[Speaker], bench: Bench, *, shown: bool) -> pa
             "text": reply.text if shown else None,
         }
         for speaker in speakers
-        for sample, reply in zip(bench.responses, speaker.replies or (), strict=bool(speaker.replies))
+        for sample, reply in zip(bench.questions.responses, speaker.replies or (), strict=bool(speaker.replies))
     ]
     return pa.Table.from_pylist(rows, schema=REPLIES)
 
@@ -220,7 +224,7 @@ def trace_table(speakers: Sequence[Speaker], bench: Bench) -> pa.Table:
         for speaker in speakers
         if speaker.reading
         for sample, likelihood, trace in zip(
-            bench.responses, speaker.reading.likelihoods, speaker.reading.traces, strict=True
+            bench.questions.responses, speaker.reading.likelihoods, speaker.reading.traces, strict=True
         )
     ]
     return pa.Table.from_pylist(rows, schema=TRACES)

@@ -2,9 +2,9 @@
 
 Steps: ingest and featurize; for intent mine_rules, fit_intent, then, if the settings name a large model (models.mllm),
 augment, finetune_mllm and sweep_gates, and evaluate; for retrieval train_retriever, build_index and
-evaluate_retrieval; for recommending build_graph, train_teachers and distill. A corpus without labels has no intent
-steps, one without answers to learn from no retrieval steps, one whose agent never names an item no recommendation
-steps.
+evaluate_retrieval; for recommending build_graph, train_teachers, distill and evaluate_recommend. A corpus without
+labels has no intent steps, one without answers to learn from no retrieval steps, one whose agent never names an item no
+recommendation steps.
 Each step writes one artefact whose version follows from its settings and inputs; a step whose artefact is already
 complete is skipped, so running the same command again after an interruption goes on where it stopped, and a changed
 setting redoes only what depends on it.
@@ -36,7 +36,7 @@ from mmd.retrieval.samples import has_samples
 MLLM_STEPS = ("augment", "finetune_mllm", "sweep_gates")
 INTENT_STEPS = ("mine_rules", "fit_intent", *MLLM_STEPS, "evaluate")
 RETRIEVAL_STEPS = ("train_retriever", "build_index", "evaluate_retrieval")
-RECOMMEND_STEPS = ("build_graph", "train_teachers", "distill")
+RECOMMEND_STEPS = ("build_graph", "train_teachers", "distill", "evaluate_recommend")
 STEPS = ("ingest", "featurize", *INTENT_STEPS, *RETRIEVAL_STEPS, *RECOMMEND_STEPS)
 
 

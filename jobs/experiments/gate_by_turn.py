@@ -23,12 +23,11 @@ import numpy as np
 from jobs import train_teachers
 from jobs.evaluate import pictures_of
 from jobs.experiments import figures, retrievers, students
-from jobs.experiments.student_trainer import Questions
 from jobs.glue.cluster import hold_cluster
 from jobs.glue.entry import JobContext
 from mmd.corpora.store import Corpus
 from mmd.evaluation.recommend_report import masses_by_place
-from mmd.evaluation.recommend_systems import read_responses
+from mmd.evaluation.recommend_systems import Questions, read_responses
 from mmd.evaluation.recommending import GateTrace, gate_auc
 
 ETAS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

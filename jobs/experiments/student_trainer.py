@@ -15,19 +15,15 @@ from mmd.artifacts import ArtifactStore
 from mmd.config import AppConfig, build_config, change_settings
 from mmd.evaluation.recommend_findings import RecommendFindings, hits_of, module_rows, speaker_row, to_json
 from mmd.evaluation.recommend_pairs import response_sums
-from mmd.evaluation.recommend_systems import Ranked, after_mode, by_item_head, listen, rank_mentions
+from mmd.evaluation.recommend_systems import Judged, Questions, Ranked, after_mode, by_item_head, listen, rank_mentions
 from mmd.models.threads import torch_threads
 from mmd.recommend.conversations import Conversations
-from mmd.recommend.samples import mention_samples, response_samples
 from mmd.recommend.training import Training
-from mmd.recommend.types import MentionSample, ResponseSample
-from mmd.schema import Speaker
 
 if TYPE_CHECKING:
     from mmd.recommend.runs import Ground
     from mmd.recommend.saving import Talker
 
-Judged = Literal["test", "validation"]
 SUMS = "sums"
 """Key of an outcome under which each response's sums are: too many for a record."""
 
@@ -58,35 +54,6 @@ class Unit:
     def changes(self) -> dict[str, Any]:
         """The settings by their full keys."""
         return {f"recommend.{key}": value for key, value in self.settings.items()}
-
-
-@dataclass(frozen=True)
-class Questions:
-    """What every unit is judged on.
-
-    Attributes:
-        split: that they are of.
-        responses: of the agent.
-        mentions: of the agent.
-    """
-
-    split: Judged
-    responses: Sequence[ResponseSample]
-    mentions: Sequence[MentionSample]
-
-    @classmethod
-    def of(cls, ground: Ground, split: Judged) -> Questions:
-        """Return the questions of a split; only ``test`` opens test dialogues."""
-        if split == "validation":
-            mentions = [m for m in ground.mentions.validation if m.speaker == "agent"]
-            return cls(split, ground.responses.validation, mentions)
-        settings, dialogues = ground.settings.conversations, ground.conversations.dialogues("test")
-        agent: tuple[Speaker, ...] = ("agent",)
-        return cls(
-            split,
-            [sample for one in dialogues for sample in response_samples(one, settings)],
-            [sample for one in dialogues for sample in mention_samples(one, settings, agent)],
-        )
 
 
 class StudentTrainer:

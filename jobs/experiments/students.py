@@ -23,7 +23,7 @@ import mmd
 from jobs import build_graph, train_teachers
 from jobs.distill import ask_teachers
 from jobs.experiments import domains, figures, retrievers, student_trainer
-from jobs.experiments.student_trainer import SUMS, Judged, StudentTrainer, Unit, read_outcome
+from jobs.experiments.student_trainer import SUMS, StudentTrainer, Unit, read_outcome
 from jobs.featurize import absolute_store
 from jobs.glue.cluster import hold_cluster, ray_cluster
 from jobs.glue.entry import JobContext, console
@@ -33,6 +33,7 @@ from mmd.artifacts import fingerprint
 from mmd.config import change_settings
 from mmd.evaluation.metrics import Interval
 from mmd.evaluation.recommend_pairs import MEASURES, Comparison, Difference
+from mmd.evaluation.recommend_systems import Judged
 from mmd.evaluation.recommending import GRAMS
 
 NO_KD = "no KD"

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mmd.artifacts import Artifact
 from mmd.config import AppConfig
-from mmd.errors import CorpusError
-from mmd.evaluation.recommend_systems import Ranked, Speaker, after_mode, by_item_head, listen, rank_mentions
+from mmd.evaluation.recommend_systems import (
+    Judged,
+    Questions,
+    Ranked,
+    Speaker,
+    after_mode,
+    by_item_head,
+    listen,
+    rank_mentions,
+)
 from mmd.models.devices import choose_device
 from mmd.recommend.conversations import Conversations
 from mmd.recommend.generate import Generator
 from mmd.recommend.popularity import baselines
 from mmd.recommend.runs import Ground
-from mmd.recommend.samples import mention_samples, response_samples
 from mmd.recommend.saving import Talker, load_dialogue_teacher, load_student
 from mmd.recommend.settings import DistillSettings
-from mmd.recommend.types import LinkedDialogue, MentionSample, ResponseSample
+from mmd.recommend.types import MentionSample
 
 if TYPE_CHECKING:
     from mmd.recommend.graph import ItemGraph
@@ -44,7 +51,7 @@ class Bench:
 
     inputs: Mapping[str, Artifact]
     config: AppConfig
-    split: str
+    split: Judged
 
     @cached_property
     def conversations(self) -> Conversations:
@@ -95,57 +102,35 @@ class Bench:
         return Ground(self.conversations, settings, seeds["student"], self.config.models, seeds["teacher"])
 
     @cached_property
-    def _tested(self) -> list[LinkedDialogue]:
-        return self.conversations.dialogues("test")
-
-    @cached_property
-    def responses(self) -> tuple[ResponseSample, ...]:
-        """The agent's turns of the split that have a context.
+    def questions(self) -> Questions:
+        """Responses and mentions of the split.
 
         Raises:
-            CorpusError: there is none.
+            CorpusError: there is no response.
         """
-        if self.split == "validation":
-            found = self.ground.responses.validation
-        else:
-            settings = self.student.conversations
-            found = tuple(sample for one in self._tested for sample in response_samples(one, settings))
-        if not found:
-            raise CorpusError(
-                f"{self.inputs['graph'].ref}: there is no response to evaluate: no dialogue of the split {self.split} "
-                "has a turn of the agent after another turn; give some records the split `test` (docs/data.md)."
-            )
-        return found
-
-    @cached_property
-    def mentions(self) -> tuple[MentionSample, ...]:
-        """The agent's mentions of items in these turns."""
-        if self.split == "validation":
-            found: Iterable[MentionSample] = self.ground.mentions.validation
-        else:
-            found = (m for one in self._tested for m in mention_samples(one, self.student.conversations))
-        return tuple(mention for mention in found if mention.speaker == "agent")
+        return Questions.of(self.ground, self.split)
 
 
 def listen_to_all(bench: Bench) -> Iterator[Speaker]:
     """Yield what the student says, the same with the right modes given, and what its dialogue teacher says."""
-    timed = bench.config.evaluation.latency_samples
+    timed, responses = bench.config.evaluation.latency_samples, bench.questions.responses
     generator = bench.generator(bench.student)
-    yield listen(STUDENT, generator, bench.responses, timed=timed)
+    yield listen(STUDENT, generator, responses, timed=timed)
     if generator.rules.mode_tokens:
-        yield listen(GIVEN, generator, bench.responses, gold_modes=True)
-    yield listen(TEACHER, bench.generator(bench.teacher), bench.responses, timed=timed)
+        yield listen(GIVEN, generator, responses, gold_modes=True)
+    yield listen(TEACHER, bench.generator(bench.teacher), responses, timed=timed)
 
 
 def rank_by_all(bench: Bench) -> Iterator[Ranked]:
     """Yield what ranks items by the context alone: the recommendation teacher, the student, baselines."""
-    yield rank_mentions(RECOMMENDER, bench.recommender.item_log_probs, bench.mentions)
+    mentions = bench.questions.mentions
+    yield rank_mentions(RECOMMENDER, bench.recommender.item_log_probs, mentions)
     generator = bench.generator(bench.student)
-    yield rank_mentions(STUDENT + AT_ONCE, after_mode(generator), bench.mentions)
+    yield rank_mentions(STUDENT + AT_ONCE, after_mode(generator), mentions)
     if bench.distill.gate == "none":
-        yield rank_mentions(STUDENT + HEAD, by_item_head(generator), bench.mentions)
+        yield rank_mentions(STUDENT + HEAD, by_item_head(generator), mentions)
     for name, scorer in baselines(bench.graph, bench.ground.mentions.train).items():
-        yield rank_mentions(name, scorer, bench.mentions)
+        yield rank_mentions(name, scorer, mentions)
 
 
 def in_places(speakers: Sequence[Speaker], mentions: Sequence[MentionSample]) -> list[Ranked]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmd.errors import CorpusError
 from mmd.evaluation.recommending import GateTrace, Likelihood, ranks_of
+from mmd.recommend.samples import mention_samples, response_samples
 from mmd.recommend.types import Context, MentionSample, Mode, ResponseSample
 from mmd.retrieval.ranks import MISS, Ranks
 
@@ -20,11 +22,49 @@ if TYPE_CHECKING:
     from mmd.recommend.batches import BatchMaker, DialogueBatch
     from mmd.recommend.generate import Generator
     from mmd.recommend.replies import Reply
+    from mmd.recommend.runs import Ground
     from mmd.recommend.vocabulary import Tokenizer
 
+Judged = Literal["test", "validation"]
 Scorer = Callable[[Sequence[Context]], NDArray[np.floating]]
 """Contexts → scores of all items, (n, n_items), larger is better."""
 _SCORED_TOGETHER = 256
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked: responses to speakers, mentions to rankers.
+
+    Attributes:
+        split: that they are of; validation is the part of the training split on which choices are made.
+        responses: of the agent.
+        mentions: of the agent.
+    """
+
+    split: Judged
+    responses: Sequence[ResponseSample]
+    mentions: Sequence[MentionSample]
+
+    @classmethod
+    def of(cls, ground: Ground, split: Judged) -> Questions:
+        """Return the questions of a split; only ``test`` opens test dialogues.
+
+        Raises:
+            CorpusError: there is no response.
+        """
+        if split == "validation":
+            responses: Sequence[ResponseSample] = ground.responses.validation
+            mentions: Sequence[MentionSample] = ground.mentions.validation
+        else:
+            settings, dialogues = ground.settings.conversations, ground.conversations.dialogues("test")
+            responses = [sample for one in dialogues for sample in response_samples(one, settings)]
+            mentions = [sample for one in dialogues for sample in mention_samples(one, settings)]
+        if not responses:
+            raise CorpusError(
+                f"{ground.conversations.artifact.ref}: there is no response to evaluate: no dialogue of the split "
+                f"{split} has a turn of the agent after another turn; give some records that split (docs/data.md)."
+            )
+        return cls(split, responses, [mention for mention in mentions if mention.speaker == "agent"])
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ def context(
         "data": {"corpus": {"name": "tiny"}},
         "recommend": {
             "backbone": SHAPE,
+            "dialogue": STEPS,
             "recommender": {"dim": 8, "bases": 2, "steps": STEPS},
             "conversations": {"validation_fraction": 0.3, "min_word_count": 1},
             "distill": {"gate": gate, "start": start},
