@@ -113,8 +113,8 @@ class Dropout(nn.Module):
 class FeedForward(nn.Sequential):
     """Two linear layers around a GELU."""
 
-    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
-        super().__init__(nn.Linear(dim, hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, dim))
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
 
 class Pooling(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mmd.recommend.rgcn import Block, GraphTensors, RelationalGraphConv
+from mmd.recommend.rgcn import Block, FixedSparse, GraphTensors, RelationalGraphConv
 
 if TYPE_CHECKING:
     from mmd.recommend.graph import ItemGraph
@@ -65,7 +66,7 @@ class EntityGraph(EntityVectors):
         place_of = np.full(graph.n_entities, -1, np.int64)
         place_of[nodes] = np.arange(len(nodes))
         self.tensors = _edges_among(graph, place_of, len(nodes))
-        self._items = self.tensors.block(range(self.n_rows))
+        self._items = _over_all(self.tensors.block(range(self.n_rows)), len(nodes))
         self.vectors = nn.Parameter(torch.randn(len(nodes), settings.dim) * settings.dim**-0.5)
         self.convolution = RelationalGraphConv(settings.dim, self.tensors.n_relations, settings.bases)
         self.register_buffer("place_of", torch.from_numpy(place_of), persistent=False)
@@ -88,28 +89,34 @@ class EntityGraph(EntityVectors):
     def _states_of_items(self, device: torch.device) -> Tensor:
         if self._items.rows.device != device:
             self._items = self._items.to(device)
-        # Its rows and columns are runs of the table: slices cost less than look-ups, forwards and backwards.
-        first = len(self.vectors) - len(self._items.columns)
-        return cast("Tensor", self.convolution(self.vectors[: self.n_rows], self.vectors[first:], self._items))
+        return cast("Tensor", self.convolution(self._look_up(self._items.rows), self.vectors, self._items))
 
     def _states(self, block: Block) -> Tensor:
-        return cast("Tensor", self.convolution(self.vectors[block.rows], self.vectors[block.columns], block))
+        return cast("Tensor", self.convolution(self._look_up(block.rows), self._look_up(block.columns), block))
+
+    def _look_up(self, nodes: Tensor) -> Tensor:
+        """Return vectors of some nodes; their gradient is added row by row to that of the table as a whole."""
+        return nn.functional.embedding(nodes, self.vectors, sparse=True)
+
+
+def _over_all(block: Block, n_nodes: int) -> Block:
+    """Return the block with all nodes as its columns, so that the whole table is read without looking rows up."""
+    counts = torch.zeros(n_nodes, dtype=torch.int64)
+    counts[block.columns] = block.means.columns[0].diff()
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    first, index, weight = block.means.rows
+    means = FixedSparse((first, block.columns[index], weight), (offsets, *block.means.columns[1:]))
+    return replace(block, columns=torch.arange(n_nodes), means=means)
 
 
 def _near_items(graph: ItemGraph) -> tuple[NDArray[np.int64], int]:
-    """Return items' entities and their neighbours, and how many are items' entities.
-
-    First those items' entities that are no neighbour of one, then those that are, then the other neighbours.
-    """
+    """Return items' entities, then their other neighbours, and how many are items' entities."""
     items = np.unique(graph.item_entities).astype(np.int64)
     is_item = np.zeros(graph.n_entities, bool)
     is_item[items] = True
     head, _, tail = graph.edges.astype(np.int64).T
     neighbours = np.unique(np.concatenate([tail[is_item[head]], head[is_item[tail]]]))
-    is_neighbour = np.zeros(graph.n_entities, bool)
-    is_neighbour[neighbours] = True
-    ordered = [items[~is_neighbour[items]], items[is_neighbour[items]], neighbours[~is_item[neighbours]]]
-    return np.concatenate(ordered), len(items)
+    return np.concatenate([items, neighbours[~is_item[neighbours]]]), len(items)
 
 
 def _edges_among(graph: ItemGraph, place_of: NDArray[np.int64], n_nodes: int) -> GraphTensors:

@@ -43,7 +43,7 @@ class Memory:
         entities: keys and values of the context's entities and of nobody, a layer each.
         entity_bias: float32 (B, 1, 1, n + 1).
         user: (B, dim), the entities and the words, each pooled.
-        items: (n_items, dim), the items' vectors.
+        table: (size, dim), the vectors of words, then of items.
     """
 
     words: tuple[KeysValues, ...]
@@ -51,7 +51,7 @@ class Memory:
     entities: tuple[KeysValues, ...]
     entity_bias: Tensor
     user: Tensor
-    items: Tensor
+    table: Tensor
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class KgsfState(DecoderState):
             _rows(memory.entities, rows),
             memory.entity_bias[rows],
             memory.user[rows],
-            memory.items,
+            memory.table,
         )
         return KgsfState(chosen, _rows(self.said, rows), self.length)
 
@@ -88,7 +88,7 @@ class EncoderLayer(nn.Module):
         dim, dropout = settings.dim, settings.dropout
         self.norms = nn.ModuleList(Norm(dim) for _ in range(2))
         self.attention = Attention(dim, settings.heads)
-        self.feed = FeedForward(dim, settings.hidden, dropout)
+        self.feed = FeedForward(dim, settings.hidden)
         self.dropout = Dropout(dropout)
 
     def forward(self, states: Tensor, bias: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class DecoderLayer(nn.Module):
         dim, dropout = settings.dim, settings.dropout
         self.norms = nn.ModuleList(Norm(dim) for _ in range(4))
         self.said, self.entities, self.words = (Attention(dim, settings.heads) for _ in range(3))
-        self.feed = FeedForward(dim, settings.hidden, dropout)
+        self.feed = FeedForward(dim, settings.hidden)
         self.dropout = Dropout(dropout)
 
     def forward(
@@ -173,8 +173,9 @@ class KgsfBackbone(Backbone[Memory]):
     def memory(self, batch: DialogueBatch) -> Memory:
         """Encode the contexts once."""
         entities, items = self.entities(batch.entities, self.own_items.weight)
+        table = torch.cat([self.words.weight, items])
         word_bias = bias_of(batch.context_mask)[:, None, None, :]
-        states = self._embed(batch.context, _from_the_end(batch.context_mask), items)
+        states = self._embed(batch.context, _from_the_end(batch.context_mask), table)
         for layer in self.encoder:
             states = layer(states, word_bias)
         states = self.norms["context"](states)
@@ -187,7 +188,7 @@ class KgsfBackbone(Backbone[Memory]):
             entities=tuple(layer.entities.keys_values(known) for layer in layers),
             entity_bias=bias_of(somebody)[:, None, None, :],
             user=self.entity_pool(entities, batch.entity_mask) + self.word_pool(states, batch.context_mask),
-            items=items,
+            table=table,
         )
 
     def states(self, batch: DialogueBatch) -> tuple[Tensor, Memory]:
@@ -195,7 +196,7 @@ class KgsfBackbone(Backbone[Memory]):
         memory = self.memory(batch)
         said = self.with_start(batch.target)
         places = torch.arange(said.shape[1], device=said.device).expand_as(said)
-        states = self._embed(said, places, memory.items)
+        states = self._embed(said, places, memory.table)
         for index, layer in enumerate(self.decoder):
             states, _ = layer(states, memory, index)
         return self.norms["said"](states), memory
@@ -203,13 +204,14 @@ class KgsfBackbone(Backbone[Memory]):
     def head(self, states: Tensor, rows: Tensor, memory: Memory) -> Tensor:
         """Return logits: words by the tied table, items by a query that knows the user."""
         query = states + self.copy(torch.cat([states, memory.user[rows]], dim=-1))
-        words = nn.functional.linear(states, self.words.weight, self.bias[: self.space.n_words])
-        items = nn.functional.linear(query, memory.items, self.bias[self.space.n_words :])
+        first = self.space.first_item
+        words = nn.functional.linear(states, self.words.weight, self.bias[:first])
+        items = nn.functional.linear(query, memory.table[first:], self.bias[first:])
         return torch.cat([words, items], dim=-1)
 
     def item_head(self, memory: Memory) -> Tensor:
         """Return the user's vector times the items', plus a bias of its own."""
-        return nn.functional.linear(memory.user, memory.items, self.item_bias)
+        return nn.functional.linear(memory.user, memory.table[self.space.items], self.item_bias)
 
     def start(self, batch: DialogueBatch) -> KgsfState:
         """Read the contexts."""
@@ -221,7 +223,7 @@ class KgsfBackbone(Backbone[Memory]):
         memory = state.memory
         with self.arithmetic():
             place = torch.full_like(tokens, state.length)
-            states = self._embed(tokens[:, None], place[:, None], memory.items)
+            states = self._embed(tokens[:, None], place[:, None], memory.table)
             said = []
             for index, layer in enumerate(self.decoder):
                 states, now = layer(states, memory, index, state.said[index] if state.said else None)
@@ -230,14 +232,11 @@ class KgsfBackbone(Backbone[Memory]):
             logits = self.head(self.norms["said"](states[:, 0]), rows, memory)
         return logits.float(), KgsfState(memory, tuple(said), state.length + 1)
 
-    def _embed(self, tokens: Tensor, places: Tensor, items: Tensor) -> Tensor:
-        """Return (B, n, dim) of tokens (B, n): words from their table, items from the graph."""
-        first = self.space.first_item
+    def _embed(self, tokens: Tensor, places: Tensor, table: Tensor) -> Tensor:
+        """Return (B, n, dim) of tokens (B, n) that stand at places (B, n)."""
         dim = self.settings.dim
-        is_item = tokens >= first
-        found = self.words(tokens.masked_fill(is_item, self.space.pad))
-        found = found.masked_scatter(is_item[..., None], items[tokens[is_item] - first].to(found.dtype))
-        return cast("Tensor", self.dropout(found * math.sqrt(dim) + sinusoids(places, dim)))
+        states = nn.functional.embedding(tokens, table) * math.sqrt(dim) + sinusoids(places, dim)
+        return cast("Tensor", self.dropout(states))
 
 
 def _from_the_end(mask: Tensor) -> Tensor:
