@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -15,11 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmd.recommend.backbone import Backbone, DecoderState
+from mmd.recommend.backbones import build_backbone, build_tokenizer
 from mmd.recommend.batches import DialogueBatch
 from mmd.recommend.drafts import draw
 from mmd.recommend.generate import Generator
 from mmd.recommend.graph import ItemGraph
 from mmd.recommend.kgsf import KgsfBackbone
+from mmd.recommend.lm_tokens import LmTokenizer
 from mmd.recommend.replies import Reply
 from mmd.recommend.settings import BackboneSettings, ConversationSettings, GenerationSettings
 from mmd.recommend.types import Context, LinkedTurn, Mode, Part, ResponseSample
@@ -103,6 +106,26 @@ def generator(
     conversations = ConversationSettings(response_tokens=most, mode_tokens=mode_tokens)
     decoding = GenerationSettings(method=method, **{"batch": 4, "beams": 3, **changes})
     return Generator(backbone, TOKENIZER, item_graph(), decoding, conversations)
+
+
+@lru_cache
+def language_model() -> tuple[LmTokenizer, Backbone[Any]]:
+    """A causal language model of random weights, which says whatever bytes come."""
+    shape = BackboneSettings(kind="lm", model="tiny-llama")
+    tokenizer = build_tokenizer(shape, ConversationSettings(), (), item_graph())
+    backbone = build_backbone(shape, tokenizer, item_graph(), seed=3)
+    with torch.no_grad():
+        for weight in backbone.parameters():
+            if weight.dim() > 1:
+                weight.mul_(4.0)
+    assert isinstance(tokenizer, LmTokenizer)
+    return tokenizer, backbone
+
+
+def lm_generator(method: Literal["greedy", "beam", "sample"], batch: int = 4) -> Generator:
+    tokenizer, backbone = language_model()
+    decoding = GenerationSettings(method=method, batch=batch, beams=2)
+    return Generator(backbone, tokenizer, item_graph(), decoding, ConversationSettings(response_tokens=8))
 
 
 def contexts(count: int) -> list[Context]:
@@ -290,6 +313,21 @@ def test_a_stream_speaks_before_it_has_ended():
     logits[:, :, SPACE.first_item - 1] = 3.0  # one character of Chinese over and over
     stream = generator(Chain(logits)).stream(contexts(1)[0])
     assert [next(stream).kind for _ in range(3)] == ["mode", "text", "text"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_language_model_keeps_the_same_rules_in_batches_and_in_streams(method: Any):
+    given = samples(5)
+    together = lm_generator(method).replies(given)
+    for reply in together:
+        check(reply)
+    assert len({reply.text for reply in together}) > 1
+    alone = lm_generator(method, batch=1)
+    assert without_time(together) == without_time([alone.replies([sample])[0] for sample in given])
+    for sample, whole in zip(given, together, strict=True):
+        events = list(alone.stream(sample.context, sample.id))
+        assert "".join(event.text for event in events) == whole.text
+        assert [event.emission.item for event in events if event.emission] == list(whole.items)
 
 
 def test_no_contexts_no_replies():
