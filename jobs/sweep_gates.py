@@ -1,20 +1,28 @@
-"""Choose how each task joins rules, probe and fine-tuned MLLM: a sweep of gate settings with Ray Tune.
+"""Choose settings of gates on held-out training data with Ray Tune: KDSL's, or with --method conkd ConKD's.
 
-Makes gate/NAME from adapter/NAME and what it was made from, and classifier/NAME. Every setting of arm, τ, weight of the
-vote and share of the MLLM is scored by weighted F1 on those training examples that rules, probe and MLLM all had held
-out; no test example is looked at. gate.json keeps the whole table, F1 over τ by arm, and of what was chosen both the
-in-sample and the cross-fitted score (mmd.intent.choice says how the choice is kept from flattering itself).
+kdsl: how each task joins rules, probe and fine-tuned MLLM. Makes gate/NAME from adapter/NAME and what it was made from,
+and classifier/NAME. Every setting of arm, τ, weight of the vote and share of the MLLM is scored by weighted F1 on those
+training examples that rules, probe and MLLM all had held out; no test example is looked at. gate.json keeps the whole
+table, F1 over τ by arm, and of what was chosen both the in-sample and the cross-fitted score (mmd.intent.choice says
+how the choice is kept from flattering itself). A trial scores a few slices of the grid; the same sweep in one process
+gives the same gate.
 
-A trial scores a few slices of the grid; the same sweep in one process gives the same gate. Interrupted, the same
-command goes on where it stopped.
+conkd: gate, η, γ and temperature of the distillation. Makes gate/NAME-conkd from teacher/NAME: a student a setting, the
+worse ones ended early (ASHA), judged by F1 of its replies to held-out contexts, its perplexity at most its dialogue
+teacher's and a margin (`recommend.sweep`). Prints what to give to `mmd distill`.
+
+Interrupted, the same command goes on where it stopped.
 
     mmd sweep_gates                                                the built-in shop corpus
     mmd sweep_gates --set intent.gate.arm=auto
     mmd sweep_gates --set intent.gate.arm=prompt --set intent.gate.mllm_shares=[1]
+    mmd sweep_gates --method conkd --corpus redial
+    mmd sweep_gates --method conkd --set recommend.sweep.gates=[soft] --set recommend.sweep.gammas=[0.5,0.8]
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import sys
 import zlib
@@ -44,8 +52,17 @@ from mmd.intent.settings import GateSettings, ProbeSettings
 _SLICES_A_TRIAL = 16  # a trial costs about 0.15 s, a slice of a few hundred examples less
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add whose gates."""
+    parser.add_argument("--method", choices=("kdsl", "conkd"), default="kdsl", help="whose gates (default: kdsl)")
+
+
 def run(context: JobContext) -> Artifact:
-    """Write gate/NAME unless the same was swept before."""
+    """Write gate/NAME, or of ConKD gate/NAME-conkd, unless the same was swept before."""
+    if context.options.get("method") == "conkd":
+        from jobs import sweep_conkd
+
+        return sweep_conkd.run(context)
     inputs = lineage_of_adapter(context)
     settings, seeds = sweep_settings(context), {"parts": context.config.seed}
     if found := context.existing("gate", settings, inputs, seeds):
@@ -230,4 +247,4 @@ def unpack(text: str, n_examples: int) -> Codes:
 
 
 if __name__ == "__main__":
-    sys.exit(main("sweep_gates", __doc__, run))
+    sys.exit(main("sweep_gates", __doc__, run, add_options=add_options))

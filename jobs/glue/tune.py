@@ -61,38 +61,81 @@ def tune_batches(
     Raises:
         BatchError: a batch failed.
     """
-    # Set before Tune is imported: no CSV and TensorBoard files for each trial, no banner for each run.
+    import_tune()
+    from ray import tune
+
+    # Batches of another size are other work: a run that was cut differently must not be restored into this one.
+    name = f"{name}-{hashlib.sha256(repr(list(batches)).encode()).hexdigest()[:8]}"
+    parameters = {"make_worker": make_worker, "arguments": arguments, "batches": list(batches)}
+    trainable = tune.with_resources(tune.with_parameters(_trainable(), **parameters), {"cpu": 1})
+    config = tune.TuneConfig(max_concurrent_trials=max_concurrent, reuse_actors=True)
+    return run_trials(trainable, len(batches), config, storage=storage, name=name, title=title, tell=tell)
+
+
+def import_tune() -> None:
+    """Set what Tune reads when it is imported."""
+    # No CSV and TensorBoard files for each trial, no banner for each run.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Tune's own handler stays after the run and swallows the next Ctrl-C, which then ends nothing.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+
+
+def run_trials(
+    trainable: Any,  # noqa: ANN401 (Tune's)
+    count: int,
+    config: Any,  # noqa: ANN401 (a ray.tune.TuneConfig)
+    *,
+    storage: str,
+    name: str,
+    title: str,
+    tell: Tell | None = None,
+) -> list[dict[str, Any]]:
+    """Run ``count`` trials, numbered by ``index`` in their configuration; return what each reported last, in order.
+
+    A run of this name that was interrupted in this storage is restored. After success its folder is removed.
+
+    Args:
+        trainable: reports ``results``, a JSON list.
+        count: of trials.
+        config: scheduler, concurrency.
+        storage: folder or URI of Tune's runs.
+        name: of this run: the same for the same work and for no other.
+        title: of the progress line.
+        tell: is given the results of each trial as it ends.
+
+    Raises:
+        BatchError: a trial failed.
+    """
     from ray import tune
 
     if "://" not in storage:
         storage = str(Path(storage).absolute())
-    # Batches of another size are other work: a run that was cut differently must not be restored into this one.
-    name = f"{name}-{hashlib.sha256(repr(list(batches)).encode()).hexdigest()[:8]}"
     path = f"{storage}/{name}"
-    parameters = {"make_worker": make_worker, "arguments": arguments, "batches": list(batches)}
-    trainable = tune.with_resources(tune.with_parameters(_trainable(), **parameters), {"cpu": 1})
-    with only_run(path), quiet_logger("ray.tune"), _progress_line(title, len(batches), tell):
+    with only_run(path), quiet_logger("ray.tune"), _progress_line(title, count, tell):
         if tune.Tuner.can_restore(path) and _has_snapshot(path):
             tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, restart_errored=True)
             # Finished trials are not reported again.
             _move(
                 sum(
-                    result.metrics is not None and "results" in result.metrics
+                    result.metrics is not None and "results" in result.metrics and bool(result.metrics.get("done"))
                     for result in _results(tuner.get_results())
                 )
             )
         else:
             tuner = tune.Tuner(
                 trainable,
-                param_space={"index": tune.grid_search(list(range(len(batches))))},
-                tune_config=tune.TuneConfig(max_concurrent_trials=max_concurrent, reuse_actors=True),
-                run_config=tune.RunConfig(name=name, storage_path=storage, verbose=0, callbacks=[_callback()]),
+                param_space={"index": tune.grid_search(list(range(count)))},
+                tune_config=config,
+                run_config=tune.RunConfig(
+                    name=name,
+                    storage_path=storage,
+                    verbose=0,
+                    callbacks=[_callback()],
+                    checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+                ),
             )
-        results = _collect(tuner.fit(), len(batches), path)
+        results = _collect(tuner.fit(), count, path)
         if Path(path).is_dir():
             shutil.rmtree(path)
     return results

@@ -129,6 +129,34 @@ class DistillSettings(Settings):
     top_items: int = Field(default=256, ge=1, description="Items a response that the cache keeps of ψ.")
 
 
+class SweepSettings(Settings):
+    """Which settings of distillation ``sweep_gates --method conkd`` tries, and by what it chooses."""
+
+    gates: tuple[Literal["hard", "soft"], ...] = Field(
+        default=("hard", "soft"), min_length=1, description="Gates that are tried."
+    )
+    etas: tuple[float, ...] = Field(
+        default=(0.1, 0.2, 0.3, 0.5, 0.7), min_length=1, description="Values of distill.eta, for the hard gate."
+    )
+    gammas: tuple[float, ...] = Field(
+        default=(0.3, 0.6, 0.9), min_length=1, description="Values of distill.gamma, in [0, 1]."
+    )
+    temperatures: tuple[float, ...] = Field(
+        default=(1.0, 2.0), min_length=1, description="Values of distill.temperature; each asks the teachers anew."
+    )
+    cutoff: Literal[1, 10, 50] = Field(
+        default=10,
+        description="k of the F1@k on held-out responses that is chosen by; 10 is less left to chance than 1.",
+    )
+    perplexity_margin: float = Field(
+        default=0.02,
+        ge=0,
+        description="A student's perplexity may exceed its dialogue teacher's by this share.",
+    )
+    keep: int = Field(default=3, ge=2, description="At each rung one in so many trials goes on (successive halving).")
+    rung: int = Field(default=1, ge=1, description="Validations before the first rung.")
+
+
 class GenerationSettings(Settings):
     """How a reply is decoded."""
 
@@ -165,5 +193,6 @@ class RecommendSettings(Settings):
     dialogue: StepSettings = Field(default_factory=StepSettings, description="Training of the dialogue teacher.")
     student: StepSettings = Field(default_factory=StepSettings, description="Training of the student.")
     distill: DistillSettings = Field(default_factory=DistillSettings)
+    sweep: SweepSettings = Field(default_factory=SweepSettings)
     generation: GenerationSettings = Field(default_factory=GenerationSettings)
     train: TrainSettings = Field(default_factory=TrainSettings)

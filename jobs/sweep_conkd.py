@@ -1,0 +1,158 @@
+"""Choose gate, η, γ and temperature of ConKD's distillation: `mmd sweep_gates --method conkd`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from jobs.distill import ask_teachers
+from jobs.featurize import absolute_store
+from jobs.glue.cluster import quiet_logger, ray_cluster
+from jobs.glue.entry import JobContext, console
+from jobs.glue.recommend import RecommendJob, trained_settings
+from jobs.glue.student_trial import TrialPlan, tune_trial
+from jobs.glue.tune import import_tune, run_trials
+from mmd.artifacts import Artifact, version_for
+from mmd.config import change_settings
+from mmd.errors import ArtifactError
+from mmd.evaluation.recommend_systems import Questions
+from mmd.recommend.sweep import TRIED, Trial, by_gate, choose, points_of
+
+SWEEP_FILE = "conkd.json"
+
+
+def run(context: JobContext) -> Artifact:
+    """Write gate/NAME-conkd unless the same was swept before."""
+    inputs, name = context.lineage("teacher"), f"{context.name}-conkd"
+    settings = trained_settings(
+        context.config, "conversations", "backbone", "student", "distill", "sweep", "generation"
+    )
+    seeds = {"student": context.config.seed}
+    if found := context.existing("gate", settings, inputs, seeds, name):
+        return found
+    limit = perplexity_limit(inputs["teacher"], context.config.recommend.sweep.perplexity_margin)
+    version = version_for("gate", settings, inputs, seeds)
+    trials = sweep(context, inputs, limit, f"sweep_conkd-{context.name}-{version}")
+    chosen = choose(trials, limit)
+    with context.store.write(
+        "gate", name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
+    ) as writer:
+        writer.write_json(
+            SWEEP_FILE,
+            {
+                "chosen": dict(chosen.point),
+                "by_gate": {gate: trial.to_json(limit) for gate, trial in by_gate(trials, limit).items()},
+                "perplexity_limit": limit,
+                "trials": [trial.to_json(limit) for trial in trials],
+            },
+        )
+        writer.metrics = metrics_of(chosen, trials, limit)
+    print_trials(trials, chosen, limit, context.config.recommend.sweep.cutoff)
+    return context.store.open(f"gate/{name}@{version}")
+
+
+def perplexity_limit(teacher: Artifact, margin: float) -> float:
+    """Return the perplexity that a student may have on held-out responses.
+
+    Raises:
+        ArtifactError: the teacher was trained without any.
+    """
+    found = teacher.manifest.metrics.get("dialogue_perplexity")
+    if found is None:
+        raise ArtifactError(
+            f"{teacher.ref}: was trained without held-out responses, so nothing can be chosen on them; the training "
+            "split needs more dialogues, or a larger recommend.conversations.validation_fraction."
+        )
+    return float(found) * (1 + margin)
+
+
+def sweep(context: JobContext, inputs: Mapping[str, Artifact], limit: float, run_name: str) -> list[Trial]:
+    """Train a student for each point, the worse ones not to their end; return all trials in the points' order."""
+    import_tune()
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+
+    config = context.config
+    settings = config.recommend.sweep
+    points = points_of(settings, config.recommend.distill)
+    with ray_cluster(config.cluster), quiet_logger("ray.train"):
+        refs = {role: artifact.ref for role, artifact in inputs.items()}
+        job = RecommendJob("student", config, absolute_store(context), refs)
+        Questions.of(job.ground(), "validation")  # says so before anything is trained
+        outputs = [ask(context, job, point) for point in points]
+        plan = TrialPlan(job, points, outputs, limit)
+        steps = config.recommend.student
+        last = max(settings.rung, math.ceil(steps.epochs / steps.validate_every))
+        scheduler = ASHAScheduler(
+            time_attr="validation",
+            metric="score",
+            mode="max",
+            max_t=last + 1,  # the training's own end, not the scheduler's
+            grace_period=settings.rung,
+            reduction_factor=settings.keep,
+        )
+        found = run_trials(
+            tune.with_resources(tune.with_parameters(tune_trial, plan=plan), {"cpu": 1}),
+            len(points),
+            tune.TuneConfig(max_concurrent_trials=config.tune.max_concurrent, scheduler=scheduler),
+            storage=context.scratch(".tune"),
+            name=run_name,
+            title="distillation",
+            tell=lambda told: print_trial(told[0]),
+        )
+    return [Trial(told["point"], told["rows"]) for told in found]
+
+
+def ask(context: JobContext, job: RecommendJob, point: Mapping[str, Any]) -> str:
+    """Return the folder of what the teachers say at a point's temperature."""
+    changed = change_settings(context.config, {"recommend.distill.temperature": point["temperature"]})
+    job = RecommendJob("student", changed, job.store, job.inputs)
+    return ask_teachers(JobContext(changed, pins=context.pins), job, job.ground())
+
+
+# ---------------------------------------------------------------- what is told
+
+
+def words_of(point: Mapping[str, Any]) -> str:
+    """Return a point as ``--set`` options."""
+    read = [key for key in TRIED if key != "eta" or point["gate"] == "hard"]
+    return " ".join(f"--set recommend.distill.{key}={point[key]}" for key in read)
+
+
+def print_trial(told: Mapping[str, Any]) -> None:
+    """Print a line when a trial ends."""
+    kept, point = told["kept"], told["point"]
+    console.print(
+        f"{', '.join(f'{key} {point[key]}' for key in TRIED)}: {len(told['rows'])} validations, F1 {kept['f1']:.4f}, "
+        f"perplexity {kept['perplexity']:.3f}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def print_trials(trials: Sequence[Trial], chosen: Trial, limit: float, cutoff: int) -> None:
+    """Print the table of trials, the chosen one marked, and what to type to distil with it."""
+    table = Table(title=f"held-out responses; perplexity at most {limit:.3f}", title_justify="left")
+    for column in (*TRIED, "validations", f"F1@{cutoff}", "perplexity", "item ratio"):
+        table.add_column(column)
+    for trial in sorted(trials, key=lambda trial: -trial.kept["f1"]):
+        mark = "*" if trial is chosen else ""
+        numbers = [f"{trial.kept[key]:.4g}" for key in ("f1", "perplexity", "item_ratio")]
+        table.add_row(*(str(trial.point[key]) for key in TRIED), f"{len(trial.rows)}{mark}", *numbers)
+    console.print(table)
+    console.print(f"mmd distill {words_of(chosen.point)}", markup=False, soft_wrap=True)
+
+
+def metrics_of(chosen: Trial, trials: Sequence[Trial], limit: float) -> dict[str, Any]:
+    """Return the numbers of the manifest."""
+    return {
+        **{key: chosen.point[key] for key in TRIED},
+        "f1": chosen.kept["f1"],
+        "perplexity": chosen.kept["perplexity"],
+        "perplexity_limit": limit,
+        "trials": len(trials),
+        "validations": sum(len(trial.rows) for trial in trials),
+    }
