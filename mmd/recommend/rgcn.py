@@ -217,7 +217,7 @@ class RelationalGraphConv(nn.Module):
             block: how they hang together.
         """
         states = self.self_loop(own)
-        if not len(block.columns):
+        if not sum(block.pairs):  # no edges: a plain catalogue
             return cast("Tensor", states)
         parts = torch.split(block.means @ others, list(block.pairs))
         messages = [part @ matrix for part, matrix in zip(parts, self.matrices(), strict=True) if len(part)]

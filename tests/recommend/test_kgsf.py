@@ -175,3 +175,10 @@ def test_nothing_pooled_is_zero_and_one_thing_is_itself():
     assert pooled[0].tolist() == [0.0] * 4
     torch.testing.assert_close(pooled[1], states[1, 0])
     assert Pooling(4)(states[:, :0], mask[:, :0]).tolist() == [[0.0] * 4] * 3
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_catalogue_without_edges_is_enough(graph: str):
+    settings = BackboneSettings(dim=16, hidden=32, graph=graph)  # type: ignore[arg-type]
+    backbone = KgsfBackbone(TOKENIZER.space, GRAPH.without_edges(), settings, 0).eval()
+    assert backbone.logits(make(samples())).isfinite().all()
