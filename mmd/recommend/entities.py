@@ -96,7 +96,8 @@ class EntityGraph(EntityVectors):
 
     def _look_up(self, nodes: Tensor) -> Tensor:
         """Return vectors of some nodes; their gradient is added row by row to that of the table as a whole."""
-        return nn.functional.embedding(nodes, self.vectors, sparse=True)
+        whole = bool(sum(self._items.pairs))  # without edges nothing reads the table as a whole
+        return nn.functional.embedding(nodes, self.vectors, sparse=whole)
 
 
 def _over_all(block: Block, n_nodes: int) -> Block:
