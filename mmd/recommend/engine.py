@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from mmd.errors import RequestError
+from mmd.recommend.replies import put_titles_in
 from mmd.recommend.types import Mode
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class AnswerMaker:
         self._graph = graph
         self._tokenizer = tokenizer
         self._images = images
+        self._titles = tuple(graph.title(item) for item in range(graph.n_items))
 
     def answer(self, reply: Reply, k: int, timings_ms: Mapping[str, float]) -> RecommendAnswer:
         """Return a reply with the ``k`` likeliest items at the place of its first.
@@ -189,22 +191,22 @@ class AnswerMaker:
 
     def _item(self, item: int, probability: float, *, named: bool) -> RecommendedItem:
         item_id = self._graph.item_ids[item]
-        title = self._graph.title(item)
-        return RecommendedItem(item_id, title, min(1.0, probability), named, self._images.get(item_id))
+        return RecommendedItem(item_id, self._titles[item], min(1.0, probability), named, self._images.get(item_id))
 
     def _trace(self, reply: Reply) -> Iterator[TokenMass]:
-        for token, mass in zip(reply.token_ids, reply.item_mass, strict=True):
-            yield TokenMass(self._name(token), mass)
+        """Yield each token as it stands in the text; one that adds nothing to it by what it is."""
+        before = ""
+        for count, (token, mass) in enumerate(zip(reply.token_ids, reply.item_mass, strict=True), start=1):
+            text, _ = put_titles_in(self._tokenizer.decode(reply.token_ids[:count]), self._titles)
+            added = text.removeprefix(before).strip() if text.startswith(before) else ""
+            yield TokenMass(added or self._name(token), mass)
+            before = text
 
     def _name(self, token: int) -> str:
-        """Return a token as a person reads it; control tokens in brackets."""
+        """Return a token by itself; control tokens in brackets."""
         space = self._tokenizer.space
         control = {space.rec: "[REC]", space.gen: "[GEN]", space.eos: "[END]"}
-        if token in control:
-            return control[token]
-        if space.is_item(token):
-            return self._graph.title(space.item_at(token))
-        return self._tokenizer.decode_text([token]).strip() or "␣"
+        return control.get(token) or self._tokenizer.decode_text([token]).strip() or "␣"
 
 
 def check_items(turns: Sequence[Turn], graph: ItemGraph) -> None:

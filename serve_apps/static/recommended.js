@@ -86,7 +86,7 @@ function itemNode(item) {
   track.append(fill);
   const body = make("div", "item-body");
   body.append(make("span", "item-title", item.title), track);
-  node.append(body, make("span", "number", percent(item.score)));
+  node.append(body, make("span", "number", `${(item.score * 100).toFixed(1)} %`));
   return node;
 }
 

@@ -166,6 +166,8 @@ def test_the_trace_tells_each_token_and_the_students_own_item_mass(
     assert trace[0]["token"] == {"rec": "[REC]", "gen": "[GEN]"}[answer["mode"]["name"]]
     by_token = {entry["token"]: entry["item_mass"] for entry in trace}
     assert list(by_token)[-1] == "[END]"
+    said = "".join(answer["reply"]["text"].split())
+    assert "".join("".join(entry["token"].split()) for entry in trace[1:-1]) == said
     title = next(part["text"] for part in answer["reply"]["parts"] if part["item"])
     assert by_token[title] == max(by_token.values()) > 0.5
 
