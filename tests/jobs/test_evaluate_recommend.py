@@ -22,7 +22,7 @@ from mmd.recommend.saving import DIALOGUE, STUDENT, save_talker
 from mmd.recommend.training import Training
 
 SHAPE = {"dim": 16, "hidden": 32, "layers": 1}
-STEPS = {"epochs": 1.0, "batch": 32}
+STEPS = {"epochs": 1.0, "min_steps": 20, "batch": 32}
 
 
 def context(
