@@ -204,6 +204,11 @@ def span(left: Any, right: Any) -> Any:  # noqa: ANN401 (matplotlib's axes)
     return left
 
 
+def printable(token: str) -> str:
+    """Return a token as far as the pictures' font can show it."""
+    return token[:12] if token.isascii() else "·"
+
+
 def trace_line(axes: Any, conversation: Mapping[str, Any]) -> None:  # noqa: ANN401 (matplotlib's axes)
     """Draw item mass along the agent's turns of a conversation, items marked."""
     at = 0
@@ -216,7 +221,9 @@ def trace_line(axes: Any, conversation: Mapping[str, Any]) -> None:  # noqa: ANN
             [p for p, flag in zip(places, flags, strict=True) if flag], [1.03] * sum(flags), "v", ms=4, color="#db6d6d"
         )
         for place, token in zip(places, turn.get("tokens", []), strict=False):
-            axes.text(place, 0.02, token[:12], rotation=90, fontsize=5, ha="center", va="bottom", color=figures.INK)
+            axes.text(
+                place, 0.02, printable(token), rotation=90, fontsize=5, ha="center", va="bottom", color=figures.INK
+            )
         axes.axvline(at - 0.5 + len(masses) + 0.5, color=figures.INK, lw=0.5)
         at += len(masses) + 1
     axes.set_xlim(-1, at)
