@@ -91,7 +91,7 @@ class RecommenderSettings(Settings):
         default="all", description="all: every mention is a training sample; novel: first mentions alone."
     )
     steps: StepSettings = Field(
-        default_factory=lambda: StepSettings(batch=512, learning_rate=3e-3, epochs=7, min_steps=150)
+        default_factory=lambda: StepSettings(batch=512, learning_rate=5e-3, epochs=5, min_steps=150)
     )
 
 
