@@ -15,12 +15,15 @@ BENCHES = (
     "gate_cv",
     "probe",
     "serving",
+    "serving_retrieval",
+    "serving_recommend",
     "rules_cv",
     "finetune",
     "zero",
     "index",
     "retriever",
     "distill",
+    "rgcn",
 )
 """Module names; a new benchmark adds its own here."""
 SUITE = Suite("bench", "jobs.bench", BENCHES)

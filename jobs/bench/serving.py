@@ -2,10 +2,11 @@
 
 Text-only requests arrive at a fixed rate whatever the answers take (an open loop), so that a slow answer delays
 no later request and waiting is counted. Texts are the training dialogues', each made new by a number, so that no
-answer comes from a cache; a second pass repeats known texts. The direct calls are the engine's own predict, one
-request at a time, in the measuring process.
+answer comes from a cache; a second pass repeats known texts. The direct calls are the engine's own, one request at a
+time, in the measuring process.
 
-The service is started here on a local cluster: ``--corpus NAME`` must have been trained (``mmd pipeline``).
+The service is started here on a local cluster: ``--corpus NAME`` must have been trained (``mmd pipeline``). This
+benchmark asks /v1/intent; ``serving_retrieval`` and ``serving_recommend`` ask the other parts in the same way.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import asyncio
 import socket
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,32 @@ from mmd.schema import Dialogue, Turn
 WARMUP_REQUESTS = 40
 DIRECT_CALLS = 200
 
+Answer = Callable[[Dialogue], object]
+
+
+@dataclass(frozen=True)
+class ServedPart:
+    """A part of the service.
+
+    Attributes:
+        path: where it is asked.
+        load: makes a call that answers a dialogue in this process, from a store and the corpus's name.
+        labelled: whether it answers only what dialogues with labels look like.
+    """
+
+    path: str
+    load: Callable[[ArtifactStore, str], Answer]
+    labelled: bool = False
+
+
+def load_intent(store: ArtifactStore, corpus: str) -> Answer:
+    """Return the intent engine's predict."""
+    engine = IntentEngine.from_store(store, corpus)
+    return lambda dialogue: engine.predict([IntentQuery(dialogue)])
+
+
+INTENT = ServedPart("/v1/intent", load_intent, labelled=True)
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's options."""
@@ -44,27 +71,38 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure latencies over HTTP and in process.
+    """Measure /v1/intent."""
+    return measure_part(INTENT, options)
+
+
+def measure_part(part: ServedPart, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure a part's latencies over HTTP and in process.
 
     Raises:
         CorpusError: the corpus has no text-only training dialogue.
     """
     store = ArtifactStore(str(Path(options["store"]).resolve()))
-    dialogues = text_dialogues(Corpus(store.open(f"corpus/{options['corpus']}")))
+    dialogues = text_dialogues(Corpus(store.open(f"corpus/{options['corpus']}")), labelled=part.labelled)
     rate, seconds = float(options["rate"]), float(options["seconds"])
-    engine = IntentEngine.from_store(store, options["corpus"])
+    answer = part.load(store, options["corpus"])
     fresh = [renewed(dialogues[n % len(dialogues)], n) for n in range(DIRECT_CALLS + WARMUP_REQUESTS)]
-    direct_fresh = measure_direct(engine, fresh)
-    direct_known = measure_direct(engine, fresh)
+    direct_fresh = measure_direct(answer, fresh)
+    direct_known = measure_direct(answer, fresh)
     with serving(store.root, options["corpus"]) as url:
-        asyncio.run(load(url, fresh[:WARMUP_REQUESTS], rate))
+        asyncio.run(load(url + part.path, fresh[:WARMUP_REQUESTS], rate))
         count = int(rate * seconds)
         first = 10_000  # numbers that no earlier text carries
         distinct = [renewed(dialogues[n % len(dialogues)], first + n) for n in range(count)]
-        served_fresh = asyncio.run(load(url, distinct, rate))
-        served_known = asyncio.run(load(url, distinct, rate))
+        served_fresh = asyncio.run(load(url + part.path, distinct, rate))
+        served_known = asyncio.run(load(url + part.path, distinct, rate))
     return {
-        "config": {"corpus": options["corpus"], "requests_per_s": rate, "seconds": seconds, "requests": count},
+        "config": {
+            "path": part.path,
+            "corpus": options["corpus"],
+            "requests_per_s": rate,
+            "seconds": seconds,
+            "requests": count,
+        },
         "warmup": {"requests": WARMUP_REQUESTS},
         "repeats": 1,
         "http_new_texts": served_fresh,
@@ -78,13 +116,13 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def text_dialogues(corpus: Corpus) -> list[Dialogue]:
-    """Return the training dialogues without pictures.
+def text_dialogues(corpus: Corpus, *, labelled: bool) -> list[Dialogue]:
+    """Return the training dialogues without pictures; only those with labels where these are asked for.
 
     Raises:
         CorpusError: there is none.
     """
-    found = [d for d in corpus.dialogues("train") if shape_of(d) == "text" and d.labels]
+    found = [d for d in corpus.dialogues("train") if shape_of(d) == "text" and (d.labels or not labelled)]
     if not found:
         raise CorpusError(f"{corpus.artifact.ref}: no training dialogue is text only; measure on another corpus.")
     return found
@@ -97,12 +135,12 @@ def renewed(dialogue: Dialogue, number: int) -> Dialogue:
     return replace(dialogue, id=f"{dialogue.id}-{number}", turns=turns, labels={})
 
 
-def measure_direct(engine: IntentEngine, dialogues: Sequence[Dialogue]) -> dict[str, float]:
-    """Time the engine one dialogue at a time, the warm-up left out."""
+def measure_direct(answer: Answer, dialogues: Sequence[Dialogue]) -> dict[str, float]:
+    """Time the answers one dialogue at a time, the warm-up left out."""
     times = []
     for dialogue in dialogues:
         started = time.perf_counter()
-        engine.predict([IntentQuery(dialogue)])
+        answer(dialogue)
         times.append((time.perf_counter() - started) * 1000)
     return percentiles(times[WARMUP_REQUESTS:])
 
@@ -116,7 +154,7 @@ async def load(url: str, dialogues: Sequence[Dialogue], rate: float) -> dict[str
     async def send(client: httpx.AsyncClient, dialogue: Dialogue, due: float) -> None:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         turns = [{"speaker": t.speaker, "text": t.text, "item_ids": list(t.item_ids)} for t in dialogue.turns]
-        response = await client.post("/v1/intent", json={"turns": turns})
+        response = await client.post(url, json={"turns": turns})
         times.append((time.perf_counter() - due) * 1000)
         statuses[str(response.status_code)] = statuses.get(str(response.status_code), 0) + 1
         if response.status_code == 200:
@@ -124,7 +162,7 @@ async def load(url: str, dialogues: Sequence[Dialogue], rate: float) -> dict[str
                 stages.setdefault(stage, []).append(elapsed)
 
     limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
-    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+    async with httpx.AsyncClient(timeout=60, limits=limits) as client:
         start = time.perf_counter() + 0.1
         await asyncio.gather(*(send(client, d, start + n / rate) for n, d in enumerate(dialogues)))
     return {
@@ -150,7 +188,14 @@ def serving(store: str, corpus: str) -> Iterator[str]:
 
     config = load_config()
     settings = config.serve.model_copy(update={"max_replicas": 1})
-    args = AppArgs(store=store, corpus=corpus, serve=settings, features=config.features)
+    args = AppArgs(
+        store=store,
+        corpus=corpus,
+        serve=settings,
+        features=config.features,
+        models=config.models,
+        generation=config.recommend.generation,
+    )
     with ray_cluster(config.cluster):
         port = free_port()
         serve.start(http_options={"host": "127.0.0.1", "port": port})
