@@ -34,7 +34,7 @@ JOBS = {
     "fit_intent": "fit the classifier and choose the gate's threshold",
     "augment": "rule-guided augmentation of the few-shot set",
     "finetune_mllm": "fine-tune the multimodal model with Ray Train, DeepSpeed and PEFT",
-    "sweep_gates": "choose how rules, probe and multimodal model are joined",
+    "sweep_gates": "choose how rules, probe and multimodal model are joined; --method conkd: how a student is taught",
     "evaluate": "measure everything on the test split and write the report",
     "train_retriever": "train DR, SDR or MDR with Ray Train",
     "build_index": "encode all responses and make them searchable",
