@@ -79,9 +79,9 @@ class EntityGraph(EntityVectors):
         places = self.place_of[entities]
         is_other = places >= self.n_rows
         others, row = torch.unique(places[is_other], return_inverse=True)
-        known = (
-            [of_items, self._states(self.tensors.block(others.tolist()).to(own.device))] if len(others) else [of_items]
-        )
+        known = [of_items]
+        if len(others):
+            known.append(self._states(self.tensors.block(others.tolist()).to(own.device)))
         known.append(of_items.new_zeros(1, of_items.shape[1]))
         rows = places.masked_scatter(is_other, row + self.n_rows)  # -1, nobody's place, is the last row
         return torch.cat(known)[rows], own + of_items[self.item_place]
@@ -92,7 +92,9 @@ class EntityGraph(EntityVectors):
         return cast("Tensor", self.convolution(self._look_up(self._items.rows), self.vectors, self._items))
 
     def _states(self, block: Block) -> Tensor:
-        return cast("Tensor", self.convolution(self._look_up(block.rows), self._look_up(block.columns), block))
+        # In float32: a kernel for products in bfloat16 is compiled for each new shape, and no two batches' are alike.
+        with torch.autocast(block.rows.device.type, enabled=False):
+            return cast("Tensor", self.convolution(self._look_up(block.rows), self._look_up(block.columns), block))
 
     def _look_up(self, nodes: Tensor) -> Tensor:
         """Return vectors of some nodes; their gradient is added row by row to that of the table as a whole."""
