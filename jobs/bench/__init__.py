@@ -24,6 +24,7 @@ BENCHES = (
     "retriever",
     "distill",
     "rgcn",
+    "rgcn",
 )
 """Module names; a new benchmark adds its own here."""
 SUITE = Suite("bench", "jobs.bench", BENCHES)
