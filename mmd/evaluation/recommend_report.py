@@ -148,6 +148,7 @@ def render_recommend(content: RecommendContent, graph: ItemGraph, tokenizer: Tok
         speaker_bars=_speaker_bars(findings),
         speakers=[_speaker_view(row) for row in findings.speakers],
         masses=_masses_view(content.masses),
+        costs=_costs_view(findings),
         examples=[_example_view(example, titles, tokenizer) for example in content.examples] if show else [],
         has_examples=bool(content.examples),
         provenance=content.provenance,
@@ -205,6 +206,17 @@ def _limit(rows: Mapping[str, Mapping[str, Interval]]) -> float:
 def _speaker_view(row: SpeakerRow) -> dict[str, Any]:
     modes = row.modes.score("rec") if row.modes is not None else None
     return {"row": row, "modes": modes, "accuracy": row.modes.accuracy.value if row.modes is not None else None}
+
+
+def _costs_view(findings: RecommendFindings) -> list[dict[str, Any]]:
+    """Return one row a model: weights, and the time of its tokens where it was measured."""
+    times = {row.system: row.ms_per_token for row in findings.speakers if row.ms_per_token}
+    return [
+        {"name": name, "weights": weights, "together": times[name][0], "alone": times[name][1]}
+        if name in times
+        else {"name": name, "weights": weights, "together": None, "alone": None}
+        for name, weights in findings.parameters.items()
+    ]
 
 
 def _masses_view(masses: Mapping[str, Sequence[float]] | None) -> dict[str, Any] | None:
