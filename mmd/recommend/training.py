@@ -253,7 +253,8 @@ class Training(Generic[S]):
         """
         if self.state.stopped:
             return
-        with closing(ahead(self._batches(), _BATCHES_AHEAD)) as batches:
+        rank, world = self.engine.rank, self.engine.world  # the engine is made here, not by the thread that loads
+        with closing(ahead(self._batches(rank, world), _BATCHES_AHEAD)) as batches:
             for batch in batches:
                 report = self._step(batch)
                 if on_step:
@@ -263,10 +264,10 @@ class Training(Generic[S]):
                 if on_checkpoint and checkpoint_every and self.state.step % checkpoint_every == 0:
                     on_checkpoint(self)
 
-    def _batches(self) -> Iterator[Any]:
+    def _batches(self, rank: int, world: int) -> Iterator[Any]:
         """Yield this worker's batches; None where a step has no sample for it."""
         for step in range(self.state.step, self.plan.total_steps):
-            own = [self.samples[index] for index in self.plan.own_samples(step, self.engine.rank, self.engine.world)]
+            own = [self.samples[index] for index in self.plan.own_samples(step, rank, world)]
             yield self.task.batch(own) if own else None
 
     def _step(self, batch: Any) -> dict[str, Any]:  # noqa: ANN401 (the task's)

@@ -26,6 +26,7 @@ from mmd import schema
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config
 from mmd.errors import ArtifactError, ConfigError
+from mmd.recommend.cache import TeacherOutputs, by_length
 from mmd.recommend.conversations import Conversations
 from mmd.recommend.recommender import save_recommender
 from mmd.recommend.runs import (
@@ -38,7 +39,7 @@ from mmd.recommend.runs import (
     student_talker,
     student_task,
 )
-from mmd.recommend.saving import DIALOGUE, load_student, save_talker
+from mmd.recommend.saving import DIALOGUE, STUDENT, load_student, save_talker
 from mmd.recommend.training import Training, TrainState
 from mmd.schema import Dialogue, Item, Turn
 
@@ -186,6 +187,33 @@ def test_the_validation_part_of_a_student_is_its_teachers(ready: Path):
     assert {s.split for s in plain.responses.train} == {"train"}
 
 
+def test_a_language_model_teaches_a_student_of_its_vocabulary(ready: Path, tmp_path: Path):
+    """The whole path over a model of transformers with low-rank updates: taught, saved, loaded."""
+    import torch
+
+    few = {**STEPS, "epochs": 0.5}
+    config = make_config(ready, backbone={"kind": "lm", "model": "tiny-llama", "lora_rank": 2}, student=few)
+    ground = ground_of(config, ArtifactStore(str(ready)).open(f"graph/{NAME}"))
+    store = ArtifactStore(str(tmp_path))
+    with store.write("teacher", NAME, settings={}, inputs={"graph": ground.conversations.artifact}) as writer:
+        save_recommender(writer, recommender_task(ground).model)
+        save_talker(writer, DIALOGUE, new_talker(ground), ground.graph)
+    teacher = store.open(f"teacher/{NAME}")
+    speaker, maker = speaker_of(ground, teacher)
+    samples = ground.responses.train
+    outputs = TeacherOutputs.from_tables([speaker(batch) for batch in by_length(samples, maker, 16)])
+    talker = student_talker(ground, teacher)
+    loop = Training(student_task(ground, talker, outputs), samples, config.recommend.student, 0)
+    loop.train()
+    loop.take_best()
+    with store.write("student", NAME, settings={}, inputs={"graph": ground.conversations.artifact}) as writer:
+        save_talker(writer, STUDENT, talker, ground.graph)
+    loaded = load_student(store.open(f"student/{NAME}"), ground.graph)
+    batch = loaded.maker(samples[:3])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.backbone.token_logits(batch), talker.backbone.token_logits(batch))
+
+
 def test_losses_and_judgements_are_scalars_of_their_step():
     history = [{"step": 1, "epoch": 0.5, "loss": 2.0, "rate": 0.1, "norm": 1.0}]
     state = TrainState(1, history, [{"step": 1, "epoch": 0.5, "score": -2.0}], 1)
@@ -210,10 +238,12 @@ def plain_losses(loop: Training[Any]) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_jobs_learn_what_plain_calls_learn(tmp_path: Path, ray_local: None, workers: int):
+@pytest.mark.parametrize(
+    "train", [{}, {"workers": 2}, {"workers": 2, "deepspeed_stage": 2}], ids=["one_worker", "two_workers", "zero_2"]
+)
+def test_the_jobs_learn_what_plain_calls_learn(tmp_path: Path, ray_local: None, train: dict[str, int]):
     """Differences come from the order of sums."""
-    config = make_config(tmp_path, train={"workers": workers})
+    config = make_config(tmp_path, train=train)
     write_corpus(ArtifactStore(str(tmp_path)))
     context = JobContext(config)
     graph = build_graph.run(context)
@@ -227,8 +257,6 @@ def test_the_jobs_learn_what_plain_calls_learn(tmp_path: Path, ray_local: None, 
     student = distill.run(context)
     speaker, maker = speaker_of(ground, teacher)
     parts = [speaker(batch) for part in parts_of(ground, maker) for batch in part]
-    from mmd.recommend.cache import TeacherOutputs
-
     talker = student_talker(ground, teacher)
     task = student_task(ground, talker, TeacherOutputs.from_tables(parts))
     taught = Training(task, ground.responses.train, config.recommend.student, 0)
