@@ -19,6 +19,7 @@ from typing import Any
 
 from jobs.experiments import domains, figures, retrievers, students
 from jobs.experiments.students import ARMS, NO_KD
+from jobs.glue.entry import console
 from mmd.evaluation.recommend_pairs import Comparison, Difference, Verdict
 
 BACKBONES = ("kgsf", "lm")
@@ -52,6 +53,9 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
         for backbone, outcomes in found.items()
     }
     first = next(iter(found.values()))[0]
+    claims = [claim for backbone, field in fields.items() for claim in claims_of(backbone, field)]
+    for claim in claims:
+        console.print(str(claim), markup=False, soft_wrap=True)
     return {
         "config": students.config_of(options, judged),
         "repeats": options["seeds"],
@@ -60,7 +64,7 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
         "table": {b: students.table_of(fields[b], outcomes) for b, outcomes in found.items()},
         "recall": {b: students.recall_of(outcomes) for b, outcomes in found.items()},
         "differences_to_no_kd": {b: differences(field, NO_KD) for b, field in fields.items()},
-        "claims": [claim.to_json() for b, field in fields.items() for claim in claims_of(b, field)],
+        "claims": [claim.to_json() for claim in claims],
         "outcomes": {b: students.without_sums(outcomes) for b, outcomes in found.items()},
     }
 
@@ -85,6 +89,14 @@ class Claim:
     words: str
     found: Difference
     verdict: Verdict
+
+    def __str__(self) -> str:
+        """Say what was measured and what follows."""
+        low, high = self.found.absolute.low, self.found.absolute.high
+        return (
+            f"{self.verdict}: {self.backbone}, {self.words} ({self.found.measure} {self.found.first:.4f} against "
+            f"{self.found.second:.4f}; difference {low:+.4f} to {high:+.4f})"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""

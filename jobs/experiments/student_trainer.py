@@ -34,9 +34,10 @@ class Unit:
 
     Attributes:
         name: of the variant.
-        seed: of weights, order and dropout; the validation part is the same for all units.
+        seed: of weights, order and dropout.
         settings: keys under ``recommend`` → value, as ``distill.gate`` → ``hard``.
         what: is trained.
+        part_seed: of the validation part, which is its teachers'.
         teacher: reference of the teachers' artefact; of a student.
         outputs: folder of what the teachers say; of a student that is distilled.
         kept: file in which the outcome is kept; empty: nowhere.
@@ -46,6 +47,7 @@ class Unit:
     seed: int
     settings: Mapping[str, Any]
     what: Literal["student", "recommender"] = "student"
+    part_seed: int = 0
     teacher: str = ""
     outputs: str = ""
     kept: str = ""
@@ -90,7 +92,7 @@ class StudentTrainer:
         from mmd.recommend.runs import Ground
 
         config = change_settings(self._config, unit.changes)
-        return Ground(self._conversations, config.recommend, unit.seed, config.models, part_seed=config.seed)
+        return Ground(self._conversations, config.recommend, unit.seed, config.models, unit.part_seed)
 
     def _student(self, unit: Unit) -> dict[str, Any]:
         from mmd.recommend.runs import student_talker, student_task

@@ -31,6 +31,7 @@ from jobs.glue.recommend import RecommendJob, trains_on_cpu
 from jobs.glue.tune import tune_batches
 from mmd.artifacts import fingerprint
 from mmd.config import change_settings
+from mmd.errors import ConfigError
 from mmd.evaluation.metrics import Interval
 from mmd.evaluation.recommend_pairs import MEASURES, Comparison, Difference
 from mmd.evaluation.recommend_systems import Judged
@@ -56,13 +57,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-units", action="store_true", help="take outcomes that another state of the code left, too"
     )
+    parser.add_argument(
+        "--own-teachers",
+        action="store_true",
+        help="train teachers, on a validation part of their own, for every seed; test responses must judge",
+    )
 
 
 def run_units(options: Mapping[str, Any], units: Sequence[Unit], judged: Judged, title: str) -> list[dict[str, Any]]:
-    """Train and judge all units; return their outcomes in order. Interrupted, the same command goes on."""
+    """Train and judge all units; return their outcomes in order. Interrupted, the same command goes on.
+
+    Raises:
+        ConfigError: every seed shall have teachers, and so a validation part, of its own, and validation judges.
+    """
+    own_teachers, any_code = options.get("own_teachers", False), options.get("keep_units", False)
+    if own_teachers and judged == "validation":
+        raise ConfigError(
+            "--own-teachers: each seed then holds other dialogues out, so that units would be judged on different "
+            "responses; add --judge test, or leave it out."
+        )
     with hold_cluster():
         context = open_graph(options)
-        ready = [prepare(context, unit, judged, any_code=options.get("keep_units", False)) for unit in units]
+        units = [replace(unit, part_seed=unit.seed if own_teachers else context.config.seed) for unit in units]
+        ready = [prepare(context, unit, judged, any_code=any_code) for unit in units]
         config = context.config.model_copy(update={"store": absolute_store(context)})
         with ray_cluster(config.cluster):
             tune_batches(
@@ -93,7 +110,7 @@ def prepare(context: JobContext, unit: Unit, judged: Judged, *, any_code: bool) 
         judged: whose responses judge.
         any_code: take the newest outcome whatever the code that made it.
     """
-    own = replace(context, config=change_settings(context.config, unit.changes))
+    own = replace(context, config=change_settings(context.config, {**unit.changes, "seed": unit.part_seed}))
     refs = {"graph": own.open("graph").ref}
     if unit.what == "student":
         teacher = train_teachers.run(own)
@@ -117,7 +134,7 @@ def outcome_place(context: JobContext, unit: Unit, refs: Mapping[str, str], judg
     recommend = context.config.recommend.model_dump(mode="json", exclude={"train", "enabled", "graph"})
     if unit.what == "recommender":
         recommend = {name: recommend[name] for name in ("recommender", "conversations")}
-    key = fingerprint([dict(refs), recommend, unit.what, unit.seed, context.config.seed, judged])[:12]
+    key = fingerprint([dict(refs), recommend, unit.what, unit.seed, unit.part_seed, judged])[:12]
     folder = f"{context.scratch('.experiments')}/students/{key}"
     own = f"{folder}/{code_digest()[:12]}.json"
     if not any_code:
@@ -260,5 +277,6 @@ def config_of(options: Mapping[str, Any], judged: Judged) -> dict[str, Any]:
         "graph": context.open("graph").ref,
         "judged_on": judged,
         "seeds": options["seeds"],
+        "teachers": "of each seed" if options.get("own_teachers") else "shared by all seeds",
         "recommend": context.config.recommend.model_dump(mode="json", exclude={"enabled"}),
     }

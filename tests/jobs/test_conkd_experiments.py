@@ -151,7 +151,8 @@ def test_an_outcome_is_kept_under_what_it_depends_on(job: JobContext):
     threads = replace(job, config=change_settings(job.config, {"recommend.train.threads": 7}))
     assert place(threads, unit) == same
     hotter = replace(job, config=change_settings(job.config, {"recommend.distill.gamma": 0.1}))
-    assert len({same, place(hotter, unit), place(job, replace(unit, seed=1))}) == 3
+    others = [place(hotter, unit), place(job, replace(unit, seed=1)), place(job, replace(unit, part_seed=1))]
+    assert len({same, *others}) == 4
     assert students.outcome_place(job, unit, refs, "validation", any_code=False) != same
 
 
@@ -171,6 +172,11 @@ def test_settings_of_an_arm_are_known():
         change_settings(AppConfig(), Unit("arm", 0, settings).changes)
     with pytest.raises(ConfigError, match="no_such"):
         change_settings(AppConfig(), Unit("arm", 0, {"distill.no_such": 1}).changes)
+
+
+def test_teachers_of_every_seed_need_responses_that_all_are_judged_on():
+    with pytest.raises(ConfigError, match="--judge test"):
+        students.run_units({"own_teachers": True}, [], "validation", "students")
 
 
 # ---------------------------------------------------------------- records
