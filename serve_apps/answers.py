@@ -181,6 +181,7 @@ def to_recommend_response(
         reply=ReplyOut(text=answer.text, parts=tuple(_part(piece) for piece in answer.pieces)),
         mode=_mode(answer.mode, answer.mode_probability),
         items=tuple(_item(item, root) for item in answer.items),
+        items_from=answer.items_from,
         item_mass=tuple(TokenMassOut(token=t.token, item_mass=_unit(t.item_mass)) for t in answer.trace),
         degraded=result.degraded,
         timings_ms=all_stages(answer.timings_ms, decoded_ms, total_ms),

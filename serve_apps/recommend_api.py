@@ -59,9 +59,7 @@ class ItemOut(Wire):
 
     id: str
     title: str
-    score: float = Field(
-        ge=0, le=1, description="Probability among the products allowed at the place of the reply's first one."
-    )
+    score: float = Field(ge=0, le=1, description="Probability among the products that could have been named there.")
     named: bool = Field(description="Whether the reply names it.")
     image: str | None = Field(description="Path of its picture on this service, if it has one.")
 
@@ -79,9 +77,10 @@ class RecommendResponse(Wire):
     id: str = Field(description="Request id; also in the header X-Request-Id and in the log.")
     reply: ReplyOut
     mode: ModeOut
-    items: tuple[ItemOut, ...] = Field(
-        description="The likeliest products at the place of the reply's first one, likeliest first; empty where the "
-        "reply names none."
+    items: tuple[ItemOut, ...] = Field(description="The likeliest products, likeliest first.")
+    items_from: Literal["reply", "context"] = Field(
+        description="reply: the likeliest at the place of the reply's first product; context: the reply names none, "
+        "and these are what the student would name first if it recommended."
     )
     item_mass: tuple[TokenMassOut, ...] = Field(
         description="Token by token how much the student itself leans towards naming a product. Teachers and their "

@@ -64,9 +64,10 @@ def try_recommendation(
         return Trial(asked=1)
     latency_ms = (time.perf_counter() - started) * 1000
     found = [item.id for item in answer.items]
-    right = bool(set(found) & set(question.items)) if question.items else not found
+    named = answer.items_from == "reply"
+    right = bool(set(found) & set(question.items)) if question.items else not named
     console.print(
-        f"  → after {len(question.turns)} turns the student says ([bold]{_verdict(question, found)}[/]; "
+        f"  → after {len(question.turns)} turns the student says ([bold]{_verdict(question, found, named=named)}[/]; "
         f"{latency_ms:.0f} ms): [italic]{escape(answer.reply.text)}[/]"
     )
     for item in answer.items[:_ITEMS_SHOWN]:
@@ -74,8 +75,8 @@ def try_recommendation(
     return Trial(1, int(right), int(bool(answer.degraded)), (latency_ms,))
 
 
-def _verdict(question: Question, found: Sequence[str]) -> str:
+def _verdict(question: Question, found: Sequence[str], *, named: bool) -> str:
     if not question.items:
-        return "no product named, as by the agent" if not found else "products named, the agent named none"
+        return "no product named, as by the agent" if not named else "products named, the agent named none"
     ranks = [rank for rank, item in enumerate(found, 1) if item in question.items]
     return f"right product at rank {ranks[0]}" if ranks else f"right product not in the first {K}"

@@ -102,21 +102,7 @@ def rank_mentions(name: str, score: Scorer, mentions: Sequence[MentionSample]) -
 
 def after_mode(generator: Generator) -> Scorer:
     """Return a scorer by what a speaker would name first: its items right after the token of recommendation."""
-
-    def score(contexts: Sequence[Context]) -> NDArray[np.floating]:
-        import torch  # noqa: PLC0415 (slow to import)
-
-        backbone, space = generator.backbone, generator.rules.space
-        batch = generator.maker.contexts(contexts).to(generator.device)
-        with torch.inference_mode():
-            first = torch.full((len(contexts),), space.bos, device=generator.device)
-            logits, state = backbone.step(backbone.start(batch), first)
-            if generator.rules.mode_tokens:
-                logits, _ = backbone.step(state, torch.full_like(first, space.rec))
-        found: NDArray[np.floating] = logits[:, space.items].float().cpu().numpy()
-        return found
-
-    return score
+    return generator.first_items
 
 
 def by_item_head(generator: Generator) -> Scorer:

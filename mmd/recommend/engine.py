@@ -6,9 +6,12 @@ Everything here works on positions of the item graph on one side and on the corp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mmd.errors import RequestError
 from mmd.recommend.replies import put_titles_in
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from mmd.recommend.replies import Emission, Event, Reply
     from mmd.recommend.vocabulary import Tokenizer
     from mmd.schema import Turn
+
+Vector = NDArray[np.float32]
 
 
 class UnknownItemError(RequestError):
@@ -46,7 +51,7 @@ class RecommendedItem:
     Attributes:
         id: in the catalogue.
         title: what it is called.
-        probability: among the items that were allowed at the place of the reply's first item, in [0, 1].
+        probability: among the items that could have been named there, in [0, 1].
         named: whether the reply names it.
         image_id: of its picture, if it has one.
     """
@@ -85,7 +90,9 @@ class RecommendAnswer:
         pieces: words and items in order; their texts joined are ``text``.
         mode: ``rec`` or ``gen``.
         mode_probability: of the mode against the other one, given or not; None where the student has no mode tokens.
-        items: the likeliest at the place of the reply's first item, likeliest first; empty where it names none.
+        items: the likeliest, likeliest first: at the place of the reply's first item, or, where it names none, those
+            that the student would name first if it recommended.
+        items_from: which of the two: ``reply`` or ``context``.
         trace: one entry a decoded token, mode and end included.
         timings_ms: of the stages ``link`` and ``generate``; the latter is shared by a batch.
     """
@@ -95,6 +102,7 @@ class RecommendAnswer:
     mode: Mode
     mode_probability: float | None
     items: tuple[RecommendedItem, ...]
+    items_from: Literal["reply", "context"]
     trace: tuple[TokenMass, ...]
     timings_ms: Mapping[str, float]
 
@@ -134,25 +142,32 @@ class AnswerMaker:
         self._images = images
         self._titles = tuple(graph.title(item) for item in range(graph.n_items))
 
-    def answer(self, reply: Reply, k: int, timings_ms: Mapping[str, float]) -> RecommendAnswer:
-        """Return a reply with the ``k`` likeliest items at the place of its first.
+    def answer(
+        self, reply: Reply, k: int, timings_ms: Mapping[str, float], of_context: Callable[[], Vector]
+    ) -> RecommendAnswer:
+        """Return a reply with the ``k`` likeliest items.
 
         Args:
             reply: of the student.
             k: items wanted.
             timings_ms: of the stages.
+            of_context: gives logits of all items, (n_items,): which would be named first; asked where none is named.
         """
+        likeliest = _of_reply(reply.emissions[0], k) if reply.emissions else _of_logits(of_context(), k)
         return RecommendAnswer(
             text=reply.text,
             pieces=tuple(self._pieces(reply)),
             mode=reply.mode,
             mode_probability=reply.mode_probability,
-            items=self._items(reply, k),
+            items=tuple(self._item(item, share, named=item in reply.items) for item, share in likeliest),
+            items_from="reply" if reply.emissions else "context",
             trace=tuple(self._trace(reply)),
             timings_ms=timings_ms,
         )
 
-    def events(self, told: Iterator[Event], k: int, timings_ms: Mapping[str, float]) -> Iterator[AnswerEvent]:
+    def events(
+        self, told: Iterator[Event], k: int, timings_ms: Mapping[str, float], of_context: Callable[[], Vector]
+    ) -> Iterator[AnswerEvent]:
         """Yield the pieces of a streamed reply; arguments as of :meth:`answer`, ``generate`` is added to the stages."""
         at = 0
         for event in told:
@@ -161,7 +176,7 @@ class AnswerMaker:
                     yield AnswerEvent("mode", event.mode, event.mode_probability)
             elif event.reply is not None:
                 timings = {**timings_ms, "generate": event.reply.ms}
-                yield AnswerEvent("end", answer=self.answer(event.reply, k, timings))
+                yield AnswerEvent("end", answer=self.answer(event.reply, k, timings, of_context))
             else:
                 named = None if event.emission is None else self._graph.item_ids[event.emission.item]
                 yield AnswerEvent(
@@ -179,15 +194,6 @@ class AnswerMaker:
             at = span.end
         if at < len(reply.text):
             yield Piece(reply.text[at:], at, len(reply.text))
-
-    def _items(self, reply: Reply, k: int) -> tuple[RecommendedItem, ...]:
-        if not reply.emissions:
-            return ()
-        first: Emission = reply.emissions[0]
-        return tuple(
-            self._item(item, math.exp(log_prob), named=item in reply.items)
-            for item, log_prob in zip(first.top[:k], first.log_probs, strict=False)
-        )
 
     def _item(self, item: int, probability: float, *, named: bool) -> RecommendedItem:
         item_id = self._graph.item_ids[item]
@@ -207,6 +213,18 @@ class AnswerMaker:
         space = self._tokenizer.space
         control = {space.rec: "[REC]", space.gen: "[GEN]", space.eos: "[END]"}
         return control.get(token) or self._tokenizer.decode_text([token]).strip() or "␣"
+
+
+def _of_reply(emission: Emission, k: int) -> list[tuple[int, float]]:
+    """Return the likeliest items of a place with their probabilities."""
+    return [(item, math.exp(log_prob)) for item, log_prob in zip(emission.top[:k], emission.log_probs, strict=False)]
+
+
+def _of_logits(logits: Vector, k: int) -> list[tuple[int, float]]:
+    """Return the likeliest items with their probabilities; equal ones in the graph's order."""
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    return [(int(item), float(shares[item])) for item in np.argsort(-shares, kind="stable")[:k]]
 
 
 def check_items(turns: Sequence[Turn], graph: ItemGraph) -> None:

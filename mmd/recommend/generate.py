@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmd.recommend.batches import BatchMaker
 from mmd.recommend.beam import grow_beams
@@ -111,6 +112,22 @@ class Generator:
             if self.settings.method != "beam":
                 yield from teller.tell(self._reply(draft, 0.0), over=False)
         yield from teller.tell(self._reply(draft, (time.perf_counter() - started) * 1e3), over=True)
+
+    def first_items(self, contexts: Sequence[Context]) -> NDArray[np.float32]:
+        """Return what would be named first: logits of all items right after the token of recommendation, (n, n_items).
+
+        Without mode tokens, those of the first token.
+        """
+        import torch
+
+        space, batch = self.rules.space, self.maker.contexts(contexts).to(self.device)
+        with torch.inference_mode():
+            first = torch.full((len(contexts),), space.bos, device=self.device)
+            logits, state = self.backbone.step(self.backbone.start(batch), first)
+            if self.rules.mode_tokens:
+                logits, _ = self.backbone.step(state, torch.full_like(first, space.rec))
+        found: NDArray[np.float32] = logits[:, space.items].float().cpu().numpy()
+        return found
 
     def _together(
         self, contexts: Sequence[Context], keys: Sequence[str], gold_modes: Sequence[Mode] | None

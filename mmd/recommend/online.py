@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Generator as Pieces
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mmd.errors import RequestError
 from mmd.models.threads import torch_threads
-from mmd.recommend.engine import AnswerEvent, AnswerMaker, RecommendAnswer, check_items
+from mmd.recommend.engine import AnswerEvent, AnswerMaker, RecommendAnswer, Vector, check_items
 from mmd.recommend.replies import Event
 from mmd.recommend.samples import context_of
 from mmd.recommend.types import Context, Mode
@@ -119,9 +120,13 @@ class OnlineRecommender:
                 [entry.query.id for entry in prepared],
                 gold_modes=None if mode is None else [mode] * len(prepared),
             )
+            silent = [entry.context for entry, reply in zip(prepared, replies, strict=True) if not reply.items]
+            first = iter(self._generator.first_items(silent) if silent else ())
             elapsed_ms = (time.perf_counter() - started) * 1000
         return [
-            self._make.answer(reply, entry.query.k, {"link": entry.link_ms, "generate": elapsed_ms})
+            self._make.answer(
+                reply, entry.query.k, {"link": entry.link_ms, "generate": elapsed_ms}, functools.partial(next, first)
+            )
             for entry, reply in zip(prepared, replies, strict=True)
         ]
 
@@ -129,7 +134,13 @@ class OnlineRecommender:
         """Yield an answer piece by piece as it is decoded; other queries are answered between the pieces."""
         query = prepared.query
         told = self._generator.stream(prepared.context, query.id, query.mode)
-        yield from self._make.events(self._by_turns(told), query.k, {"link": prepared.link_ms})
+        timings_ms, first = {"link": prepared.link_ms}, functools.partial(self._first_items, prepared.context)
+        yield from self._make.events(self._by_turns(told), query.k, timings_ms, first)
+
+    def _first_items(self, context: Context) -> Vector:
+        with self._lock, torch_threads(self._threads):
+            found: Vector = self._generator.first_items([context])[0]
+        return found
 
     def _by_turns(self, told: Iterator[Event]) -> Iterator[Event]:
         """Take events one by one, the model being free for others in between."""

@@ -42,7 +42,7 @@ export function recommendedNodes(result, onContinue) {
   const button = make("button", "quiet", say("continue"));
   button.type = "button";
   button.addEventListener("click", () => onContinue(result.reply));
-  return [...nodes, button, ...itemNodes(result.items), ...traceNodes(result.item_mass), ...moreNodes(result)];
+  return [...nodes, button, ...itemNodes(result), ...traceNodes(result.item_mass), ...moreNodes(result)];
 }
 
 function replyNode(parts, whole) {
@@ -64,11 +64,10 @@ function modeNode(mode) {
   return node;
 }
 
-function itemNodes(items) {
-  if (!items.length) return [make("p", "hint", say("noItems"))];
+function itemNodes(result) {
   const list = make("ol", "items");
-  list.append(...items.map(itemNode));
-  return [make("h3", "", say("likely")), list];
+  list.append(...result.items.map(itemNode));
+  return [make("h3", "", say(`items_${result.items_from}`)), list];
 }
 
 function itemNode(item) {

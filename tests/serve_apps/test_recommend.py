@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from httpx import Response
 from starlette.testclient import TestClient
@@ -135,7 +136,8 @@ def test_the_parts_of_a_reply_join_to_its_text_and_items_stand_where_they_say(
         assert sum(scores) <= 1 + 1e-6
         first = next((part["item"] for part in parts if part["item"]), None)
         assert [item["id"] for item in answer["items"] if item["named"]][:1] == ([first] if first else [])
-        assert len(answer["items"]) == (4 if first else 0)
+        assert len(answer["items"]) == 4
+        assert answer["items_from"] == ("reply" if first else "context")
     assert named >= 5
 
 
@@ -154,7 +156,21 @@ def test_the_mode_can_be_asked_for(client: TestClient, asked: list[tuple[Dialogu
         assert [given[mode]["mode"]["name"] for mode in ("rec", "gen")] == ["rec", "gen"]
         assert sum(answer["mode"]["probability"] for answer in given.values()) == pytest.approx(1)
         assert said(given[free["mode"]["name"]]) == said(free)
-        assert given["gen"]["items"] == []
+        assert given["gen"]["items_from"] == "context"
+
+
+def test_a_reply_without_a_product_comes_with_those_that_would_be_named_first(
+    client: TestClient, asked: list[tuple[Dialogue, int]], conversations: Conversations, generator: Generator
+):
+    """By the scores that evaluation ranks items by."""
+    samples = {s.id: s for d in conversations.dialogues() for s in response_samples(d, READ)}
+    for dialogue, end in asked[:6]:
+        scores = generator.first_items([samples[f"{dialogue.id}#{end}"].context])[0]
+        expected = sorted(range(len(scores)), key=lambda item: -scores[item])[:3]
+        items = ask(client, *turns_of(dialogue, end), mode="gen", k=3).json()["items"]
+        assert [item["id"] for item in items] == [conversations.graph.item_ids[item] for item in expected]
+        ratio = items[0]["score"] / items[1]["score"]
+        assert ratio == pytest.approx(float(np.exp(scores[expected[0]] - scores[expected[1]])), rel=1e-3)
 
 
 def test_the_trace_tells_each_token_and_the_students_own_item_mass(
