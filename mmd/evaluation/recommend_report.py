@@ -37,7 +37,7 @@ _SUBSET_WORDS: Mapping[Subset, str] = {
     "novel": "novel: not mentioned before",
     "novel, open": "novel, ranked among items that were not mentioned before",
 }
-_SHOWN = 5
+_SHOWN, _LISTS = 5, 3
 _COLOURS = (plots.GREEN, plots.BLUE, plots.PURPLE, plots.PINK, plots.AMBER, plots.INK)
 
 
@@ -251,7 +251,7 @@ def _example_view(example: Example, titles: Sequence[str], tokenizer: Tokenizer)
         "right": pieces(sample.response.parts, titles, golds),
         "said": pieces(reply.parts, titles, golds),
         "others": {name: pieces(other.parts, titles, golds) for name, other in example.others.items()},
-        "lists": [_list_view(emission, titles, golds) for emission in reply.emissions],
+        "lists": [_list_view(emission, titles, golds) for emission in reply.emissions[:_LISTS]],
         "trace": [{"word": word, "mass": mass} for word, mass in _trace(reply, tokenizer, titles) if word],
     }
 
