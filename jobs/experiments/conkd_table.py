@@ -1,8 +1,8 @@
 """ConKD's main table: no KD, one teacher alone, static, hard and soft gates, by backbone; which of the claims hold.
 
 All arms start alike and train for equally many epochs on the same responses; teachers are trained once. Every measure
-is a mean over seeds; differences to no KD have intervals over conversations, drawn alike for both sides. A claim holds
-when the whole interval says so, does not when it says the opposite, and is open otherwise.
+is a mean over seeds; differences to no KD have intervals over draws of conversations and seeds, alike for both sides. A
+claim holds when the whole interval and every single seed say so, does not when all say the opposite, else it is open.
 
     mmd experiment conkd_table --corpus shop --seeds 3
     mmd experiment conkd_table --corpus redial --seeds 3 --judge test
@@ -92,10 +92,11 @@ class Claim:
 
     def __str__(self) -> str:
         """Say what was measured and what follows."""
-        low, high = self.found.absolute.low, self.found.absolute.high
+        told = students.difference_json(self.found)
+        low, high = told["difference"]["low"], told["difference"]["high"]
         return (
-            f"{self.verdict}: {self.backbone}, {self.words} ({self.found.measure} {self.found.first:.4f} against "
-            f"{self.found.second:.4f}; difference {low:+.4f} to {high:+.4f})"
+            f"{self.verdict}: {self.backbone}, {self.words} ({self.found.measure} {told['first']:.4f} against "
+            f"{told['second']:.4f}; difference {low:+.4f} to {high:+.4f}, of {len(self.found.by_seed)} seeds)"
         )
 
     def to_json(self) -> dict[str, Any]:

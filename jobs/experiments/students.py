@@ -33,7 +33,7 @@ from mmd.artifacts import fingerprint
 from mmd.config import change_settings
 from mmd.errors import ConfigError
 from mmd.evaluation.metrics import Interval
-from mmd.evaluation.recommend_pairs import MEASURES, Comparison, Difference
+from mmd.evaluation.recommend_pairs import INTERVALS, MEASURES, Comparison, Difference
 from mmd.evaluation.recommend_systems import Judged
 from mmd.evaluation.recommending import GRAMS
 
@@ -179,7 +179,7 @@ def comparison_of(outcomes: Sequence[Mapping[str, Any]], resamples: int, seed: i
 
 
 def table_of(field: Comparison, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return variant → measure → mean and range over seeds; of MEASURES the interval over conversations, too."""
+    """Return variant → measure → mean and range over seeds; of MEASURES the interval, too."""
     table = {}
     for name, told in retrievers.by_name(outcomes).items():
         said = [outcome["speaker"] for outcome in told]
@@ -234,8 +234,8 @@ def difference_json(found: Difference) -> dict[str, Any]:
         return {key: round(value, 4) for key, value in asdict(interval).items()}
 
     return {
-        "first": round(found.first, 4),
-        "second": round(found.second, 4),
+        "first": round(float(np.mean(found.firsts)), 4),
+        "second": round(float(np.mean(found.seconds)), 4),
         "difference": numbers(found.absolute),
         "relative": numbers(found.relative) if found.relative else None,
         "by_seed": [round(value, 4) for value in found.by_seed],
@@ -247,7 +247,7 @@ def draw_table(axes: Sequence[Any], table: Mapping[str, Any], perplexity: str = 
     of_items, of_words, of_grams = axes
     names = list(table)
     rates = {m: [with_interval(row[m]) for row in table.values()] for m in ("F1@1", "ReR@1", "PrR@1")}
-    figures.interval_bars(of_items, names, rates, label="items named, 95 % of conversations")
+    figures.interval_bars(of_items, names, rates, label="items named, 95 % of draws")
     figures.interval_bars(
         of_words, names, {perplexity: [with_interval(row[perplexity]) for row in table.values()]}, label=perplexity
     )
@@ -259,7 +259,7 @@ def draw_table(axes: Sequence[Any], table: Mapping[str, Any], perplexity: str = 
 
 
 def with_interval(told: Mapping[str, Any]) -> dict[str, float]:
-    """Return a mean with its interval over conversations, where there is one, else with its range over seeds."""
+    """Return a mean with its interval over draws, where there is one, else with its range over seeds."""
     low, high = told.get("interval", (told["low"], told["high"]))
     return {"mean": told["mean"], "low": low, "high": high}
 
@@ -278,5 +278,6 @@ def config_of(options: Mapping[str, Any], judged: Judged) -> dict[str, Any]:
         "judged_on": judged,
         "seeds": options["seeds"],
         "teachers": "of each seed" if options.get("own_teachers") else "shared by all seeds",
+        "intervals": INTERVALS,
         "recommend": context.config.recommend.model_dump(mode="json", exclude={"enabled"}),
     }

@@ -77,7 +77,8 @@ def ranks_of(
 
 # ---------------------------------------------------------------- items of responses
 
-_COLUMNS = ("golds", "found", "lists", "right", "with_golds", "with_items", "hit")
+HIT_COLUMNS = ("golds", "found", "lists", "right", "with_golds", "with_items", "hit")
+"""Order of the sums of :class:`ItemHits`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ class ItemHits:
     @property
     def sums(self) -> tuple[int, ...]:
         """The counts in the order of the fields: one row of :data:`Sums`."""
-        return tuple(int(getattr(self, name)) for name in _COLUMNS)
+        return tuple(int(getattr(self, name)) for name in HIT_COLUMNS)
 
     def recall(self, by: Denominator = "micro") -> float:
         """ReR@k."""
@@ -147,29 +148,29 @@ class ItemHits:
 
 
 def _column(sums: Sums, name: str) -> Sums:
-    column: Sums = sums[..., _COLUMNS.index(name)]
+    column: Sums = sums[..., HIT_COLUMNS.index(name)]
     return column
 
 
-def _ratio(above: Sums, below: Sums) -> Sums:
+def ratio(above: Sums, below: Sums) -> Sums:
     """Divide; what has nothing below is 0."""
-    ratio: Sums = np.divide(above, below, out=np.zeros_like(above, dtype=np.float64), where=np.asarray(below) > 0)
-    return ratio
+    found: Sums = np.divide(above, below, out=np.zeros_like(above, dtype=np.float64), where=np.asarray(below) > 0)
+    return found
 
 
 def _recall(sums: Sums, by: Denominator) -> Sums:
     names = ("found", "golds") if by == "micro" else ("hit", "with_golds")
-    return _ratio(*(_column(sums, name) for name in names))
+    return ratio(*(_column(sums, name) for name in names))
 
 
 def _precision(sums: Sums, by: Denominator) -> Sums:
     names = ("right", "lists") if by == "micro" else ("hit", "with_items")
-    return _ratio(*(_column(sums, name) for name in names))
+    return ratio(*(_column(sums, name) for name in names))
 
 
 def _f1(sums: Sums, by: Denominator) -> Sums:
     recall, precision = _recall(sums, by), _precision(sums, by)
-    return _ratio(2 * recall * precision, recall + precision)
+    return ratio(2 * recall * precision, recall + precision)
 
 
 _RATES: Mapping[str, Callable[[Sums, Denominator], Sums]] = {"ReR": _recall, "PrR": _precision, "F1": _f1}
@@ -192,7 +193,7 @@ def item_rates(
         resamples: draws of the intervals.
         seed: of the draws; equal seeds and groups draw alike.
     """
-    columns = np.array([found.sums for found in hits], dtype=np.float64).reshape(-1, len(_COLUMNS))
+    columns = np.array([found.sums for found in hits], dtype=np.float64).reshape(-1, len(HIT_COLUMNS))
     total, draws = columns.sum(axis=0), resampled(columns, groups, resamples, seed)
     return {
         by: {name: interval(float(rate(total, by)), rate(draws, by)) for name, rate in _RATES.items()}
@@ -213,7 +214,7 @@ def share_interval(
     """Return a ratio of sums with its bootstrap interval over conversations; 0 where there is nothing below."""
     columns = np.array([numerators, denominators], dtype=np.float64).T.reshape(-1, 2)
     total, draws = columns.sum(axis=0), resampled(columns, groups, resamples, seed)
-    return interval(float(_ratio(total[0], total[1])), _ratio(draws[:, 0], draws[:, 1]))
+    return interval(float(ratio(total[0], total[1])), ratio(draws[:, 0], draws[:, 1]))
 
 
 # ---------------------------------------------------------------- words
