@@ -36,7 +36,7 @@ class BackboneSpec(Settings):
     format_version: int = Field(default=FORMAT_VERSION, description="Of the files.")
     settings: BackboneSettings = Field(description="Its shape.")
     vocabulary: str = Field(description="Fingerprint of the token space.")
-    n_entities: int = Field(ge=0, description="Entities of the graph that it was built over.")
+    graph: str = Field(description="Fingerprint of the item graph that it was built over.")
     base: BaseRef | None = Field(default=None, description="The frozen language model under low-rank updates.")
 
 
@@ -105,7 +105,7 @@ def save_backbone(
     spec = BackboneSpec(
         settings=settings,
         vocabulary=backbone.space.fingerprint(),
-        n_entities=graph.n_entities,
+        graph=graph.fingerprint(),
         base=_base_ref(settings.model, models) if frozen else None,
     )
     if settings.kind == "lm" and not frozen:
@@ -137,11 +137,15 @@ def load_backbone(
     from safetensors.torch import load
 
     spec = load_spec(artifact, folder)
-    if spec.vocabulary != tokenizer.space.fingerprint() or spec.n_entities != graph.n_entities:
+    if spec.vocabulary != tokenizer.space.fingerprint():
         raise ArtifactError(
-            f"{artifact.ref}: vocabulary mismatch: {folder} was made over other words, items or entities than the "
-            f"tokenizer ({tokenizer.space.size} tokens) and graph ({graph.n_entities} entities) given with it; open "
-            "the graph artefact that it names as its input."
+            f"{artifact.ref}: vocabulary mismatch: {folder} was made over other words or items than the tokenizer "
+            f"({tokenizer.space.size} tokens) given with it; run the job again."
+        )
+    if spec.graph != graph.fingerprint():
+        raise ArtifactError(
+            f"{artifact.ref}: {folder} was made over another item graph; open the graph artefact that it names as its "
+            "input."
         )
     backbone = _rebuilt(artifact, folder, spec, tokenizer, graph, models)
     put_trained(backbone, load(artifact.read_bytes(f"{folder}/{WEIGHTS_FILE}")), f"{artifact.ref}: {folder}")

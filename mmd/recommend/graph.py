@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmd.artifacts import Artifact, ArtifactWriter
+from mmd.artifacts import Artifact, ArtifactWriter, fingerprint
 from mmd.corpora.base import Graph
 from mmd.errors import CorpusError
 from mmd.recommend.settings import GraphSettings
@@ -88,6 +88,13 @@ class ItemGraph:
     def title(self, item: int) -> str:
         """Return what an item is called: its title, else its entity's label, else its id."""
         return self.item_titles[item] or self.entity_labels[self.item_entities[item]] or self.item_ids[item]
+
+    def fingerprint(self) -> str:
+        """Return what equal graphs have in common, and only they; what was trained over one fits no other."""
+        arrays = [array.astype(np.int32).tobytes().hex() for array in (self.edges, self.item_entities)]
+        aliases = self.item_aliases if any(self.item_aliases) else ()
+        names = [self.entity_ids, self.entity_labels, self.relations, self.item_ids, self.item_titles, aliases]
+        return fingerprint([*names, *arrays])
 
     def without_edges(self) -> ItemGraph:
         """Return the same entities and items, unconnected."""

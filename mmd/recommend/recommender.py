@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from mmd.artifacts import fingerprint
 from mmd.base import Settings
 from mmd.errors import ArtifactError, ConfigError
 from mmd.recommend.contexts import ContextMaker, context_words, count_marks, title_words
@@ -60,12 +59,6 @@ class RecommenderSpec(Settings):
     def maker(self) -> ContextMaker:
         """Return what makes the recommender's batches."""
         return ContextMaker(self.words, self.context_turns, self.max_words, self.max_entities)
-
-
-def graph_fingerprint(graph: ItemGraph) -> str:
-    """Return what equal graphs have in common, and only they, as far as a recommender goes."""
-    edges = graph.edges.tobytes().hex()
-    return fingerprint([graph.entity_ids, graph.relations, graph.item_ids, graph.item_titles, edges])
 
 
 class Recommender(nn.Module):
@@ -214,7 +207,7 @@ def build_recommender(
         max_words=settings.max_words,
         context_turns=conversations.context_turns,
         max_entities=conversations.max_entities,
-        graph=graph_fingerprint(graph),
+        graph=graph.fingerprint(),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -309,7 +302,7 @@ def load_recommender(artifact: Artifact, graph: ItemGraph, folder: str = FOLDER)
         raise ArtifactError(
             f"{artifact.ref}: {folder} is of format {spec.format_version}; this mmd reads {FORMAT_VERSION}."
         )
-    if spec.graph != graph_fingerprint(graph):
+    if spec.graph != graph.fingerprint():
         raise ArtifactError(
             f"{artifact.ref}: its recommendation teacher was trained over another item graph; {way_out}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,9 @@ def test_other_words_or_another_graph_are_refused(tmp_path: Path):
     other = build_tokenizer(settings, ConversationSettings(min_word_count=2), SAMPLES, GRAPH)
     with pytest.raises(ArtifactError, match="vocabulary mismatch: backbone was made over other words"):
         load_backbone(artifact, "backbone", other, GRAPH)
+    linked_otherwise = replace(GRAPH, item_entities=GRAPH.item_entities[::-1].copy())
+    with pytest.raises(ArtifactError, match="backbone was made over another item graph"):
+        load_backbone(artifact, "backbone", tokenizer, linked_otherwise)
 
 
 def test_a_tokenizer_of_words_is_none_for_a_language_model():

@@ -1,5 +1,6 @@
 """The item graph: pruning strictly above the limit, an entity for every item, nothing dropped without a count."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,16 @@ def test_a_relation_is_kept_only_with_more_edges_than_the_limit():
     graph = build_item_graph(given, items("i"), settings)
     assert graph.relations == ("b",)
     assert graph.edges.tolist() == [[0, 0, 1], [0, 0, 2], [0, 0, 3], [0, 0, 4]]
+
+
+def test_in_a_large_graph_a_relation_needs_more_than_a_thousand_edges():
+    """101,001 edges, of which a hundredth is 1,010: with the defaults 1,001 edges are kept, 1,000 are not."""
+    at_most, above = star("a", 1_000), star("b", 1_001)
+    rest = tuple(Triple(f"e{head}", "c", f"e{tail}") for head in range(1, 100) for tail in range(100, 1_100))
+    graph, counts = build_counted(graph_of(*at_most, *above, *rest, count=1_101), items("i"), GraphSettings())
+    assert counts.edges_given == 101_001
+    assert graph.relations == ("b", "c")
+    assert counts.edges_kept == 100_001
 
 
 def test_in_a_small_graph_a_relation_is_kept_by_its_share():
@@ -139,6 +150,7 @@ def test_a_saved_graph_loads_equal(tmp_path: Path, triples: tuple[Triple, ...]):
     with store.write("graph", "g", settings={}) as writer:
         save_graph(writer, graph)
     assert_equal(load_graph(store.open("graph/g")), graph)
+    assert load_graph(store.open("graph/g")).fingerprint() == graph.fingerprint()
     assert graph.item_aliases == (("马克杯",), ())
 
 
@@ -148,3 +160,22 @@ def test_an_artefact_of_another_kind_is_refused(tmp_path: Path):
         writer.write_json("x.json", {})
     with pytest.raises(ArtifactError, match="mmd build_graph"):
         load_graph(store.open("corpus/c"))
+
+
+def test_graphs_that_differ_in_anything_have_other_fingerprints():
+    given = graph_of(*star("a", 2), links=(ItemLink("i", "e1"), ItemLink("j", "e2")))
+    graph = build_item_graph(given, items("i", "j"), ALL)
+    again = build_item_graph(given, items("i", "j"), ALL)
+    assert again.fingerprint() == graph.fingerprint()
+    others = [
+        replace(graph, entity_ids=graph.entity_ids[::-1]),
+        replace(graph, entity_labels=graph.entity_labels[::-1]),
+        replace(graph, relations=("b",)),
+        replace(graph, edges=graph.edges[:1]),
+        replace(graph, edges=graph.edges[:, ::-1].copy()),
+        replace(graph, item_ids=("j", "i")),
+        replace(graph, item_titles=("", "")),
+        replace(graph, item_entities=graph.item_entities[::-1].copy()),
+        replace(graph, item_aliases=(("another name",), ())),
+    ]
+    assert len({graph.fingerprint(), *(other.fingerprint() for other in others)}) == 1 + len(others)
