@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mmd.recommend.types import LinkedTurn
 
 TOKENIZER_FILE = "tokenizer.json"
+_LISTS = {"words": ("words", "item_ids"), "lm": ("item_ids",)}
+"""Kind of tokenizer → lists that its file has."""
 UNKNOWN_TEXT = "[unknown]"
 """What an unknown word is decoded to."""
 
@@ -182,16 +184,21 @@ def load_tokenizer(artifact: Artifact, folder: str) -> Tokenizer:
     """Load a tokenizer of either kind.
 
     Raises:
-        ArtifactError: the folder holds none.
+        ArtifactError: the folder holds none, or a file that lacks something.
     """
     content = artifact.read_json(f"{folder}/{TOKENIZER_FILE}")
     kind = content.get("kind")
+    if kind not in _LISTS:
+        raise ArtifactError(
+            f"{artifact.ref}: {folder}/{TOKENIZER_FILE} is of unknown kind {kind!r}; run the job again."
+        )
+    for name in _LISTS[kind]:
+        if not isinstance(content.get(name), list):
+            raise ArtifactError(f"{artifact.ref}: {folder}/{TOKENIZER_FILE} has no list {name!r}; run the job again.")
     if kind == "words":
         from mmd.recommend.words import WordTokenizer
 
         return WordTokenizer.from_json(content)
-    if kind == "lm":
-        from mmd.recommend.lm_tokens import LmTokenizer
+    from mmd.recommend.lm_tokens import LmTokenizer
 
-        return LmTokenizer.load(artifact, folder)
-    raise ArtifactError(f"{artifact.ref}: {folder}/{TOKENIZER_FILE} is of unknown kind {kind!r}; run the job again.")
+    return LmTokenizer.load(artifact, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from mmd.artifacts import ArtifactStore
 from mmd.errors import ArtifactError, CorpusError
 from mmd.recommend.settings import ConversationSettings
 from mmd.recommend.types import Context, LinkedTurn, ResponseSample
-from mmd.recommend.vocabulary import UNKNOWN_TEXT, TokenSpace, load_tokenizer, require_same_space
+from mmd.recommend.vocabulary import TOKENIZER_FILE, UNKNOWN_TEXT, TokenSpace, load_tokenizer, require_same_space
 from mmd.recommend.words import WordTokenizer, join_words, split_words
 
 WORDS = (
@@ -156,6 +157,23 @@ def test_a_tokenizer_comes_back_from_its_artefact(tmp_path: Path):
     back = load_tokenizer(store.open("student/x"), "tokenizer")
     assert back.space == known.space
     assert back.encode_parts(["I like", 2]) == known.encode_parts(["I like", 2])
+
+
+@pytest.mark.parametrize(
+    ("content", "missing"),
+    [
+        ({"kind": "words", "item_ids": []}, "has no list 'words'"),
+        ({"kind": "words", "words": []}, "has no list 'item_ids'"),
+        ({"kind": "lm"}, "has no list 'item_ids'"),
+        ({"words": [], "item_ids": []}, "of unknown kind None"),
+    ],
+)
+def test_a_tokenizer_that_lacks_something_is_named(tmp_path: Path, content: dict[str, Any], missing: str):
+    store = ArtifactStore(str(tmp_path))
+    with store.write("student", "x", settings={}) as writer:
+        writer.write_json(f"tokenizer/{TOKENIZER_FILE}", content)
+    with pytest.raises(ArtifactError, match=rf"student/x@\w+: tokenizer/tokenizer\.json (is )?{missing}"):
+        load_tokenizer(store.open("student/x"), "tokenizer")
 
 
 def test_models_of_other_words_or_items_cannot_teach_each_other():
