@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from mmd.recommend.gates import item_mass, share_of_recommendation
 from mmd.recommend.losses import TeacherBatch, conkd_loss, nll
-from mmd.recommend.settings import DistillSettings
+from mmd.recommend.settings import DistillSettings, Teachers
 
 N, B, WORDS, ITEMS = 12, 4, 20, 15
 SIZE = WORDS + ITEMS
@@ -143,13 +143,33 @@ def test_pure_nll_and_pure_distillation_are_the_ends_of_gamma():
     torch.testing.assert_close(kd, by_hand(logits, (1 - share) * phi + share * psi))
 
 
-def test_one_hot_teachers_reduce_distillation_to_nll():
-    """φ's likeliest tokens as references: the same loss, whatever γ."""
-    known, phi, _ = teachers(k=5)
+@pytest.mark.parametrize("teacher", ["dialogue", "recommendation"])
+def test_one_hot_teachers_reduce_distillation_to_nll(teacher: Teachers):
+    """A teacher's likeliest tokens as references: the same loss, whatever γ; ψ's are items of the contexts."""
+    known, phi, psi = teachers(k=5, j=4)
     logits, _ = student()
-    settings = DistillSettings(teachers="dialogue", one_hot=True, gamma=0.7)
-    loss = conkd_loss(logits, phi.argmax(1), known, WORDS, settings)
-    torch.testing.assert_close(loss, nll(logits, phi.argmax(1)))
+    likeliest = (phi if teacher == "dialogue" else psi).argmax(1)
+    settings = DistillSettings(teachers=teacher, one_hot=True, gamma=0.7)
+    loss = conkd_loss(logits, likeliest, known, WORDS, settings)
+    torch.testing.assert_close(loss, nll(logits, likeliest))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_teachers_that_know_the_references_reduce_distillation_to_nll(share: float):
+    """P_φ is one-hot at words, P_ψ at the gold item of each row: so is the mixture, whoever the gate lets speak."""
+    logits, _ = student()
+    words, golds = torch.arange(N) % WORDS, WORDS + torch.arange(B)
+    sure = TeacherBatch(
+        tokens=words[:, None],
+        probs=torch.ones(N, 1),
+        mass=torch.full((N,), share),
+        items=golds[:, None],
+        item_probs=torch.ones(B, 1),
+        rows=ROWS,
+    )
+    targets = golds[ROWS] if share else words
+    loss = conkd_loss(logits, targets, sure, WORDS, DistillSettings(gamma=0.6))
+    torch.testing.assert_close(loss, nll(logits, targets))
 
 
 def test_one_hot_teachers_leave_the_gate_alone():
