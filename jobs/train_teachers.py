@@ -39,7 +39,8 @@ from jobs.glue.recommend import (
 from jobs.glue.train import RunPlace, remove_left_over
 from jobs.glue.tune import only_run
 from mmd.artifacts import Artifact, ArtifactWriter, version_for
-from mmd.recommend.training import StepPlan, TrainState, put_finished
+from mmd.recommend.steps import StepPlan
+from mmd.recommend.training import TrainState, put_finished
 
 if TYPE_CHECKING:
     from mmd.recommend.runs import Ground

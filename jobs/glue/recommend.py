@@ -1,7 +1,7 @@
 """Training teachers and students inside Ray Train's workers: what each of them opens, runs and reports.
 
 The samples of conversations are small beside what is computed of them: every worker reads the graph artefact whole and
-takes its share of each step (:class:`mmd.recommend.training.StepPlan`).
+takes its share of each step (:class:`mmd.recommend.steps.StepPlan`).
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ import torch
 from mmd.errors import ConfigError, ModelError
 from mmd.models.engines import PlainEngine
 from mmd.recommend.settings import StepSettings
-from mmd.recommend.training import StepPlan, Training
+from mmd.recommend.steps import StepPlan
+from mmd.recommend.training import Training
 
 Row = tuple[tuple[float, ...], float]
 STEPS = StepSettings(min_steps=0, epochs=4, batch=8, learning_rate=0.1, warmup=0.0, weight_decay=0.0, patience=0)
