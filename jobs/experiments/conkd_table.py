@@ -1,11 +1,15 @@
 """ConKD's main table: no KD, one teacher alone, static, hard and soft gates, by backbone; which of the claims hold.
 
-All arms start alike and train for equally many epochs on the same responses; teachers are trained once. Every measure
-is a mean over seeds; differences to no KD have intervals over draws of conversations and seeds, alike for both sides. A
-claim holds when the whole interval and every single seed say so, does not when all say the opposite, else it is open.
+All arms start alike and train for equally many epochs on the same responses, at most: the weights of the likeliest
+validation are kept. Students that start as the dialogue teacher have that teacher, trained on, for their no KD, whose
+head for items is new; those that start from scratch compare whole trainings. The record tells both, with the steps.
+Teachers are trained once, or for every seed. Every measure is a mean over seeds; differences to no KD have intervals
+over draws of conversations and seeds, alike for both sides. A claim holds when the whole interval and every single seed
+say so, does not when all say the opposite, else it is open.
 
     mmd experiment conkd_table --corpus shop --seeds 3
-    mmd experiment conkd_table --corpus redial --seeds 3 --judge test
+    mmd experiment conkd_table --corpus redial --seeds 3 --judge test --own-teachers
+    mmd experiment conkd_table --corpus redial --seeds 3 --judge test --start scratch
     mmd experiment conkd_table --corpus shop --backbones kgsf lm --set recommend.backbone.model=smollm2-135m
 """
 
@@ -15,18 +19,17 @@ import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jobs.experiments import domains, figures, retrievers, students
 from jobs.experiments.students import ARMS, NO_KD
 from jobs.glue.entry import console
 from mmd.evaluation.recommend_pairs import Comparison, Difference, Verdict
+from mmd.recommend.settings import Start
 
 BACKBONES = ("kgsf", "lm")
 GAIN = 0.25
 """What the gates are to win over no KD in F1@1, relative."""
-MARGIN = 0.01
-"""A perplexity up to this share higher is not worse."""
 SHOWN = ("F1@1", "ReR@1", "PrR@1", "F1@1, per response", "perplexity", "item ratio")
 
 
@@ -36,6 +39,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbones", nargs="+", choices=BACKBONES, default=["kgsf"], help="networks (default: %(default)s)"
     )
+    parser.add_argument(
+        "--start",
+        choices=get_args(Start),
+        help="of all students: as the dialogue teacher, so that no KD is that teacher trained on, or from scratch "
+        "(default: recommend.distill.start)",
+    )
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), help="arms beside no KD")
 
 
@@ -43,9 +52,10 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
     """Train every arm with every seed on every backbone."""
     judged = retrievers.judged_on(options)
     arms = {name: ARMS[name] for name in ARMS if name == NO_KD or name in options["arms"]}
+    start = {"distill.start": options["start"]} if options.get("start") else {}
     found = {}
     for backbone in options["backbones"]:
-        units = students.units_of(arms, options["seeds"], {"backbone.kind": backbone})
+        units = students.units_of(arms, options["seeds"], {"backbone.kind": backbone, **start})
         found[backbone] = students.run_units(options, units, judged, f"students, {backbone}")
     evaluation = domains.open_context(options, options["corpus"]).config.evaluation
     fields = {
@@ -53,7 +63,8 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
         for backbone, outcomes in found.items()
     }
     first = next(iter(found.values()))[0]
-    claims = [claim for backbone, field in fields.items() for claim in claims_of(backbone, field)]
+    margin = domains.open_context(options, options["corpus"]).config.recommend.sweep.perplexity_margin
+    claims = [claim for backbone, field in fields.items() for claim in claims_of(backbone, field, margin)]
     for claim in claims:
         console.print(str(claim), markup=False, soft_wrap=True)
     return {
@@ -61,6 +72,7 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
         "repeats": options["seeds"],
         "samples": {"responses": first["responses"], "mentions": first["mentions"]},
         "parameters": {backbone: outcomes[0]["parameters"] for backbone, outcomes in found.items()},
+        "training": {b: students.training_of(outcomes) for b, outcomes in found.items()},
         "table": {b: students.table_of(fields[b], outcomes) for b, outcomes in found.items()},
         "recall": {b: students.recall_of(outcomes) for b, outcomes in found.items()},
         "differences_to_no_kd": {b: differences(field, NO_KD) for b, field in fields.items()},
@@ -110,12 +122,18 @@ class Claim:
         }
 
 
-def claims_of(backbone: str, field: Comparison) -> Iterator[Claim]:
-    """Yield the claims of which both sides were trained."""
+def claims_of(backbone: str, field: Comparison, margin: float) -> Iterator[Claim]:
+    """Yield the claims of which both sides were trained.
+
+    Args:
+        backbone: kind of the students' network.
+        field: the arms.
+        margin: a perplexity up to this share higher is not worse.
+    """
     for first, second, measure, kind, words in _claims(backbone):
         if first in field.runs and second in field.runs:
             found = field.difference(first, second, measure)
-            verdict = found.is_no_more(MARGIN) if kind == "no more" else found.is_more(GAIN if kind == "gain" else 0.0)
+            verdict = found.is_no_more(margin) if kind == "no more" else found.is_more(GAIN if kind == "gain" else 0.0)
             yield Claim(backbone, words, found, verdict)
 
 

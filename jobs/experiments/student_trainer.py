@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import fsspec
 
 from jobs.glue.recommend import read_outputs
-from mmd.artifacts import ArtifactStore
+from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config, change_settings
 from mmd.evaluation.recommend_findings import RecommendFindings, hits_of, module_rows, speaker_row, to_json
 from mmd.evaluation.recommend_pairs import response_sums
@@ -97,11 +97,11 @@ class StudentTrainer:
     def _student(self, unit: Unit) -> dict[str, Any]:
         from mmd.recommend.runs import student_talker, student_task
 
-        ground = self.ground(unit)
-        talker = student_talker(ground, self._store.open(unit.teacher, verify=False))
+        ground, teacher = self.ground(unit), self._store.open(unit.teacher, verify=False)
+        talker = student_talker(ground, teacher)
         task = student_task(ground, talker, read_outputs(unit.outputs) if unit.outputs else None)
         training = Training(task, ground.responses.train, ground.settings.student, ground.seed, name=unit.name)
-        trained = self._train(training)
+        trained = self._train(training) | started_from(ground, teacher)
         started = time.perf_counter()
         told = judge_student(talker, ground, Questions.of(ground, self._judged))
         return self._told(unit, trained | {"judge_s": round(time.perf_counter() - started, 1)} | told)
@@ -135,6 +135,13 @@ class StudentTrainer:
 
     def _told(self, unit: Unit, told: Mapping[str, Any]) -> dict[str, Any]:
         return {"name": unit.name, "seed": unit.seed, "settings": dict(unit.settings), **told}
+
+
+def started_from(ground: Ground, teacher: Artifact) -> dict[str, Any]:
+    """Return where a student's training began: steps that its weights had made before, None if that is not known."""
+    start = ground.settings.distill.start
+    before = teacher.manifest.metrics.get("dialogue_step") if start == "teacher" else 0
+    return {"start": start, "steps_before": None if before is None else int(before)}
 
 
 def judge_student(talker: Talker, ground: Ground, questions: Questions) -> dict[str, Any]:

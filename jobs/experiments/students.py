@@ -25,13 +25,14 @@ from jobs.distill import ask_teachers
 from jobs.experiments import domains, figures, retrievers, student_trainer
 from jobs.experiments.student_trainer import SUMS, StudentTrainer, Unit, read_outcome
 from jobs.featurize import absolute_store
+from jobs.glue import outputs
 from jobs.glue.cluster import hold_cluster, ray_cluster
 from jobs.glue.entry import JobContext, console
 from jobs.glue.recommend import RecommendJob, trains_on_cpu
 from jobs.glue.tune import tune_batches
 from mmd.artifacts import fingerprint
 from mmd.config import change_settings
-from mmd.errors import ConfigError
+from mmd.errors import ArtifactError, ConfigError
 from mmd.evaluation.metrics import Interval
 from mmd.evaluation.recommend_pairs import INTERVALS, MEASURES, Comparison, Difference
 from mmd.evaluation.recommend_systems import Judged
@@ -48,7 +49,19 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "soft": {"distill.gate": "soft"},
 }
 """Arm of the main table → its settings under ``recommend``."""
-_CODE = ("recommend", "models")
+_CODE = (
+    "recommend/*.py",
+    "models/*.py",
+    "evaluation/metrics.py",
+    "evaluation/recommending.py",
+    "evaluation/recommend_findings.py",
+    "evaluation/recommend_pairs.py",
+    "evaluation/recommend_systems.py",
+    "retrieval/ranks.py",
+    "schema.py",
+    "splits.py",
+)
+"""Files of the package that train and judge a unit; the report's looks do not count."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +105,22 @@ def run_units(options: Mapping[str, Any], units: Sequence[Unit], judged: Judged,
                 title=title,
                 tell=print_brief,
             )
-    return [{**(read_outcome(unit.kept) or {}), "name": unit.name} for unit in ready]
+    return [outcome_of(unit) for unit in ready]
+
+
+def outcome_of(unit: Unit) -> dict[str, Any]:
+    """Return what came of a unit that was run.
+
+    Raises:
+        ArtifactError: nothing did.
+    """
+    found = read_outcome(unit.kept)
+    if found is None:
+        raise ArtifactError(
+            f"{unit.kept or 'no file'}: {unit.name}, seed {unit.seed}, left no outcome there; run the command again: "
+            "what was finished is kept."
+        )
+    return {**found, "name": unit.name}
 
 
 def open_graph(options: Mapping[str, Any]) -> JobContext:
@@ -147,12 +175,14 @@ def outcome_place(context: JobContext, unit: Unit, refs: Mapping[str, str], judg
 @cache
 def code_digest() -> str:
     """Return the digest of the code that trains and judges a unit."""
+    return fingerprint([hashlib.sha256(path.read_bytes()).hexdigest() for path in code_files()])
+
+
+def code_files() -> list[Path]:
+    """Return the files on which an outcome depends."""
     package = Path(mmd.__file__).parent
-    files = [
-        Path(student_trainer.__file__),
-        *(path for part in _CODE for path in sorted((package / part).glob("*.py"))),
-    ]
-    return fingerprint([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
+    own = [Path(str(module.__file__)) for module in (student_trainer, outputs)]
+    return [*own, *(path for part in _CODE for path in sorted(package.glob(part)))]
 
 
 def print_brief(told: Sequence[Mapping[str, Any]]) -> None:
@@ -196,6 +226,19 @@ def table_of(field: Comparison, outcomes: Sequence[Mapping[str, Any]]) -> dict[s
         row["ms per token"] = figures.spread_of([one["ms_per_token"]["batch"] for one in said])
         table[name] = row
     return table
+
+
+def training_of(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return variant → where its students began, the steps that they made, and those that the kept weights had."""
+    return {
+        name: {
+            "start": told[0].get("start"),
+            "steps_before": told[0].get("steps_before"),
+            "steps": figures.spread_of([one["steps"] for one in told]),
+            "kept_step": figures.spread_of([one["best_step"] for one in told]),
+        }
+        for name, told in retrievers.by_name(outcomes).items()
+    }
 
 
 def recall_of(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 from jobs import build_graph, sweep_conkd, train_teachers
-from jobs.experiments import conkd_table, gate_by_turn, graph_edges, mode_tokens, retrievers, students, teacher_targets
+from jobs.experiments import (
+    conkd_table,
+    gate_by_turn,
+    graph_edges,
+    mode_tokens,
+    retrievers,
+    student_trainer,
+    students,
+    teacher_targets,
+)
 from jobs.experiments.student_trainer import SUMS, StudentTrainer, Unit, read_outcome
 from jobs.experiments.students import ARMS, NO_KD
 from jobs.glue.entry import JobContext
@@ -71,7 +80,8 @@ def job(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> JobContex
     ) as writer:
         save_recommender(writer, ranker.model)
         save_talker(writer, DIALOGUE, talker, ground.graph)
-        writer.metrics = {"dialogue_perplexity": (training.state.best or {})["perplexity"]}
+        best = training.state.best or {}
+        writer.metrics = {"dialogue_perplexity": best["perplexity"], "dialogue_step": best["step"]}
     return context
 
 
@@ -165,6 +175,35 @@ def test_outcomes_of_other_code_are_taken_on_demand_only(job: JobContext):
     other.write_text("{}")
     assert Path(students.outcome_place(job, unit, refs, "test", any_code=True)) == other
     assert Path(students.outcome_place(job, unit, refs, "test", any_code=False)) == own
+
+
+def test_a_student_tells_where_it_started(job: JobContext, outcomes: Mapping[str, dict[str, Any]]):
+    before = job.open("teacher").manifest.metrics["dialogue_step"]
+    assert before > 0
+    assert students.training_of([outcomes["soft"]])["soft"] == {
+        "start": "teacher",
+        "steps_before": before,
+        "steps": students.figures.spread_of([outcomes["soft"]["steps"]]),
+        "kept_step": students.figures.spread_of([outcomes["soft"]["best_step"]]),
+    }
+    scratch = change_settings(job.config, {"recommend.distill.start": "scratch"})
+    ground = Ground(Conversations(job.open("graph")), scratch.recommend, 0, scratch.models, 0)
+    told = student_trainer.started_from(ground, job.open("teacher"))
+    assert told == {"start": "scratch", "steps_before": 0}
+
+
+def test_what_trains_and_judges_counts_as_code():
+    files = {path.name for path in students.code_files()}
+    assert {"student_trainer.py", "outputs.py", "distill.py", "recommending.py", "ranks.py", "metrics.py"} <= files
+    used = {getattr(value, "__module__", "") for value in vars(student_trainer).values()}
+    judging = {f"{name.rpartition('.')[2]}.py" for name in used if name.startswith("mmd.evaluation.")}
+    assert judging
+    assert judging <= files
+
+
+def test_a_unit_that_left_no_outcome_is_named(tmp_path: Path):
+    with pytest.raises(ArtifactError, match="soft, seed 3"):
+        students.outcome_of(Unit("soft", 3, {}, kept=str(tmp_path / "none.json")))
 
 
 def test_settings_of_an_arm_are_known():
