@@ -118,13 +118,16 @@ def train(
 
 
 def ask_teachers(context: JobContext, job: RecommendJob, ground: Ground) -> str:
-    """Compute what the teachers say of the training responses, unless that is there; return its folder."""
+    """Compute what these very teachers say of the training responses, unless that is there; return its folder.
+
+    With ``force`` it is computed anew.
+    """
     from mmd.recommend.runs import student_talker
 
     distill = context.config.recommend.distill
     key = fingerprint(
         {
-            "inputs": dict(job.inputs),
+            "inputs": job.digests(),
             "kept": distill.model_dump(mode="json", include={"top_tokens", "top_items", "temperature"}),
             "conversations": context.config.recommend.conversations.model_dump(mode="json"),
         }
@@ -132,6 +135,8 @@ def ask_teachers(context: JobContext, job: RecommendJob, ground: Ground) -> str:
     place = RunPlace(context.scratch(".train"), f"outputs-{context.name}-{key[:12]}")
     maker = student_talker(ground, job.open("teacher")).maker  # refuses another vocabulary before hours go into it
     with only_run(place.path):
+        if context.force:
+            place.remove()
         write_outputs(OutputsPlan(job, place.path), place, ground, maker)
     return place.path
 

@@ -68,6 +68,10 @@ class RecommendJob:
         """Open an input; the driver has verified it."""
         return ArtifactStore(self.store).open(self.inputs[role], verify=False)
 
+    def digests(self) -> dict[str, str]:
+        """Return role → digest of the inputs' files: a reference stays when an artefact is made anew, this does not."""
+        return {role: self.open(role).manifest.digest for role in self.inputs}
+
     def ground(self) -> Ground:
         """Open what the training stands on."""
         from mmd.recommend.runs import Ground

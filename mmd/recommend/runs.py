@@ -87,6 +87,26 @@ def new_talker(ground: Ground, device: torch.device | str = "cpu") -> Talker:
     return Talker(backbone, tokenizer, settings.conversations)
 
 
+def dialogue_teacher(ground: Ground, teacher: Artifact) -> Talker:
+    """Load φ, which was trained on the training part of this ground and reads contexts cut as here; so was ψ, with it.
+
+    Raises:
+        ArtifactError: malformed, or made over another graph.
+        ConfigError: its ``recommend.conversations`` were others: it may have learnt what a student is judged on.
+    """
+    phi = load_dialogue_teacher(teacher, ground.graph, ground.models)
+    here, there = (settings.model_dump() for settings in (ground.settings.conversations, phi.conversations))
+    differing = [key for key in here if here[key] != there[key]]
+    if differing:
+        theirs, own = (", ".join(f"{key}={each[key]}" for key in differing) for each in (there, here))
+        raise ConfigError(
+            f"recommend.conversations: {teacher.ref} was trained with {theirs}, and the student would be with {own}; "
+            "teachers and student read the same of the same dialogues and hold out the same. Take the teachers' "
+            "values, or run `mmd train_teachers` with these."
+        )
+    return phi
+
+
 def student_talker(ground: Ground, teacher: Artifact, device: torch.device | str = "cpu") -> Talker:
     """Return the student before its training: random, or the dialogue teacher's twin (``recommend.distill.start``).
 
@@ -97,10 +117,10 @@ def student_talker(ground: Ground, teacher: Artifact, device: torch.device | str
 
     Raises:
         ArtifactError: teacher and student have different vocabularies.
-        ConfigError: it shall start as the teacher, and has another shape.
+        ConfigError: they read dialogues differently, or it shall start as the teacher and has another shape.
     """
+    phi = dialogue_teacher(ground, teacher)
     student = new_talker(ground, device)
-    phi = load_dialogue_teacher(teacher, ground.graph, ground.models)
     kind = ground.settings.backbone.kind
     require_same_space(phi.tokenizer.space, student.tokenizer.space, teacher.ref, f"the student (backbone.kind={kind})")
     if ground.settings.distill.start == "teacher":
@@ -135,11 +155,16 @@ def student_task(ground: Ground, talker: Talker, outputs: TeacherOutputs | None)
 def speaker_of(
     ground: Ground, teacher: Artifact, device: torch.device | str = "cpu"
 ) -> tuple[TeacherSpeaker, BatchMaker]:
-    """Return what asks the teachers about responses, and what makes φ's batches."""
+    """Return what asks the teachers about responses, and what makes φ's batches.
+
+    Raises:
+        ArtifactError: malformed, or made over another graph.
+        ConfigError: see :func:`dialogue_teacher`.
+    """
     from mmd.recommend.cache import TeacherSpeaker
     from mmd.recommend.recommender import load_recommender
 
-    phi = load_dialogue_teacher(teacher, ground.graph, ground.models)
+    phi = dialogue_teacher(ground, teacher)
     psi = load_recommender(teacher, ground.graph)
     maker = phi.maker
     return TeacherSpeaker(phi.backbone.to(device), psi, maker, ground.settings.distill), maker

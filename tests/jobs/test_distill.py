@@ -97,16 +97,23 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with corpus, graph and untrained teachers."""
     folder = tmp_path_factory.mktemp("films")
     config = make_config(folder)
-    store = ArtifactStore(str(folder))
-    write_corpus(store)
-    graph = build_graph.run(JobContext(config))
-    ground = ground_of(config, graph)
-    talker = new_talker(ground)
-    settings = trained_settings(config, *train_teachers.PARTS)
-    with store.write("teacher", NAME, settings=settings, inputs={"graph": graph}, seeds={"teacher": 0}) as writer:
-        save_recommender(writer, recommender_task(ground).model)
-        save_talker(writer, DIALOGUE, talker, ground.graph)
+    write_corpus(ArtifactStore(str(folder)))
+    build_graph.run(JobContext(config))
+    untrained_teachers(config)
     return folder
+
+
+def untrained_teachers(config: AppConfig, seed: int = 0) -> Artifact:
+    """Write teachers of random weights, in the place of those that are there."""
+    store = ArtifactStore(config.store)
+    graph = store.open(f"graph/{NAME}")
+    ground = replace(ground_of(config, graph), seed=seed)
+    settings = trained_settings(config, *train_teachers.PARTS)
+    inputs, seeds = {"graph": graph}, {"teacher": 0}
+    with store.write("teacher", NAME, settings=settings, inputs=inputs, seeds=seeds, replace=True) as writer:
+        save_recommender(writer, recommender_task(ground).model)
+        save_talker(writer, DIALOGUE, new_talker(ground), ground.graph)
+    return store.open(f"teacher/{NAME}")
 
 
 def ground_of(config: AppConfig, graph: Artifact) -> Ground:
@@ -144,11 +151,48 @@ def test_parts_of_the_outputs_are_what_the_teachers_say_plainly(ready: Path, tmp
     assert sum(len(batch) for part in parts_of(ground, maker) for batch in part) == len(samples)
 
 
+def test_teachers_made_anew_are_asked_anew(tmp_path: Path):
+    """Under the same reference, another ψ and φ: what the earlier ones said is not taken."""
+    config = make_config(tmp_path)
+    write_corpus(ArtifactStore(str(tmp_path)))
+    build_graph.run(JobContext(config))
+    told = []
+    for seed in (0, 1):
+        teacher = untrained_teachers(config, seed)
+        job = job_of(config)
+        told.append(distill.ask_teachers(JobContext(config), job, job.ground()))
+    assert teacher.ref == job.inputs["teacher"]
+    assert len(set(told)) == 2
+    first, second = map(read_outputs, told)
+    assert not np.array_equal(first.item_log_probs, second.item_log_probs)
+    assert distill.ask_teachers(JobContext(config), job, job.ground()) == told[1]
+
+
+def test_force_asks_the_teachers_again(ready: Path):
+    job = job_of(make_config(ready))
+    ground = job.ground()
+    folder = Path(distill.ask_teachers(JobContext(job.config), job, ground))
+    made = (folder / "part-00000.parquet").stat().st_mtime_ns
+    distill.ask_teachers(JobContext(job.config), job, ground)
+    assert (folder / "part-00000.parquet").stat().st_mtime_ns == made
+    distill.ask_teachers(JobContext(job.config, force=True), job, ground)
+    assert (folder / "part-00000.parquet").stat().st_mtime_ns > made
+
+
 def test_a_student_of_another_vocabulary_is_refused(ready: Path):
-    config = make_config(ready, conversations={"min_word_count": 30})
-    job = job_of(config)
+    job = job_of(make_config(ready, backbone={"kind": "lm"}))
     with pytest.raises(ArtifactError, match=r"vocabulary mismatch: teacher/films@\w+ has \d+ words"):
         student_talker(job.ground(), job.open("teacher"))
+
+
+@pytest.mark.parametrize(("key", "value"), [("validation_fraction", 0.4), ("context_turns", 2), ("max_entities", 1)])
+def test_a_student_that_reads_or_holds_out_otherwise_than_its_teachers_is_refused(ready: Path, key: str, value: float):
+    """Else it would be judged on what they learnt, or ask them about contexts unlike those of their training."""
+    job = job_of(make_config(ready, conversations={key: value}))
+    trained_with = make_config(ready).recommend.conversations.model_dump()[key]
+    for use in (student_talker, speaker_of):
+        with pytest.raises(ConfigError, match=rf"was trained with {key}={trained_with}, .* with {key}={value};"):
+            use(job.ground(), job.open("teacher"))
 
 
 def test_a_student_of_another_shape_cannot_start_as_its_teacher(ready: Path):
