@@ -16,8 +16,9 @@ from mmd.recommend.vocabulary import TokenSpace
 if TYPE_CHECKING:
     from torch import Tensor
 
-TOP_ITEMS = 50
-"""Items that are kept of each item's place: what R@50 looks at."""
+TOP_ITEMS = 100
+"""Items that are kept of each item's place: the 50 that R@50 looks at, and as many that a context may mention, which
+are no candidates among novel items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,8 @@ class Draft:
 
     Attributes:
         key: of the sample; its draws of chance depend on nothing else.
-        mode: ``rec`` or ``gen`` once decided; None: not yet, or the model has no mode tokens.
-        mode_probability: of the mode against the other one.
+        mode: ``rec`` or ``gen`` once decided or given; None: not yet, or there are no mode tokens to decide by.
+        mode_probability: of the mode's token against the other one; None without such a token.
         tokens: decoded ones, mode and end included.
         spoken: how many of them are words or items.
         emissions: one an item.
@@ -49,7 +50,7 @@ class Draft:
     @property
     def quality(self) -> float:
         """Mean log-probability of a token after the mode, by which beams compare drafts of unequal length."""
-        said = len(self.tokens) - (self.mode is not None)
+        said = len(self.tokens) - (self.mode_probability is not None)
         return self.score / max(said, 1)
 
 

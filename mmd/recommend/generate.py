@@ -86,7 +86,8 @@ class Generator:
         Args:
             contexts: to answer.
             keys: names of the contexts, on which what is drawn depends; None: all alike.
-            gold_modes: modes that are given instead of decoded.
+            gold_modes: modes that are given instead of decoded; without mode tokens, all that ``gen`` does is to keep
+                items out.
         """
         keys = keys or [""] * len(contexts)
         order = sorted(range(len(contexts)), key=lambda row: len(self.maker.context_ids(contexts[row])))
@@ -104,9 +105,9 @@ class Generator:
         Beams are settled only at their end, so all of their pieces come then. The arguments are those of
         :meth:`answer` for one context.
         """
-        started, teller = time.perf_counter(), _Teller()
-        draft = Draft(key)
+        started, teller = time.perf_counter(), _Teller(is_given=gold_mode is not None)
         gold_modes = None if gold_mode is None else [gold_mode]
+        [draft] = self._empty([key], gold_modes)
         for drafts in self._grow(self.maker.contexts([context]), [draft], gold_modes):
             draft = drafts[0]
             if self.settings.method != "beam":
@@ -133,11 +134,16 @@ class Generator:
         self, contexts: Sequence[Context], keys: Sequence[str], gold_modes: Sequence[Mode] | None
     ) -> list[Reply]:
         started = time.perf_counter()
-        drafts: Sequence[Draft] = [Draft(key) for key in keys]
+        drafts: Sequence[Draft] = self._empty(keys, gold_modes)
         for grown in self._grow(self.maker.contexts(contexts), drafts, gold_modes):
             drafts = grown
         ms = (time.perf_counter() - started) * 1e3 / max(1, sum(len(draft.tokens) for draft in drafts))
         return [self._reply(draft, ms * len(draft.tokens)) for draft in drafts]
+
+    def _empty(self, keys: Sequence[str], gold_modes: Sequence[Mode] | None) -> list[Draft]:
+        """Return drafts to begin with; a given mode that no token can say holds from the start."""
+        given = gold_modes if gold_modes and not self.rules.mode_tokens else [None] * len(keys)
+        return [Draft(key, mode=mode) for key, mode in zip(keys, given, strict=True)]
 
     def _grow(
         self, batch: DialogueBatch, drafts: Sequence[Draft], gold_modes: Sequence[Mode] | None
@@ -211,9 +217,14 @@ class Generator:
 
 
 class _Teller:
-    """Turns a growing reply into events, each piece once."""
+    """Turns a growing reply into events, each piece once.
 
-    def __init__(self) -> None:
+    Args:
+        is_given: whether the mode was given, so that it is known although no token says it.
+    """
+
+    def __init__(self, *, is_given: bool) -> None:
+        self._is_given = is_given
         self._chars = 0
         self._items = 0
         self._said_mode = False
@@ -227,7 +238,7 @@ class _Teller:
         """
         if not self._said_mode:
             self._said_mode = True
-            decided = reply.mode_probability is not None
+            decided = self._is_given or reply.mode_probability is not None
             yield Event("mode", mode=reply.mode if decided else None, mode_probability=reply.mode_probability)
         for span, emission in zip(reply.spans[self._items :], reply.emissions[self._items :], strict=True):
             yield from self._words(reply.text[self._chars : span.start])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mmd.recommend.backbone import Backbone, DecoderState
 from mmd.recommend.backbones import build_backbone, build_tokenizer
 from mmd.recommend.batches import DialogueBatch
-from mmd.recommend.drafts import draw
+from mmd.recommend.drafts import draw, emission_of
 from mmd.recommend.generate import Generator
 from mmd.recommend.graph import ItemGraph
 from mmd.recommend.kgsf import KgsfBackbone
@@ -209,6 +209,23 @@ def test_without_mode_tokens_a_reply_that_names_an_item_recommends():
     assert reply.mode_probability is None
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_given_mode_holds_without_mode_tokens(method: Any):
+    logits = torch.zeros(1, SPACE.size, SPACE.size)
+    logits[:, :, SPACE.items] = 9.0
+    model = generator(Chain(logits), method, mode_tokens=False)
+    assert all(reply.items for reply in model.replies(samples(3)))
+    modes: list[Mode] = ["gen", "rec", "gen"]
+    told = model.replies(samples(3), gold_modes=modes)
+    assert [(reply.mode, bool(reply.items)) for reply in told] == [("gen", False), ("rec", True), ("gen", False)]
+    assert all(reply.mode_probability is None and reply.tokens <= 8 for reply in told), "no token says the mode"
+    assert not {SPACE.rec, SPACE.gen}.intersection(token for reply in told for token in reply.token_ids)
+    first, *_, last = model.stream(contexts(1)[0], gold_mode="gen")
+    assert (first.kind, first.mode) == ("mode", "gen")
+    assert last.reply is not None
+    assert last.reply.items == ()
+
+
 def test_an_item_without_a_title_is_called_by_its_id():
     logits = torch.zeros(1, SPACE.size, SPACE.size)
     logits[:, SPACE.rec, SPACE.first_item + 3] = 5.0
@@ -234,34 +251,41 @@ def test_one_beam_is_greedy(make: Any):
     )
 
 
-def exhaustive(table: torch.Tensor, spoken: Sequence[int], most: int) -> tuple[int, ...]:
-    """Return the tokens of the best reply in gen mode, by mean log-probability among what the rules allow."""
+def exhaustive(table: torch.Tensor, spoken: Sequence[int], most: int, start: int) -> tuple[int, ...]:
+    """Return the tokens of the best reply after a token, by mean log-probability among what the rules allow."""
     best, found = -math.inf, ()
     for length in range(1, most + 1):
         for said in itertools.product(spoken, repeat=length):
             tokens = said if length == most else (*said, SPACE.eos)
-            score, before = 0.0, SPACE.gen
+            score, before = 0.0, start
             for place, token in enumerate(tokens):
                 allowed = [*spoken] if place == 0 else [*spoken, SPACE.eos]
                 score += float(table[before, token] - table[before, allowed].logsumexp(0))
                 before = token
             if score / len(tokens) > best:
                 best, found = score / len(tokens), tokens
-    return (SPACE.gen, *found)
+    return found
 
 
+@pytest.mark.parametrize("mode_tokens", [True, False])
 @pytest.mark.parametrize("seed", range(4))
-def test_beams_enough_for_everything_find_the_best_of_all_replies(seed: int):
+def test_beams_enough_for_everything_find_the_best_of_all_replies(seed: int, mode_tokens: bool):  # noqa: FBT001 (pytest gives it)
     model = chain(seed, scale=1.0, tables=1)
     spoken = TOKENIZER.encode_text("you should see it")
     with torch.no_grad():
         unsaid = [token for token in range(SPACE.n_words) if token not in {*spoken, *TOKENIZER.control}]
         model.table[:, :, unsaid] = -math.inf
-    wide = generator(model, "beam", most=4, beams=1_000)
+    wide = generator(model, "beam", most=4, beams=1_000, mode_tokens=mode_tokens)
     [reply] = wide.answer(contexts(1), gold_modes=["gen"])
-    expected = exhaustive(model.table[0].detach(), spoken, 4)
+    expected = exhaustive(model.table[0].detach(), spoken, 4, SPACE.gen if mode_tokens else SPACE.bos)
     assert reply.parts == tuple(TOKENIZER.decode(expected))
-    assert reply.tokens == len(expected)
+    assert reply.tokens == len(expected) + mode_tokens
+
+
+def test_fifty_items_are_left_of_a_place_without_fifty_that_were_mentioned():
+    emission = emission_of(0, -torch.arange(200.0))
+    mentioned = set(emission.top[:50])
+    assert len([item for item in emission.top if item not in mentioned]) == 50
 
 
 def test_draws_follow_the_shares_within_the_nucleus():
