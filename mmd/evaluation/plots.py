@@ -16,6 +16,7 @@ from mmd.evaluation.metrics import Calibration, Interval, RuleRecord
 
 INK = "#7d8590"
 BLUE, GREEN, AMBER, PURPLE, PINK = "#4c8dff", "#2ea043", "#d29922", "#a371f7", "#db61a2"
+TEAL, RED = "#33b3ae", "#e5534b"
 COLOURS = {
     "rules": AMBER,
     "classifier": BLUE,

@@ -38,7 +38,7 @@ _SUBSET_WORDS: Mapping[Subset, str] = {
     "novel, open": "novel, ranked among items that were not mentioned before",
 }
 _SHOWN, _LISTS = 5, 3
-_COLOURS = (plots.GREEN, plots.BLUE, plots.PURPLE, plots.PINK, plots.AMBER, plots.INK)
+_COLOURS = (plots.GREEN, plots.BLUE, plots.PURPLE, plots.PINK, plots.AMBER, plots.TEAL, plots.RED, plots.INK)
 
 
 @dataclass(frozen=True)
