@@ -97,7 +97,7 @@ class RecommendResponse(Wire):
 
 
 class ModeEvent(Wire):
-    """``event: mode`` comes first; a student without modes sends none."""
+    """``event: mode`` comes first; a student without modes sends none unless a mode was asked for."""
 
     mode: ModeOut
 

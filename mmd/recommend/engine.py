@@ -112,7 +112,7 @@ class AnswerEvent:
     """A piece of a streamed answer; the texts of all joined are the answer's text.
 
     Attributes:
-        kind: ``mode`` comes first (never where the student has no mode tokens), ``end`` last; ``text`` and ``item`` in
+        kind: ``mode`` comes first (without mode tokens only where it was given), ``end`` last; ``text`` and ``item`` in
             between.
         mode: of ``mode`` events, with its probability.
         mode_probability: see :class:`RecommendAnswer`.

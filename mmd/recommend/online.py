@@ -44,16 +44,19 @@ class RecommendQuery:
 
 @dataclass(frozen=True)
 class PreparedRecommendation:
-    """A query whose items and entities have been found."""
+    """A query whose items and entities have been found.
+
+    Attributes:
+        query: itself.
+        context: what the student reads.
+        link_ms: time that the finding took.
+        problems: what of the query is left out, and why.
+    """
 
     query: RecommendQuery
     context: Context
     link_ms: float
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """What of the query is left out, and why."""
-        return ("pictures: left out, the student reads words and products only",) if self.query.pictures else ()
+    problems: tuple[str, ...]
 
 
 class OnlineRecommender:
@@ -102,7 +105,14 @@ class OnlineRecommender:
         check_items(query.turns, self._linker.graph)
         linked = [self._linker.turn(turn) for turn in query.turns]
         context = context_of(linked, self._generator.maker.settings)
-        return PreparedRecommendation(query, context, (time.perf_counter() - started) * 1000)
+        link_ms = (time.perf_counter() - started) * 1000
+        return PreparedRecommendation(query, context, link_ms, tuple(self._problems(query)))
+
+    def _problems(self, query: RecommendQuery) -> Iterator[str]:
+        if query.pictures:
+            yield "pictures: left out, the student reads words and products only"
+        if query.mode == "rec" and not self._generator.rules.mode_tokens:
+            yield "mode: the student was trained without modes; it may name products, but cannot be told to"
 
     def answer(self, prepared: Sequence[PreparedRecommendation]) -> list[RecommendAnswer]:
         """Return one answer a query, in order; those whose mode is given are decoded beside the others."""

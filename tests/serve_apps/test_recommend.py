@@ -23,7 +23,7 @@ from mmd.recommend.engine import UnknownItemError
 from mmd.recommend.generate import Generator
 from mmd.recommend.online import OnlineRecommender, PreparedRecommendation, RecommendQuery
 from mmd.recommend.samples import response_samples
-from mmd.recommend.settings import ConversationSettings
+from mmd.recommend.settings import ConversationSettings, GenerationSettings
 from mmd.schema import Dialogue, Turn
 from serve_apps.api import MAX_HITS
 from serve_apps.http import create_app
@@ -157,6 +157,26 @@ def test_the_mode_can_be_asked_for(client: TestClient, asked: list[tuple[Dialogu
         assert sum(answer["mode"]["probability"] for answer in given.values()) == pytest.approx(1)
         assert said(given[free["mode"]["name"]]) == said(free)
         assert given["gen"]["items_from"] == "context"
+
+
+def test_a_student_without_modes_names_nothing_where_talk_is_asked_for(
+    asked: list[tuple[Dialogue, int]], conversations: Conversations, generator: Generator
+):
+    modeless = READ.model_copy(update={"mode_tokens": False})
+    graph = conversations.graph
+    plain = Generator(generator.backbone, generator.tokenizer, graph, GenerationSettings(), modeless)
+    engine = OnlineRecommender(plain, conversations.linker)
+    answers = {}
+    for mode in (None, "rec", "gen"):
+        queries = [RecommendQuery("q", d.turns[:end], mode=mode) for d, end in asked]
+        prepared = [engine.prepare(query) for query in queries]
+        answers[mode] = engine.answer(prepared)
+        assert all(bool(entry.problems) == (mode == "rec") for entry in prepared), "what cannot be had is told"
+        kinds = [event.kind for event in engine.stream(prepared[0])]
+        assert ("mode" in kinds) == (mode is not None)
+    assert any(piece.item_id for answer in answers[None] for piece in answer.pieces)
+    assert not any(piece.item_id for answer in answers["gen"] for piece in answer.pieces)
+    assert {answer.mode for answer in answers["gen"]} == {"gen"}
 
 
 def test_a_reply_without_a_product_comes_with_those_that_would_be_named_first(
