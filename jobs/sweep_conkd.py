@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -20,6 +21,9 @@ from mmd.config import change_settings
 from mmd.errors import ArtifactError
 from mmd.evaluation.recommend_systems import Questions
 from mmd.recommend.sweep import TRIED, Trial, by_gate, choose, points_of
+
+if TYPE_CHECKING:
+    from mmd.recommend.runs import Ground
 
 SWEEP_FILE = "conkd.json"
 
@@ -81,9 +85,11 @@ def sweep(context: JobContext, inputs: Mapping[str, Artifact], limit: float, run
     with ray_cluster(config.cluster), quiet_logger("ray.train"):
         refs = {role: artifact.ref for role, artifact in inputs.items()}
         job = RecommendJob("student", config, absolute_store(context), refs)
-        Questions.of(job.ground(), "validation")  # says so before anything is trained
-        outputs = [ask(context, job, point) for point in points]
-        plan = TrialPlan(job, points, outputs, limit)
+        ground = job.ground()
+        Questions.of(ground, "validation")  # says so before anything is trained
+        temperatures = [point["temperature"] for point in points]
+        outputs = {value: ask(context, job, ground, value) for value in dict.fromkeys(temperatures)}
+        plan = TrialPlan(job, points, [outputs[value] for value in temperatures], limit)
         steps = config.recommend.student
         last = max(settings.rung, math.ceil(steps.epochs / steps.validate_every))
         scheduler = ASHAScheduler(
@@ -106,11 +112,10 @@ def sweep(context: JobContext, inputs: Mapping[str, Artifact], limit: float, run
     return [Trial(told["point"], told["rows"]) for told in found]
 
 
-def ask(context: JobContext, job: RecommendJob, point: Mapping[str, Any]) -> str:
-    """Return the folder of what the teachers say at a point's temperature."""
-    changed = change_settings(context.config, {"recommend.distill.temperature": point["temperature"]})
-    job = RecommendJob("student", changed, job.store, job.inputs)
-    return ask_teachers(JobContext(changed, pins=context.pins), job, job.ground())
+def ask(context: JobContext, job: RecommendJob, ground: Ground, temperature: float) -> str:
+    """Return the folder of what the teachers say at a temperature."""
+    changed = change_settings(context.config, {"recommend.distill.temperature": temperature})
+    return ask_teachers(JobContext(changed, pins=context.pins), replace(job, config=changed), ground)
 
 
 # ---------------------------------------------------------------- what is told

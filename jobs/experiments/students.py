@@ -162,7 +162,8 @@ def outcome_place(context: JobContext, unit: Unit, refs: Mapping[str, str], judg
     recommend = context.config.recommend.model_dump(mode="json", exclude={"train", "enabled", "graph"})
     if unit.what == "recommender":
         recommend = {name: recommend[name] for name in ("recommender", "conversations")}
-    key = fingerprint([dict(refs), recommend, unit.what, unit.seed, unit.part_seed, judged])[:12]
+    digests = {role: context.store.open(ref, verify=False).manifest.digest for role, ref in refs.items()}
+    key = fingerprint([digests, recommend, unit.what, unit.seed, unit.part_seed, judged])[:12]
     folder = f"{context.scratch('.experiments')}/students/{key}"
     own = f"{folder}/{code_digest()[:12]}.json"
     if not any_code:
@@ -297,8 +298,7 @@ def draw_table(axes: Sequence[Any], table: Mapping[str, Any], perplexity: str = 
     grams = {f"DIST-{n}": [row[f"DIST-{n}"] for row in table.values()] for n in GRAMS}
     figures.interval_bars(of_grams, names, grams, label="distinct n-grams a response, range of seeds")
     for ax in axes:
-        ax.tick_params(axis="x", rotation=30)
-        ax.legend(fontsize=7)
+        figures.crowded(ax)
 
 
 def with_interval(told: Mapping[str, Any]) -> dict[str, float]:
