@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.featurize import absolute_store
 from jobs.glue.cluster import quiet_logger, ray_cluster
-from jobs.glue.entry import JobContext, main
+from jobs.glue.entry import JobContext, console, main
 from jobs.glue.recommend import (
     TITLES,
     RecommendJob,
@@ -68,13 +68,15 @@ def run(context: JobContext) -> Artifact:
         with context.store.write(
             "teacher", context.name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
         ) as writer:
-            parameters = write_teachers(writer, ground, Path(scratch))
-            record = {"samples": counts_of(ground), "parameters": parameters}
+            record = {"samples": counts_of(ground), **write_teachers(writer, ground, Path(scratch))}
             write_training(writer, {str(what): state for what, state in states.items()}, record)
             writer.metrics = metrics_of(states, record) | {"train_s": seconds}
         place.remove()
     for what in RUNS:
-        print_state(TITLES[what], states[what], parameters[what])
+        print_state(TITLES[what], states[what], record["parameters"][what])
+    if worth := record["calibrated"]:
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in worth.items())
+        console.print(f"{TITLES['recommender']}, calibrated: {numbers}", markup=False, soft_wrap=True)
     return context.store.open(f"teacher/{context.name}@{version}")
 
 
@@ -98,21 +100,26 @@ def train(
     return states, ground
 
 
-def write_teachers(writer: ArtifactWriter, ground: Ground, scratch: Path) -> dict[str, int]:
-    """Write both with the weights of their best validations; return their parameters."""
+def write_teachers(writer: ArtifactWriter, ground: Ground, scratch: Path) -> dict[str, dict[str, Any]]:
+    """Write both with the weights of their best validations.
+
+    Returns:
+        ``parameters`` by run, and what ψ is worth as it is written, ``calibrated``.
+    """
     from mmd.recommend.recommender import save_recommender
     from mmd.recommend.runs import new_talker, recommender_task
     from mmd.recommend.saving import DIALOGUE, save_talker
 
     task = recommender_task(ground)
     put_finished(task.model, scratch / "recommender", TITLES["recommender"])
-    task.calibrate()
+    calibrated = task.finish()
     save_recommender(writer, task.model)
     talker = new_talker(ground)
     put_finished(talker.backbone, scratch / "dialogue", TITLES["dialogue"])
     save_talker(writer, DIALOGUE, talker, ground.graph, ground.models)
     models = {"recommender": task.model, "dialogue": talker.backbone}
-    return {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    return {"parameters": parameters, "calibrated": calibrated}
 
 
 def counts_of(ground: Ground) -> dict[str, int]:
@@ -126,12 +133,13 @@ def counts_of(ground: Ground) -> dict[str, int]:
 
 
 def metrics_of(states: dict[What, TrainState], record: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers of the manifest."""
+    """Return the numbers of the manifest; ψ's are those of the calibrated network, which is what is written."""
     out: dict[str, Any] = dict(record["samples"])
     for what, state in states.items():
         out |= {f"{what}_parameters": record["parameters"][what], f"{what}_steps": state.step}
         out |= best_metrics(what, state)
-    return out
+    calibrated = {name: value for name, value in record["calibrated"].items() if name != "score"}
+    return out | {f"recommender_{name}": value for name, value in calibrated.items()}
 
 
 if __name__ == "__main__":

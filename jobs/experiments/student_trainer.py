@@ -116,6 +116,7 @@ class StudentTrainer:
             task, ranked_mentions(ground), ground.settings.recommender.steps, ground.seed, name=unit.name
         )
         trained = self._train(training)
+        trained["validation"] = {key: round(value, 5) for key, value in task.finish().items()}
         questions = Questions.of(ground, self._judged)
         recommender = LoadedRecommender(task.model, task.maker)
         ranked = rank_mentions("recommender", recommender.item_log_probs, questions.mentions)

@@ -102,6 +102,18 @@ class RecommenderTask:
         found = {f"{name}_r{k}": float(np.mean(of <= k)) for name, of in ranks.items() for k in CUTOFFS if len(of)}
         return {"score": float(np.mean(list(found.values()))), **found}
 
+    def finish(self) -> dict[str, float]:
+        """Make a trained network ready for use: calibrated, in evaluation mode; return what it is then worth.
+
+        That is :meth:`judge` on the mentions which the two numbers of the calibration are fitted on, a little better
+        than elsewhere.
+        """
+        import torch
+
+        self.calibrate()
+        with torch.no_grad():
+            return self.judge()
+
     def calibrate(self) -> None:
         """Fit the two numbers of the calibration on the held-out mentions; call it once, after training.
 
@@ -111,9 +123,9 @@ class RecommenderTask:
         """
         import torch
 
+        model = self.model.eval()
         if not self._held_out:
             return
-        model = self.model.eval()
         with torch.no_grad():
             nodes = model.node_states()
             parts = []
