@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
 from jobs import build_graph, distill, train_teachers
 from jobs.glue.entry import JobContext
@@ -26,9 +28,9 @@ from mmd import schema
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config
 from mmd.errors import ArtifactError, ConfigError
-from mmd.recommend.cache import TeacherOutputs, by_length
+from mmd.recommend.cache import TeacherOutputs, TeacherSpeaker, by_length
 from mmd.recommend.conversations import Conversations
-from mmd.recommend.recommender import save_recommender
+from mmd.recommend.recommender import load_recommender, save_recommender
 from mmd.recommend.runs import (
     Ground,
     dialogue_task,
@@ -39,7 +41,7 @@ from mmd.recommend.runs import (
     student_talker,
     student_task,
 )
-from mmd.recommend.saving import DIALOGUE, STUDENT, load_student, save_talker
+from mmd.recommend.saving import DIALOGUE, STUDENT, Talker, load_dialogue_teacher, load_student, save_talker
 from mmd.recommend.training import Training, TrainState
 from mmd.schema import Dialogue, Item, Turn
 
@@ -222,6 +224,27 @@ def test_a_student_that_starts_as_its_teacher_says_the_same(ready: Path):
     np.testing.assert_allclose(mass.numpy(), flat, atol=1e-6)
 
 
+def test_neither_teacher_changes_while_its_student_learns(ready: Path):
+    """The student starts as φ and learns from both; what was loaded stays as it was, gradients included."""
+    job = job_of(make_config(ready))
+    ground, teacher = job.ground(), job.open("teacher")
+    phi, psi = load_dialogue_teacher(teacher, ground.graph), load_recommender(teacher, ground.graph)
+    networks = (phi.backbone, psi.model)
+    before = [{name: tensor.clone() for name, tensor in network.state_dict().items()} for network in networks]
+    speaker = TeacherSpeaker(phi.backbone, psi, phi.maker, ground.settings.distill)
+    samples = ground.responses.train
+    outputs = TeacherOutputs.from_tables([speaker(batch) for batch in by_length(samples, phi.maker, 16)])
+    student = student_talker(ground, teacher)
+    Training(student_task(ground, student, outputs), samples, ground.settings.student, 0).train()
+    for network, weights in zip(networks, before, strict=True):
+        assert not network.training
+        assert all(parameter.grad is None for parameter in network.parameters())
+        for name, tensor in network.state_dict().items():
+            assert tensor.equal(weights[name]), name
+    learnt = student.backbone.state_dict()
+    assert not all(tensor.equal(learnt[name]) for name, tensor in phi.backbone.state_dict().items())
+
+
 def test_the_validation_part_of_a_student_is_its_teachers(ready: Path):
     config = make_config(ready).model_copy(update={"seed": 3})
     job = job_of(config)
@@ -274,6 +297,15 @@ def losses(artifact: Artifact, what: str) -> list[float]:
     return [row["loss"] for row in artifact.read_json("training.json")[what]["history"]]
 
 
+def says(talker: Talker, ground: Ground) -> NDArray[np.float32]:
+    """Return log-probabilities of every token at every place of held-out responses."""
+    import torch
+
+    with torch.inference_mode():
+        batch = talker.maker(ground.responses.validation)
+        return talker.backbone.eval().token_logits(batch).log_softmax(1).numpy()
+
+
 def plain_losses(loop: Training[Any]) -> list[float]:
     loop.train()
     return [row["loss"] for row in loop.state.history]
@@ -293,8 +325,16 @@ def test_the_jobs_learn_what_plain_calls_learn(tmp_path: Path, ray_local: None, 
     graph = build_graph.run(context)
     teacher = train_teachers.run(context)
     ground = ground_of(config, graph)
-    mentions = Training(recommender_task(ground), ranked_mentions(ground), config.recommend.recommender.steps, 0)
+    ranking = recommender_task(ground)
+    mentions = Training(ranking, ranked_mentions(ground), config.recommend.recommender.steps, 0)
     assert losses(teacher, "recommender") == pytest.approx(plain_losses(mentions), abs=1e-5)
+    mentions.take_best()
+    worth = ranking.finish()
+    assert teacher.read_json("training.json")["calibrated"] == pytest.approx(worth)
+    assert teacher.manifest.metrics["recommender_all_r1"] == pytest.approx(worth["all_r1"])
+    contexts = [sample.context for sample in ground.mentions.validation]
+    written = load_recommender(teacher, ground.graph).item_log_probs(contexts)
+    np.testing.assert_allclose(written, ranking.scores(contexts), atol=1e-3)
     words = Training(dialogue_task(ground, new_talker(ground)), ground.responses.train, config.recommend.dialogue, 0)
     assert losses(teacher, "dialogue") == pytest.approx(plain_losses(words), abs=1e-5)
 
@@ -306,9 +346,10 @@ def test_the_jobs_learn_what_plain_calls_learn(tmp_path: Path, ray_local: None, 
     taught = Training(task, ground.responses.train, config.recommend.student, 0)
     assert losses(student, "student") == pytest.approx(plain_losses(taught), abs=1e-4)
     taught.take_best()
-    loaded = load_student(student, ground.graph).backbone.state_dict()
-    for name, weight in talker.backbone.state_dict().items():
-        assert (loaded[name] - weight).abs().max() < 1e-2, name
+    written, plain = load_student(student, ground.graph), says(talker, ground)
+    np.testing.assert_allclose(says(written, ground), plain, atol=1e-3)
+    phi = load_dialogue_teacher(teacher, ground.graph)  # as which the student started
+    assert np.abs(says(phi, ground) - plain).max() > 0.02
     assert not [file for file in student.manifest.files if "recommender" in file or "dialogue" in file]
     assert distill.run(context).manifest.created_unix_s == student.manifest.created_unix_s  # unchanged: skipped
     assert not list((tmp_path / ".train").glob("distill-*"))  # checkpoints are gone
@@ -349,8 +390,11 @@ def test_a_killed_run_ends_with_the_losses_of_an_uninterrupted_one(ready: Path):
     time.sleep(1)
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
-    again = start_job(ready, ready / "log")
-    assert again.wait(900) == 0, (ready / "log").read_text()
+    kept = [int(json.loads(path.read_text())["step"]) for path in ready.glob(".train/*/run/checkpoint_*/state.json")]
+    again = start_job(ready, ready / "log2")
+    assert again.wait(900) == 0, (ready / "log2").read_text()
+    [went_on] = re.findall(r"student: goes on after step (\d+)", (ready / "log2").read_text())
+    assert 0 < int(went_on) <= max(kept)  # not started over
     config = make_config(ready, **LONG, distill={"start": "scratch"})
     plan = job_of(config)
     ground = plan.ground()
