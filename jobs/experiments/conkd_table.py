@@ -163,9 +163,8 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
             own = axes[4 * row : 4 * row + 4]
             students.draw_table(own[:3], table)
             own[1].set_yscale("log")
-            own[0].set_title(backbone)
+            own[0].set_ylabel(f"{backbone}: items named, 95 % of conversations")
             recall = [record["recall"][backbone][arm]["first named"]["all"] for arm in table]
             shown = {k: [values[k] for values in recall] for k in recall[0]}
             figures.interval_bars(own[3], list(table), shown, label="item named first, range of seeds")
-            own[3].tick_params(axis="x", rotation=30)
-            own[3].legend(fontsize=7)
+            figures.crowded(own[3])

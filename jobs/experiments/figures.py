@@ -91,6 +91,14 @@ def spread_of(values: Sequence[float]) -> dict[str, float]:
     return {name: round(value, _DIGITS) for name, value in told.items()}
 
 
+def crowded(axes: Any) -> None:  # noqa: ANN401 (matplotlib's axes)
+    """Make room for long names: the ticks' are tilted, the legend stands above the axes."""
+    for label in axes.get_xticklabels():
+        label.set(rotation=30, ha="right", rotation_mode="anchor")
+    handles, _ = axes.get_legend_handles_labels()
+    axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(handles))
+
+
 def legend_below(axes: Any) -> None:  # noqa: ANN401 (matplotlib's axes)
     """Put the legend of one of a figure's axes below all of them."""
     handles, names = axes.get_legend_handles_labels()

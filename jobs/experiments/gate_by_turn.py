@@ -177,7 +177,7 @@ def histogram(axes: Any, record: Mapping[str, Any]) -> None:  # noqa: ANN401 (ma
     for (kind, told), colour in zip(record["item_mass"].items(), figures.COLOURS, strict=False):
         axes.stairs(told["histogram"], edges, color=colour, label=f"{kind} ({told['tokens']:,})", fill=False, lw=1.6)
     axes.set_yscale("log")
-    axes.set_xlabel("item mass m_t, the soft gate's λ_t")
+    axes.set_xlabel("item mass $m_t$, the soft gate's $\\lambda_t$")
     axes.set_ylabel("share of tokens")
     auc = record["auc"]["items"]
     axes.set_title("" if auc is None else f"AUC items against words {auc:.3f}")
@@ -189,7 +189,7 @@ def eta_curves(axes: Any, rows: Sequence[Mapping[str, float]], eta: float) -> No
     kinds = [kind for kind in rows[0] if kind != "eta"]
     for kind, colour in zip(kinds, figures.COLOURS, strict=False):
         axes.plot([row["eta"] for row in rows], [row[kind] for row in rows], marker=".", color=colour, label=kind)
-    axes.axvline(eta, color=figures.INK, lw=0.8, ls=":", label=f"η {eta:g}")
+    axes.axvline(eta, color=figures.INK, lw=0.8, ls=":", label=f"η = {eta:g}")
     axes.set_xlabel("η of the hard gate")
     axes.set_ylabel("recommendation teacher speaks")
     axes.legend(fontsize=7)

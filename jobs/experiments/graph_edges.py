@@ -75,6 +75,6 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
             cutoffs = list(next(iter(found.values())))
             series = {name: [values[k] for k in cutoffs] for name, values in found.items()}
             figures.interval_bars(ax, cutoffs, series, label=f"ψ, {subset} mentions, range of seeds")
-            ax.legend(fontsize=7)
+            figures.crowded(ax)
         if has_students:
             students.draw_table(axes[2:], record["table"])

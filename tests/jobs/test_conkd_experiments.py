@@ -167,8 +167,8 @@ def test_an_outcome_is_kept_under_what_it_depends_on(job: JobContext):
 
 
 def test_outcomes_of_other_code_are_taken_on_demand_only(job: JobContext):
-    refs = {"graph": "graph/x@1"}
-    unit = Unit("typed", 0, {}, what="recommender")
+    refs = {"graph": job.open("graph").ref}
+    unit = Unit("typed", 99, {}, what="recommender")
     own = Path(students.outcome_place(job, unit, refs, "test", any_code=False))
     other = own.with_name("0123456789ab.json")
     other.parent.mkdir(parents=True)
@@ -334,7 +334,7 @@ def test_a_sweep_tells_what_its_trials_tell_plainly(job: JobContext, ray_local: 
     refs = dict(student_job(job).inputs)
     points = [trial["point"] for trial in told["trials"]]
     context = job.pinned(job.open("teacher"))
-    folder = sweep_conkd.ask(context, student_job(job), points[0])
+    folder = sweep_conkd.ask(context, student_job(job), student_job(job).ground(), points[0]["temperature"])
     plan = TrialPlan(RecommendJob("student", job.config, job.config.store, refs), points, [folder] * 2, 1e9)
     for index, trial in enumerate(told["trials"]):
         plain = StudentTrial(plan, index)
