@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from mmd.config import change_settings
 from mmd.errors import ArtifactError
 from mmd.evaluation.recommend_systems import Questions
 from mmd.recommend.sweep import TRIED, Trial, by_gate, choose, points_of
+from mmd.recommend.training import StepPlan
 
 if TYPE_CHECKING:
     from mmd.recommend.runs import Ground
@@ -90,8 +90,8 @@ def sweep(context: JobContext, inputs: Mapping[str, Artifact], limit: float, run
         temperatures = [point["temperature"] for point in points]
         outputs = {value: ask(context, job, ground, value) for value in dict.fromkeys(temperatures)}
         plan = TrialPlan(job, points, [outputs[value] for value in temperatures], limit)
-        steps = config.recommend.student
-        last = max(settings.rung, math.ceil(steps.epochs / steps.validate_every))
+        steps = StepPlan(len(ground.responses.train), config.recommend.student, config.seed)
+        last = max(settings.rung, sum(map(steps.is_due, range(1, steps.total_steps + 1))))
         scheduler = ASHAScheduler(
             time_attr="validation",
             metric="score",

@@ -63,6 +63,8 @@ class Trial:
 def choose(trials: Sequence[Trial], limit: float) -> Trial:
     """Return the trial that names items best among those within the limit; if there is none, the nearest to it.
 
+    Of equals it is the one that talks best.
+
     Args:
         trials: at least one.
         limit: perplexity that a student may have.
@@ -70,7 +72,7 @@ def choose(trials: Sequence[Trial], limit: float) -> Trial:
     within = [trial for trial in trials if trial.kept["perplexity"] <= limit]
     if not within:
         return min(trials, key=lambda trial: trial.kept["perplexity"])
-    return max(within, key=lambda trial: trial.kept["f1"])
+    return max(within, key=lambda trial: (trial.kept["f1"], -trial.kept["perplexity"]))
 
 
 def by_gate(trials: Sequence[Trial], limit: float) -> dict[str, Trial]:

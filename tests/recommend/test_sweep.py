@@ -40,6 +40,11 @@ def test_the_best_of_those_that_talk_as_well_is_chosen():
     assert by_gate(trials, limit=10.0) == {"hard": trials[0], "soft": trials[1]}
 
 
+def test_of_equals_the_one_that_talks_best_is_chosen():
+    trials = [trial("hard", row(0.0, 9.0)), trial("soft", row(0.0, 8.0)), trial("soft", row(0.0, 8.5))]
+    assert choose(trials, limit=10.0) is trials[1]
+
+
 def test_if_none_talks_as_well_the_nearest_is_chosen():
     trials = [trial("hard", row(0.9, 30.0)), trial("soft", row(0.1, 20.0))]
     assert choose(trials, limit=10.0) is trials[1]
