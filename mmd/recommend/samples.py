@@ -43,12 +43,16 @@ class Divided(Generic[S]):
 
 def context_of(turns: Sequence[LinkedTurn], settings: ConversationSettings) -> Context:
     """Return what is known after these turns, oldest first."""
-    entities = dict.fromkeys(entity for turn in turns for entity in turn.entities)
     return Context(
         turns=tuple(turns[-settings.context_turns :]),
-        entities=tuple(entities)[-settings.max_entities :],
-        items=tuple(dict.fromkeys(item for turn in turns for item in turn.items)),
+        entities=_by_last([entity for turn in turns for entity in turn.entities])[-settings.max_entities :],
+        items=_by_last([item for turn in turns for item in turn.items]),
     )
+
+
+def _by_last(mentioned: Sequence[int]) -> tuple[int, ...]:
+    """Return what is mentioned without repeats, in order of last mention."""
+    return tuple(dict.fromkeys(reversed(mentioned)))[::-1]
 
 
 def response_samples(dialogue: LinkedDialogue, settings: ConversationSettings) -> list[ResponseSample]:
@@ -94,11 +98,6 @@ def _answers(dialogue: LinkedDialogue) -> Iterator[tuple[int, tuple[LinkedTurn, 
         yield index, dialogue.turns[:index], dialogue.turns[index]
 
 
-def validation_part(dialogue_id: str, fraction: float, seed: int) -> bool:
-    """Say whether a dialogue of the training split is one on which choices are made."""
-    return held_out(dialogue_id, fraction, seed)
-
-
 def divide_samples(samples: Sequence[S], fraction: float, seed: int) -> Divided[S]:
     """Divide samples by dialogue; each part keeps the order.
 
@@ -109,6 +108,6 @@ def divide_samples(samples: Sequence[S], fraction: float, seed: int) -> Divided[
     """
     parts: dict[str, list[S]] = {"train": [], "validation": [], "test": []}
     for sample in samples:
-        is_held = sample.split == "train" and validation_part(sample.dialogue_id, fraction, seed)
+        is_held = sample.split == "train" and held_out(sample.dialogue_id, fraction, seed)
         parts["validation" if is_held else sample.split].append(sample)
     return Divided(**{name: tuple(part) for name, part in parts.items()})

@@ -51,8 +51,8 @@ class Context:
 
     Attributes:
         turns: the last ``context_turns`` turns, oldest first.
-        entities: of all prior turns, without repeats, in order of first mention; the last ``max_entities``.
-        items: mentioned in any prior turn, without repeats.
+        entities: of all prior turns, without repeats, in order of last mention; the last ``max_entities``.
+        items: mentioned in any prior turn, without repeats, in order of last mention.
     """
 
     turns: tuple[LinkedTurn, ...]

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmd.recommend.samples import context_of, divide_samples, mention_samples, response_samples, validation_part
+from mmd.recommend.samples import context_of, divide_samples, mention_samples, response_samples
 from mmd.recommend.settings import ConversationSettings
 from mmd.recommend.types import LinkedDialogue, LinkedTurn, Part
 from mmd.schema import Speaker, Split
@@ -65,8 +65,8 @@ def test_mentions_of_the_same_turn_are_not_in_its_context():
 def test_a_context_keeps_all_items_but_only_the_last_turns_and_entities():
     context = context_of(TALK.turns, ConversationSettings(context_turns=2, max_entities=3))
     assert context.turns == TALK.turns[-2:]
-    assert context.items == (9, 1, 2, 3, 4)
-    assert context.entities == (102, 103, 104)  # in order of first mention: 109, 101, 7, 102, 103, 104
+    assert context.items == (9, 2, 1, 3, 4)  # 1 was mentioned again after 2
+    assert context.entities == (7, 103, 104)  # in order of last mention: 109, 102, 101, 7, 103, 104
 
 
 def test_a_dialogue_of_one_turn_or_none_has_no_samples():
@@ -95,5 +95,7 @@ def test_parts_are_by_dialogue_and_the_test_split_stays_whole():
 
 @given(st.text(max_size=8), st.integers(0, 99))
 def test_what_is_held_out_stays_so_when_more_is_held_out(name: str, seed: int):
-    assert not validation_part(name, 0.0, seed)
-    assert validation_part(name, 0.1, seed) <= validation_part(name, 0.4, seed)
+    samples = response_samples(dialogue(*TALK.turns, name=name), SETTINGS)
+    parts = [divide_samples(samples, share, seed) for share in (0.0, 0.1, 0.4)]
+    assert not parts[0].validation
+    assert len(parts[1].validation) <= len(parts[2].validation)
