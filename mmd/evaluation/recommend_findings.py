@@ -105,10 +105,6 @@ class RecommendFindings:
         """Return a row of the first table."""
         return next(row for row in self.modules if (row.system, row.subset) == (system, subset))
 
-    def speaker(self, system: str) -> SpeakerRow:
-        """Return a row of the second table."""
-        return next(row for row in self.speakers if row.system == system)
-
 
 def module_rows(
     mentions: Sequence[MentionSample], rankers: Sequence[Ranked], resamples: int, seed: int

@@ -16,7 +16,7 @@ from mmd.evaluation.recommend_findings import SUBSETS, ModuleRow, RecommendFindi
 from mmd.evaluation.recommend_systems import Speaker, token_words
 from mmd.evaluation.recommending import CUTOFFS, DENOMINATORS, GRAMS, RATES, GateTrace
 from mmd.evaluation.report import page_template
-from mmd.recommend.replies import Emission, Reply, put_titles_in
+from mmd.recommend.replies import Emission, Reply, cut, put_titles_in
 from mmd.recommend.types import Part, ResponseSample
 
 if TYPE_CHECKING:
@@ -259,13 +259,10 @@ def _example_view(example: Example, titles: Sequence[str], tokenizer: Tokenizer)
 def pieces(parts: Sequence[Part], titles: Sequence[str], golds: frozenset[int]) -> list[dict[str, Any]]:
     """Return an utterance as pieces of text; those of items say whether they are right ones."""
     text, spans = put_titles_in(parts, titles)
-    found, at = [], 0
-    for span in spans:
-        found.append({"text": text[at : span.start], "item": False, "right": False})
-        found.append({"text": text[span.start : span.end], "item": True, "right": span.item in golds})
-        at = span.end
-    found.append({"text": text[at:], "item": False, "right": False})
-    return [piece for piece in found if piece["text"]]
+    return [
+        {"text": text[start:end], "item": item is not None, "right": item in golds}
+        for start, end, item in cut(text, spans)
+    ]
 
 
 def _list_view(emission: Emission, titles: Sequence[str], golds: frozenset[int]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mmd.errors import CorpusError
 from mmd.evaluation.recommending import GateTrace, Likelihood, ranks_of
+from mmd.recommend.batches import batches_by
 from mmd.recommend.samples import mention_samples, response_samples
 from mmd.recommend.types import Context, MentionSample, Mode, ResponseSample
 from mmd.retrieval.ranks import MISS, Ranks
@@ -161,10 +162,8 @@ def read_responses(
 
     backbone.eval()
     device = next(backbone.parameters()).device
-    order = sorted(range(len(samples)), key=lambda row: maker.length(samples[row]))
     found: dict[int, _Read] = {}
-    for start in range(0, len(order), batch):
-        rows = order[start : start + batch]
+    for rows in batches_by([maker.length(sample) for sample in samples], batch):
         some = [samples[row] for row in rows]
         made = maker(some).to(device)
         with torch.inference_mode():

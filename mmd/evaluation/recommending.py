@@ -11,7 +11,7 @@ list: its golds are missed, and it adds nothing to precision's denominator. Two 
 * *per response*: ReR@k = responses in which any gold is found / responses with golds;
   PrR@k = the same / responses that name an item.
 
-F1@k is the harmonic mean of the two. Every count is a sum over responses, so parts merge into the whole.
+F1@k is the harmonic mean of the two. Every count is a sum over responses.
 
 **Perplexity** = exp(total negative log-likelihood / tokens) of the right responses, teacher-forced. It can be compared
 only between models of one vocabulary.
@@ -227,15 +227,6 @@ class Likelihood:
     nll: float = 0.0
     tokens: int = 0
 
-    def __add__(self, other: Likelihood) -> Likelihood:
-        """Pool two."""
-        return Likelihood(self.nll + other.nll, self.tokens + other.tokens)
-
-    @property
-    def perplexity(self) -> float:
-        """exp(nll / tokens); not a number without tokens."""
-        return _exp(self.nll / self.tokens) if self.tokens else math.nan
-
 
 def _exp(value: float) -> float:
     try:
@@ -252,7 +243,7 @@ def perplexity_interval(parts: Sequence[Likelihood], groups: Sequence[str], resa
 
 @dataclass(frozen=True)
 class DistinctGrams:
-    """Distinct n-grams of a set of responses; merging keeps those in common once."""
+    """Distinct n-grams of a set of responses."""
 
     grams: frozenset[tuple[str, ...]] = field(default=frozenset())
     total: int = 0
@@ -263,10 +254,6 @@ class DistinctGrams:
         """Count the n-grams of responses, each a sequence of words; a response shorter than n has none."""
         grams = [tuple(words[i : i + n]) for words in responses for i in range(len(words) - n + 1)]
         return cls(frozenset(grams), len(grams), len(responses))
-
-    def __add__(self, other: DistinctGrams) -> DistinctGrams:
-        """Pool two."""
-        return DistinctGrams(self.grams | other.grams, self.total + other.total, self.responses + other.responses)
 
     @property
     def by_responses(self) -> float:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmd.errors import ArtifactError
-from mmd.recommend.batches import BatchMaker
+from mmd.recommend.batches import BatchMaker, batches_by
 from mmd.recommend.gates import item_mass
 from mmd.recommend.settings import DistillSettings
 from mmd.recommend.types import Context, ResponseSample
@@ -114,9 +114,8 @@ def _lists(values: Tensor, counts: NDArray[np.int64], kind: type[np.generic]) ->
 
 def by_length(samples: Sequence[ResponseSample], maker: BatchMaker, batch: int) -> Iterator[list[ResponseSample]]:
     """Yield all samples in batches of like length; equal samples, equal batches."""
-    ordered = sorted(samples, key=lambda sample: (maker.length(sample), sample.id))
-    for start in range(0, len(ordered), batch):
-        yield ordered[start : start + batch]
+    for rows in batches_by([(maker.length(sample), sample.id) for sample in samples], batch):
+        yield [samples[row] for row in rows]
 
 
 @dataclass(frozen=True)
@@ -175,11 +174,6 @@ class TeacherOutputs:
         """Mean mass that is not kept, of φ a position and of ψ a response."""
         tails = [1 - _probs(found).sum(1).mean() for found in (self.log_probs, self.item_log_probs)]
         return float(tails[0]), float(tails[1])
-
-    def mass_of(self, sample_id: str) -> NDArray[np.float32]:
-        """Return m_t at each position of a response."""
-        row = self._row(sample_id)
-        return self.masses[self.starts[row] : self.starts[row + 1]]
 
     def batch(self, samples: Sequence[ResponseSample], positions: Sequence[int]) -> TeacherBatch:
         """Return what the teachers say of some responses, position after position.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from mmd.recommend.batches import padded
 from mmd.recommend.types import Context, LinkedTurn, MentionSample
-from mmd.recommend.words import split_words
+from mmd.recommend.words import frequent_words, split_words, turn_words
 
 if TYPE_CHECKING:
     import torch
@@ -133,10 +133,8 @@ def context_words(samples: Iterable[MentionSample], min_count: int, most: int) -
         min_count: rarer words are left out.
         most: number of words.
     """
-    turns = {(s.dialogue_id, turn) for s in samples if s.split == "train" for turn in s.context.turns}
-    counts = Counter(word for _, turn in turns for word in _split(turn))
-    frequent = sorted((-count, word) for word, count in counts.items() if count >= min_count)
-    return tuple(word for _, word in frequent[:most])
+    turns = ((s.dialogue_id, turn) for s in samples if s.split == "train" for turn in s.context.turns)
+    return frequent_words(turns, min_count, most, _split)
 
 
 def title_words(graph: ItemGraph) -> tuple[tuple[str, ...], ...]:
@@ -157,5 +155,5 @@ def _title_tokens(title: str) -> tuple[str, ...]:
 
 
 def _split(turn: LinkedTurn) -> list[str]:
-    """Return the words of a turn, items left out."""
-    return [word for part in turn.parts if isinstance(part, str) for word in split_words(part) if word[0].isalnum()]
+    """Return the words of a turn, items and signs left out."""
+    return [word for word in turn_words(turn) if word[0].isalnum()]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmd.errors import RequestError
-from mmd.recommend.replies import put_titles_in
+from mmd.recommend.replies import cut, put_titles_in
 from mmd.recommend.types import Mode
 
 if TYPE_CHECKING:
@@ -185,15 +185,8 @@ class AnswerMaker:
                 at += len(event.text)
 
     def _pieces(self, reply: Reply) -> Iterator[Piece]:
-        at = 0
-        for span in reply.spans:
-            if span.start > at:
-                yield Piece(reply.text[at : span.start], at, span.start)
-            item_id = self._graph.item_ids[span.item]
-            yield Piece(reply.text[span.start : span.end], span.start, span.end, item_id)
-            at = span.end
-        if at < len(reply.text):
-            yield Piece(reply.text[at:], at, len(reply.text))
+        for start, end, item in cut(reply.text, reply.spans):
+            yield Piece(reply.text[start:end], start, end, None if item is None else self._graph.item_ids[item])
 
     def _item(self, item: int, probability: float, *, named: bool) -> RecommendedItem:
         item_id = self._graph.item_ids[item]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmd.recommend.batches import BatchMaker
+from mmd.recommend.batches import BatchMaker, batches_by
 from mmd.recommend.beam import grow_beams
 from mmd.recommend.drafts import Draft, Rules, chance_of, draw, item_masses
 from mmd.recommend.replies import Event, Reply, put_titles_in
@@ -90,10 +90,9 @@ class Generator:
                 items out.
         """
         keys = keys or [""] * len(contexts)
-        order = sorted(range(len(contexts)), key=lambda row: len(self.maker.context_ids(contexts[row])))
+        lengths = [len(self.maker.context_ids(context)) for context in contexts]
         replies: dict[int, Reply] = {}
-        for start in range(0, len(order), self.settings.batch):
-            rows = order[start : start + self.settings.batch]
+        for rows in batches_by(lengths, self.settings.batch):
             modes = [gold_modes[row] for row in rows] if gold_modes else None
             some = self._together([contexts[row] for row in rows], [keys[row] for row in rows], modes)
             replies |= dict(zip(rows, some, strict=True))

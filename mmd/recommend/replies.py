@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,6 +124,18 @@ def put_titles_in(parts: Sequence[Part], titles: Sequence[str]) -> tuple[str, tu
             spans.append(ItemSpan(len(text), len(text) + len(piece), part))
         text += piece
     return text, tuple(spans)
+
+
+def cut(text: str, spans: Sequence[ItemSpan]) -> Iterator[tuple[int, int, int | None]]:
+    """Yield start, end and item of the pieces of a text: those of spans, and the words between, which have no item."""
+    at = 0
+    for span in spans:
+        if span.start > at:
+            yield at, span.start, None
+        yield span.start, span.end, span.item
+        at = span.end
+    if at < len(text):
+        yield at, len(text), None
 
 
 def _needs_space(before: str, after: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmd.artifacts import fingerprint
@@ -77,9 +77,9 @@ class WordTokenizer(Tokenizer):
             item_ids: of the graph, in its order.
             settings: how often a known word occurs at least, and how many there are at most.
         """
-        counts = count_words(samples)
-        frequent = sorted((-count, word) for word, count in counts.items() if count >= settings.min_word_count)
-        return cls([word for _, word in frequent[: settings.max_words]], item_ids)
+        train = [sample for sample in samples if sample.split == "train"]
+        turns = ((sample.dialogue_id, turn) for sample in train for turn in (*sample.context.turns, sample.response))
+        return cls(frequent_words(turns, settings.min_word_count, settings.max_words, turn_words), item_ids)
 
     def encode_text(self, text: str) -> list[int]:
         """Return the ids of a text's words."""
@@ -111,18 +111,25 @@ class WordTokenizer(Tokenizer):
         return UNKNOWN_TEXT if token == self.space.unk else self.words[token - len(_SPECIALS)]
 
 
-def count_words(samples: Iterable[ResponseSample]) -> Counter[str]:
-    """Return how often each word occurs in the training samples' turns, however many samples show a turn."""
-    counts: Counter[str] = Counter()
-    seen: set[tuple[str, LinkedTurn]] = set()
-    for sample in samples:
-        if sample.split != "train":
-            continue
-        for turn in (*sample.context.turns, sample.response):
-            if (sample.dialogue_id, turn) not in seen:
-                seen.add((sample.dialogue_id, turn))
-                counts.update(word for part in turn.parts if isinstance(part, str) for word in split_words(part))
-    return counts
+def frequent_words(
+    turns: Iterable[tuple[str, LinkedTurn]], least: int, most: int, split: Callable[[LinkedTurn], Iterable[str]]
+) -> tuple[str, ...]:
+    """Return the words of turns, most frequent first.
+
+    Args:
+        turns: with their dialogues; however often a dialogue shows a turn, it counts once.
+        least: rarer words are left out.
+        most: number of words.
+        split: words of a turn.
+    """
+    counts = Counter(word for _, turn in dict.fromkeys(turns) for word in split(turn))
+    frequent = sorted((-count, word) for word, count in counts.items() if count >= least)
+    return tuple(word for _, word in frequent[:most])
+
+
+def turn_words(turn: LinkedTurn) -> list[str]:
+    """Return the words and signs of a turn, items left out."""
+    return [word for part in turn.parts if isinstance(part, str) for word in split_words(part)]
 
 
 def join_words(tokens: Sequence[Part]) -> list[Part]:
