@@ -19,8 +19,8 @@ from mmd.artifacts import Artifact, version_for
 from mmd.config import change_settings
 from mmd.errors import ArtifactError
 from mmd.evaluation.recommend_systems import Questions
+from mmd.recommend.steps import StepPlan
 from mmd.recommend.sweep import TRIED, Trial, by_gate, choose, points_of
-from mmd.recommend.training import StepPlan
 
 if TYPE_CHECKING:
     from mmd.recommend.runs import Ground
