@@ -87,8 +87,8 @@ class RecommenderTask:
     def judge(self) -> dict[str, float]:
         """Return recalls of the held-out mentions by the agent.
 
-        ``all_r1`` … over all mentions and items; ``novel_r1`` … over novel mentions, with the items mentioned before
-        left out. ``score`` is the mean of all six.
+        ``all_r1`` … over all mentions and items; ``novel_open_r1`` … over novel mentions, among the items that were
+        not mentioned before ("novel, open" in reports). ``score`` is the mean of all six.
         """
         if not self._held_out:
             return {}
@@ -97,7 +97,7 @@ class RecommenderTask:
         golds = [sample.item for sample in self._held_out]
         ranks = {
             "all": ranks_of(scores, golds),
-            "novel": ranks_of(scores, golds, [sample.context.items for sample in self._held_out])[novel],
+            "novel_open": ranks_of(scores, golds, [sample.context.items for sample in self._held_out])[novel],
         }
         found = {f"{name}_r{k}": float(np.mean(of <= k)) for name, of in ranks.items() for k in CUTOFFS if len(of)}
         return {"score": float(np.mean(list(found.values()))), **found}

@@ -225,7 +225,7 @@ def test_recalls_of_novel_mentions_leave_out_what_was_mentioned() -> None:
     found = RecommenderTask(model.eval(), toy_mentions(), held, SETTINGS, 0).judge()
     assert found["all_r1"] == 0.5
     assert found["all_r10"] == 1
-    assert found["novel_r1"] == 1
+    assert found["novel_open_r1"] == 1
     assert found["score"] == pytest.approx((0.5 + 1 + 1 + 1 + 1 + 1) / 6)
 
 
