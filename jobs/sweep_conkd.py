@@ -148,6 +148,13 @@ def print_trials(trials: Sequence[Trial], chosen: Trial, limit: float, cutoff: i
         numbers = [f"{trial.kept[key]:.4g}" for key in ("f1", "perplexity", "item_ratio")]
         table.add_row(*(str(trial.point[key]) for key in TRIED), f"{len(trial.rows)}{mark}", *numbers)
     console.print(table)
+    if len(trials) > 1:
+        console.print(
+            f"The chosen one's numbers are the best of {len(trials)} on the responses that chose it, better than they "
+            "will be on others: `mmd evaluate_recommend` tells what it is worth.",
+            markup=False,
+            soft_wrap=True,
+        )
     console.print(f"mmd distill {words_of(chosen.point)}", markup=False, soft_wrap=True)
 
 
