@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -27,6 +28,13 @@ from mmd.recommend.settings import RecommendSettings
 from mmd.retrieval.settings import RetrievalSettings
 
 DEFAULT_PATH = Path("ray_config.yaml")
+
+
+class _Yaml(yaml.SafeLoader):
+    """Safe YAML that reads 2e-4 as the number it is; YAML 1.1, which PyYAML follows, wants 2.0e-4."""
+
+
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
 ProfileName = Literal["laptop", "mllm", "gpu"]
 
 
@@ -186,7 +194,7 @@ def _nested(key: str, value: Any) -> dict[str, Any]:  # noqa: ANN401 (any settin
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml)  # noqa: S506 (a safe loader)
     except FileNotFoundError:
         msg = f"{path}: no such settings file; run from the project's root or pass --config PATH."
         raise ConfigError(msg) from None
@@ -215,7 +223,7 @@ def _parse_override(assignment: str) -> dict[str, Any]:
     if not sep or not key.strip() or not all(part for part in key.strip().split(".")):
         raise ConfigError(f"--set {assignment!r}: not of the form section.key=value, e.g. intent.folds=5.")
     try:
-        value: Any = yaml.safe_load(text)
+        value: Any = yaml.load(text, Loader=_Yaml)  # noqa: S506 (a safe loader)
     except (yaml.YAMLError, RecursionError) as err:
         raise ConfigError(f"--set {key}: the value {text[:80]!r} is not valid YAML ({err}); quote it.") from err
     return _nested(key, value)

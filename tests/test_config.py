@@ -125,3 +125,20 @@ def test_profiles_that_are_no_mapping_are_refused(tmp_path: Path, text: str):
 def test_a_value_nested_beyond_reason_is_refused():
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(ROOT / "ray_config.yaml", overrides=["seed=" + "[" * 5000])
+
+
+@pytest.mark.parametrize(("text", "value"), [("2e-4", 2e-4), ("1E3", 1000.0), ("-5e+2", -500.0), ("2.0e-4", 2e-4)])
+def test_a_number_with_an_exponent_needs_no_point(tmp_path: Path, text: str, value: float):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"recommend: {{distill: {{eta: {text}}}}}\n", encoding="utf-8")
+    assert load_config(path).recommend.distill.eta == value
+    assert (
+        load_config(ROOT / "ray_config.yaml", overrides=[f"recommend.distill.eta={text}"]).recommend.distill.eta
+        == value
+    )
+
+
+def test_words_that_only_look_like_exponents_stay_words(tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text("store: 1e5f\n", encoding="utf-8")
+    assert load_config(path).store == "1e5f"
