@@ -24,7 +24,6 @@ BENCHES = (
     "retriever",
     "distill",
     "rgcn",
-    "rgcn",
 )
 """Module names; a new benchmark adds its own here."""
 SUITE = Suite("bench", "jobs.bench", BENCHES)
