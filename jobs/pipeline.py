@@ -27,6 +27,7 @@ from rich.table import Table
 
 from jobs.glue.cluster import hold_cluster
 from jobs.glue.entry import JobContext, console, main
+from jobs.glue.recommend import require_backbone
 from mmd.artifacts import Artifact
 from mmd.corpora.store import Corpus
 from mmd.errors import ConfigError, CorpusError, ModelError
@@ -47,6 +48,8 @@ def run(context: JobContext) -> Artifact:
         require_model(context)
     if set(RETRIEVAL_STEPS) & set(steps):
         require_retriever(context)
+    if set(RECOMMEND_STEPS) & set(steps):
+        require_backbone(context.config)
     rows: list[tuple[str, Artifact, float, bool]] = []
     with hold_cluster():
         for name in STEPS:

@@ -32,6 +32,7 @@ from jobs.glue.recommend import (
     best_metrics,
     fit_run,
     print_state,
+    require_backbone,
     trained_settings,
     trains_on_cpu,
     write_training,
@@ -51,6 +52,7 @@ RUNS: tuple[What, ...] = ("recommender", "dialogue")
 
 def run(context: JobContext) -> Artifact:
     """Write teacher/NAME unless the same was trained before."""
+    require_backbone(context.config)
     inputs = {"graph": context.open("graph")}
     settings = trained_settings(context.config, *PARTS)
     seeds = {"teacher": context.config.seed}

@@ -22,6 +22,7 @@ from jobs.glue.metric_logs import EVENTS_FILE, write_events
 from jobs.glue.train import RunPlace, StepReporter, fit, gpus_wanted, start_monitor, watch
 from mmd.artifacts import Artifact, ArtifactStore, ArtifactWriter
 from mmd.config import AppConfig
+from mmd.errors import ModelError
 from mmd.models.threads import torch_threads, worker_threads
 from mmd.recommend.conversations import Conversations
 from mmd.recommend.training import Training, TrainState, load_state
@@ -42,6 +43,22 @@ TITLES: dict[What, str] = {
     "student": "student",
 }
 TRAINING_FILE = "training.json"
+
+
+def require_backbone(config: AppConfig) -> None:
+    """Refuse a language model that is not here, or is no causal one, before anything is trained.
+
+    Raises:
+        ModelError: its weights are missing, or it is of another kind.
+    """
+    from mmd.models.resolve import require_kind
+
+    backbone = config.recommend.backbone
+    if backbone.kind == "lm":
+        try:
+            require_kind(backbone.model, config.models, ("language",))
+        except ModelError as error:
+            raise ModelError(f"recommend.backbone.model: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,9 @@ def score_bars(
         limit: right end of the axis.
     """
     step = 0.75 / len(systems)
-    with _figure(6.4, 0.5 + (0.11 + 0.17 * len(systems)) * len(rows)) as (_, axes, out):
+    columns = min(4 if len(systems) <= 4 else 3, len(systems))
+    legend_rows = -(-len(systems) // columns)
+    with _figure(6.4, 0.5 + 0.2 * legend_rows + (0.11 + 0.17 * len(systems)) * len(rows)) as (figure, axes, out):
         names = list(rows)
         for number, (system, called) in enumerate(systems.items()):
             found = [(row, rows[name][system]) for row, name in enumerate(names) if system in rows[name]]
@@ -112,7 +114,7 @@ def score_bars(
         axes.set_xlim(0, limit)
         axes.set_xlabel(f"{measure}, 95 % interval")
         axes.grid(visible=False, axis="y")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.32 / len(rows)), ncols=min(4, len(systems)))
+        figure.legend(loc="outside upper center", ncols=columns)
     return out[0]
 
 

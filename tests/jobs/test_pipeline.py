@@ -17,7 +17,7 @@ from jobs.glue.entry import JobContext, with_options
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config, load_config
 from mmd.corpora.store import Corpus
-from mmd.errors import ConfigError, MmdError
+from mmd.errors import ConfigError, MmdError, ModelError
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -253,3 +253,11 @@ def test_a_retriever_that_cannot_be_trained_is_refused_before_anything_is_done(
 
 def test_the_shipped_laptop_profile_is_what_make_demo_runs():
     assert load_config(ROOT / "ray_config.yaml", profile="laptop").data.corpus.reader == "shop"
+
+
+@pytest.mark.parametrize(("model", "told"), [("nosuch", "nosuch"), ("tiny-qwen2-vl", "is a multimodal model")])
+def test_a_backbone_that_is_not_here_is_refused_before_anything_is_made(tmp_path: Path, model: str, told: str):
+    changes = {"recommend.enabled": True, "recommend.backbone.kind": "lm", "recommend.backbone.model": model}
+    with pytest.raises(ModelError, match=rf"^recommend\.backbone\.model: .*{told}"):
+        pipeline.run(JobContext(small_config(tmp_path, **changes)))
+    assert not list(tmp_path.iterdir())
