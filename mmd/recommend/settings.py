@@ -193,7 +193,10 @@ class RecommendSettings(Settings):
     recommender: RecommenderSettings = Field(default_factory=RecommenderSettings)
     backbone: BackboneSettings = Field(default_factory=BackboneSettings)
     dialogue: StepSettings = Field(default_factory=StepSettings, description="Training of the dialogue teacher.")
-    student: StepSettings = Field(default_factory=StepSettings, description="Training of the student.")
+    student: StepSettings = Field(
+        default_factory=lambda: StepSettings(epochs=4, min_steps=150),  # it starts where the dialogue teacher ended
+        description="Training of the student.",
+    )
     distill: DistillSettings = Field(default_factory=DistillSettings)
     sweep: SweepSettings = Field(default_factory=SweepSettings)
     generation: GenerationSettings = Field(default_factory=GenerationSettings)
