@@ -19,8 +19,6 @@ the artefacts for other students of the same teachers, until `mmd artifacts gc` 
 from __future__ import annotations
 
 import sys
-import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,9 +38,9 @@ from jobs.glue.recommend import (
     trains_on_cpu,
     write_training,
 )
-from jobs.glue.train import RunPlace, remove_left_over
+from jobs.glue.train import RunPlace, TrainingOutput, make_by_training
 from jobs.glue.tune import only_run
-from mmd.artifacts import Artifact, fingerprint, version_for
+from mmd.artifacts import Artifact, ArtifactWriter, fingerprint
 from mmd.recommend.steps import StepPlan
 from mmd.recommend.training import TrainState, put_finished
 
@@ -52,43 +50,25 @@ if TYPE_CHECKING:
     from mmd.recommend.runs import Ground
 
 
+Trained = tuple[RecommendJob, TrainState, dict[str, Any]]
+
+
 def run(context: JobContext) -> Artifact:
     """Write student/NAME unless the same was distilled before."""
     inputs = context.lineage("teacher")
     settings = trained_settings(context.config, "conversations", "backbone", "student", "distill")
-    seeds = {"student": context.config.seed}
-    version = version_for("student", settings, inputs, seeds)
-    place = RunPlace(context.scratch(".train"), f"distill-{context.name}-{version}")
-    if found := context.existing("student", settings, inputs, seeds):
-        remove_left_over(place)
-        return found
-    with tempfile.TemporaryDirectory() as scratch, only_run(place.path):
-        if context.force:
-            place.remove()
-        started = time.perf_counter()
-        job, state, record = train(context, inputs, place, Path(scratch))
-        seconds = time.perf_counter() - started
-        with context.store.write(
-            "student", context.name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
-        ) as writer:
-            from mmd.recommend.runs import student_talker
-            from mmd.recommend.saving import STUDENT, save_talker
-
-            ground = job.ground()
-            talker = student_talker(ground, inputs["teacher"])
-            put_finished(talker.backbone, Path(scratch) / "run", TITLES["student"])
-            save_talker(writer, STUDENT, talker, ground.graph, ground.models)
-            record["parameters"] = sum(p.numel() for p in talker.backbone.parameters())
-            write_training(writer, {"student": state}, record)
-            writer.metrics = metrics_of(state, record) | {"train_s": seconds}
-        place.remove()
-    print_state(TITLES["student"], state, record["parameters"])
-    return context.store.open(f"student/{context.name}@{version}")
+    return make_by_training(
+        context,
+        TrainingOutput("distill", "student", settings, inputs, {"student": context.config.seed}),
+        train=lambda place, scratch: train(context, inputs, place, scratch),
+        write=write,
+        tell=lambda trained, artifact: print_state(
+            TITLES["student"], trained[1], artifact.manifest.metrics["parameters"]
+        ),
+    )
 
 
-def train(
-    context: JobContext, inputs: Mapping[str, Artifact], place: RunPlace, scratch: Path
-) -> tuple[RecommendJob, TrainState, dict[str, Any]]:
+def train(context: JobContext, inputs: Mapping[str, Artifact], place: RunPlace, scratch: Path) -> Trained:
     """Ask the teachers, train the student, or find what was finished before.
 
     Returns:
@@ -139,6 +119,21 @@ def ask_teachers(context: JobContext, job: RecommendJob, ground: Ground) -> str:
             place.remove()
         write_outputs(OutputsPlan(job, place.path), place, ground, maker)
     return place.path
+
+
+def write(writer: ArtifactWriter, trained: Trained, scratch: Path) -> dict[str, Any]:
+    """Fill the artefact and return the numbers of its manifest."""
+    from mmd.recommend.runs import student_talker
+    from mmd.recommend.saving import STUDENT, save_talker
+
+    job, state, record = trained
+    ground = job.ground()
+    talker = student_talker(ground, job.open("teacher"))
+    put_finished(talker.backbone, scratch / "run", TITLES["student"])
+    save_talker(writer, STUDENT, talker, ground.graph, ground.models)
+    record = record | {"parameters": sum(p.numel() for p in talker.backbone.parameters())}
+    write_training(writer, {"student": state}, record)
+    return metrics_of(state, record)
 
 
 def metrics_of(state: TrainState, record: Mapping[str, Any]) -> dict[str, Any]:

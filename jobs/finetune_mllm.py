@@ -21,7 +21,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,9 +34,17 @@ from jobs.glue.entry import JobContext, console, main
 from jobs.glue.frozen import TRAINING_FILE, make_frozen
 from jobs.glue.metric_logs import EVENTS_FILE, mlflow_log, require_mlflow, scalars_of, write_events
 from jobs.glue.placing import HELD_OUT, Pass, make_datasets, ordered_shards, placed_rows, plan_passes, read_rows
-from jobs.glue.train import RunPlace, StepReporter, fit, gpus_wanted, remove_left_over, start_monitor, watch
-from jobs.glue.tune import only_run
-from mmd.artifacts import Artifact, ArtifactWriter, version_for
+from jobs.glue.train import (
+    RunPlace,
+    StepReporter,
+    TrainingOutput,
+    fit,
+    gpus_wanted,
+    make_by_training,
+    start_monitor,
+    watch,
+)
+from mmd.artifacts import Artifact, ArtifactWriter
 from mmd.corpora.store import Corpus
 from mmd.errors import ConfigError
 from mmd.intent.finetune import (
@@ -122,27 +129,28 @@ def run(context: JobContext) -> Artifact:
     inputs = context.lineage("samples")
     require_hints(context, inputs["samples"])
     settings, seeds = finetune_settings(context), {"finetune": context.config.seed}
-    version = version_for("adapter", settings, inputs, seeds)
-    place = RunPlace(context.scratch(".train"), f"finetune_mllm-{context.name}-{version}")
-    if found := context.existing("adapter", settings, inputs, seeds):
-        remove_left_over(place)
-        return found
-    resolve(base, context.config.models)  # missing weights are told here, not by a worker
     if context.config.intent.finetune.method == "frozen":
+        if found := context.existing("adapter", settings, inputs, seeds):
+            return found
+        resolve(base, context.config.models)  # missing weights are told here, not by a worker
         return make_frozen(context, base, inputs, settings, seeds)
-    with tempfile.TemporaryDirectory() as scratch, only_run(place.path):
-        if context.force:
-            place.remove()
-        started = time.perf_counter()
-        results = train_runs(context, Samples(inputs["samples"]), Corpus(inputs["corpus"]).tasks, place, Path(scratch))
-        with context.store.write(
-            "adapter", context.name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
-        ) as writer:
-            write_adapter(writer, results, context, Corpus(inputs["corpus"]).tasks, Path(scratch))
-            writer.metrics = metrics_of(results) | {"train_s": time.perf_counter() - started}
-        place.remove()
-    print_results(results)
-    return context.store.open(f"adapter/{context.name}@{version}")
+    tasks = Corpus(inputs["corpus"]).tasks
+
+    def train(place: RunPlace, scratch: Path) -> list[RunResult]:
+        resolve(base, context.config.models)
+        return train_runs(context, Samples(inputs["samples"]), tasks, place, scratch)
+
+    def write(writer: ArtifactWriter, results: Sequence[RunResult], scratch: Path) -> dict[str, Any]:
+        write_adapter(writer, results, context, tasks, scratch)
+        return metrics_of(results)
+
+    return make_by_training(
+        context,
+        TrainingOutput("finetune_mllm", "adapter", settings, inputs, seeds),
+        train=train,
+        write=write,
+        tell=lambda results, _: print_results(results),
+    )
 
 
 def require_hints(context: JobContext, samples: Artifact) -> None:

@@ -17,8 +17,6 @@ again. The losses are those of mmd.retrieval.training.train_plain, whatever the 
 from __future__ import annotations
 
 import sys
-import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +32,8 @@ from jobs.glue.metric_logs import EVENTS_FILE, write_events
 from jobs.glue.placing import HELD_OUT, make_datasets, ordered_shards, plan_passes
 from jobs.glue.progress import progress
 from jobs.glue.retriever import MINED, RetrieverJob, features_of, load_best, train_worker, write_reranker
-from jobs.glue.train import RunPlace, fit, gpus_wanted, remove_left_over, start_monitor, watch
-from jobs.glue.tune import only_run
-from mmd.artifacts import Artifact, ArtifactWriter, version_for
+from jobs.glue.train import RunPlace, TrainingOutput, fit, gpus_wanted, make_by_training, start_monitor, watch
+from mmd.artifacts import Artifact, ArtifactWriter
 from mmd.config import AppConfig
 from mmd.corpora.store import Corpus
 from mmd.errors import CorpusError
@@ -64,29 +61,20 @@ _OPERATION = {"max_failures", "checkpoint_every", "threads"}  # change how, not 
 _ROW_BYTES = 2_000  # of a sample in memory, words and ids
 
 
+Trained = tuple[RetrieverJob, Division, TrainState]
+
+
 def run(context: JobContext) -> Artifact:
     """Write retriever/NAME unless the same was trained before."""
     inputs = inputs_of(context)
     settings, seeds = training_settings(context.config), {"retriever": context.config.seed}
-    version = version_for("retriever", settings, inputs, seeds)
-    place = RunPlace(context.scratch(".train"), f"train_retriever-{context.name}-{version}")
-    if found := context.existing("retriever", settings, inputs, seeds):
-        remove_left_over(place)
-        return found
-    with tempfile.TemporaryDirectory() as scratch, only_run(place.path):
-        if context.force:
-            place.remove()
-        started = time.perf_counter()
-        job, division, state = train(context, inputs, place, Path(scratch))
-        seconds = time.perf_counter() - started
-        with context.store.write(
-            "retriever", context.name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
-        ) as writer:
-            retriever = write_retriever(writer, job, division, state, Path(scratch))
-            writer.metrics = metrics_of(job.plan, division, state, retriever) | {"train_s": seconds}
-        place.remove()
-    print_result(retriever, state)
-    return context.store.open(f"retriever/{context.name}@{version}")
+    return make_by_training(
+        context,
+        TrainingOutput("train_retriever", "retriever", settings, inputs, seeds),
+        train=lambda place, scratch: train(context, inputs, place, scratch),
+        write=write,
+        tell=tell,
+    )
 
 
 def inputs_of(context: JobContext) -> dict[str, Artifact]:
@@ -113,9 +101,7 @@ def training_settings(config: AppConfig) -> dict[str, Any]:
 # ---------------------------------------------------------------- the driver
 
 
-def train(
-    context: JobContext, inputs: Mapping[str, Artifact], place: RunPlace, scratch: Path
-) -> tuple[RetrieverJob, Division, TrainState]:
+def train(context: JobContext, inputs: Mapping[str, Artifact], place: RunPlace, scratch: Path) -> Trained:
     """Train under Ray Train, or read the run if it was finished before; its last checkpoint ends up in ``scratch``."""
     config, training = context.config, context.config.retrieval.training
     with ray_cluster(config.cluster), quiet_data(), quiet_logger("ray.train"):
@@ -275,6 +261,13 @@ def fit_run(job: RetrieverJob, division: Division, shards: Sequence[str], place:
 # ---------------------------------------------------------------- the artefact
 
 
+def write(writer: ArtifactWriter, trained: Trained, scratch: Path) -> dict[str, Any]:
+    """Fill the artefact and return the numbers of its manifest."""
+    job, division, state = trained
+    retriever = write_retriever(writer, job, division, state, scratch)
+    return metrics_of(job.plan, division, state, retriever)
+
+
 def write_retriever(
     writer: ArtifactWriter, job: RetrieverJob, division: Division, state: TrainState, scratch: Path
 ) -> Retriever:
@@ -327,10 +320,11 @@ def metrics_of(plan: BatchPlan, division: Division, state: TrainState, retriever
     }
 
 
-def print_result(retriever: Retriever, state: TrainState) -> None:
+def tell(trained: Trained, artifact: Artifact) -> None:
     """Print the parts' parameters and the validations."""
-    table = Table("part", "parameters", title=retriever.spec.method, title_justify="left")
-    for part, count in retriever.parameter_counts().items():
+    job, _, state = trained
+    table = Table("part", "parameters", title=job.config.retrieval.method, title_justify="left")
+    for part, count in artifact.read_json(TRAINING_FILE)["parameters"].items():
         table.add_row(part, f"{count:,}")
     console.print(table)
     if not state.validations:

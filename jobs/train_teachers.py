@@ -17,8 +17,6 @@ again, and a run that was finished is not repeated. The losses are those of one 
 from __future__ import annotations
 
 import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +25,7 @@ from jobs.glue.cluster import quiet_logger, ray_cluster
 from jobs.glue.entry import JobContext, console, main
 from jobs.glue.recommend import (
     TITLES,
+    TRAINING_FILE,
     RecommendJob,
     What,
     best_metrics,
@@ -37,9 +36,8 @@ from jobs.glue.recommend import (
     trains_on_cpu,
     write_training,
 )
-from jobs.glue.train import RunPlace, remove_left_over
-from jobs.glue.tune import only_run
-from mmd.artifacts import Artifact, ArtifactWriter, version_for
+from jobs.glue.train import RunPlace, TrainingOutput, make_by_training
+from mmd.artifacts import Artifact, ArtifactWriter
 from mmd.recommend.steps import StepPlan
 from mmd.recommend.training import TrainState, put_finished
 
@@ -50,41 +48,24 @@ PARTS = ("conversations", "recommender", "backbone", "dialogue")
 RUNS: tuple[What, ...] = ("recommender", "dialogue")
 
 
+Trained = tuple[dict[What, TrainState], "Ground"]
+
+
 def run(context: JobContext) -> Artifact:
     """Write teacher/NAME unless the same was trained before."""
     require_backbone(context.config)
-    inputs = {"graph": context.open("graph")}
-    settings = trained_settings(context.config, *PARTS)
-    seeds = {"teacher": context.config.seed}
-    version = version_for("teacher", settings, inputs, seeds)
-    place = RunPlace(context.scratch(".train"), f"train_teachers-{context.name}-{version}")
-    if found := context.existing("teacher", settings, inputs, seeds):
-        remove_left_over(place)
-        return found
-    with tempfile.TemporaryDirectory() as scratch, only_run(place.path):
-        if context.force:
-            place.remove()
-        started = time.perf_counter()
-        states, ground = train(context, inputs["graph"], place, Path(scratch))
-        seconds = time.perf_counter() - started
-        with context.store.write(
-            "teacher", context.name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
-        ) as writer:
-            record = {"samples": counts_of(ground), **write_teachers(writer, ground, Path(scratch))}
-            write_training(writer, {str(what): state for what, state in states.items()}, record)
-            writer.metrics = metrics_of(states, record) | {"train_s": seconds}
-        place.remove()
-    for what in RUNS:
-        print_state(TITLES[what], states[what], record["parameters"][what])
-    if worth := record["calibrated"]:
-        numbers = ", ".join(f"{name} {value:.4f}" for name, value in worth.items())
-        console.print(f"{TITLES['recommender']}, calibrated: {numbers}", markup=False, soft_wrap=True)
-    return context.store.open(f"teacher/{context.name}@{version}")
+    graph = context.open("graph")
+    settings, seeds = trained_settings(context.config, *PARTS), {"teacher": context.config.seed}
+    return make_by_training(
+        context,
+        TrainingOutput("train_teachers", "teacher", settings, {"graph": graph}, seeds),
+        train=lambda place, scratch: train(context, graph, place, scratch),
+        write=write,
+        tell=tell,
+    )
 
 
-def train(
-    context: JobContext, graph: Artifact, place: RunPlace, scratch: Path
-) -> tuple[dict[What, TrainState], Ground]:
+def train(context: JobContext, graph: Artifact, place: RunPlace, scratch: Path) -> Trained:
     """Train both, or find what was finished before; last checkpoints end up in ``scratch``."""
     from mmd.recommend.runs import ranked_mentions
 
@@ -100,6 +81,24 @@ def train(
             own = RunPlace(place.path, what)
             states[what] = fit_run(job, own, plan.total_steps, len(learnt), scratch / what)
     return states, ground
+
+
+def write(writer: ArtifactWriter, trained: Trained, scratch: Path) -> dict[str, Any]:
+    """Fill the artefact and return the numbers of its manifest."""
+    states, ground = trained
+    record = {"samples": counts_of(ground), **write_teachers(writer, ground, scratch)}
+    write_training(writer, {str(what): state for what, state in states.items()}, record)
+    return metrics_of(states, record)
+
+
+def tell(trained: Trained, artifact: Artifact) -> None:
+    """Print both courses, and what the calibrated recommendation teacher is worth."""
+    states, record = trained[0], artifact.read_json(TRAINING_FILE)
+    for what in RUNS:
+        print_state(TITLES[what], states[what], record["parameters"][what])
+    if worth := record["calibrated"]:
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in worth.items())
+        console.print(f"{TITLES['recommender']}, calibrated: {numbers}", markup=False, soft_wrap=True)
 
 
 def write_teachers(writer: ArtifactWriter, ground: Ground, scratch: Path) -> dict[str, dict[str, Any]]:

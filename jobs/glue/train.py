@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import signal
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import fsspec
 import structlog
 
 from jobs.glue.cluster import own_error
+from jobs.glue.entry import JobContext
 from jobs.glue.placing import TrainError
 from jobs.glue.progress import progress
 from jobs.glue.tune import BatchError, only_run
+from mmd.artifacts import Artifact, ArtifactWriter, Kind, version_for
 from mmd.errors import MmdError
 from mmd.models.settings import ModelSettings
 
+T = TypeVar("T")
 FINISHED_FILE = "finished.json"
 _REPORT_WAIT_S = 30.0
 log = structlog.get_logger(__name__)
@@ -163,6 +169,67 @@ def remove_left_over(place: RunPlace) -> None:
     if "://" not in place.path and place.exists():
         with suppress(BatchError), only_run(place.path):
             place.remove()
+
+
+@dataclass(frozen=True)
+class TrainingOutput:
+    """What a training job makes, and what that follows from.
+
+    Attributes:
+        verb: of the job.
+        kind: of the artefact.
+        settings: that the weights depend on.
+        inputs: role → artefact.
+        seeds: of the random choices.
+    """
+
+    verb: str
+    kind: Kind
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Artifact]
+    seeds: Mapping[str, int]
+
+
+def make_by_training(
+    context: JobContext,
+    output: TrainingOutput,
+    *,
+    train: Callable[[RunPlace, Path], T],
+    write: Callable[[ArtifactWriter, T, Path], Mapping[str, Any]],
+    tell: Callable[[T, Artifact], None],
+) -> Artifact:
+    """Return the artefact that equal settings, inputs and seeds made before, or train and write it.
+
+    Its runs keep their checkpoints until it is written. With ``force`` they start anew.
+
+    Args:
+        context: of the job.
+        output: what shall be there in the end.
+        train: trains in a place that outlives an interruption, with a folder that does not.
+        write: writes what was trained, with that folder, and returns the manifest's metrics; seconds are added.
+        tell: prints what came of it, with the artefact at hand.
+    """
+    kind, settings, inputs, seeds = output.kind, output.settings, output.inputs, output.seeds
+    version = version_for(kind, settings, inputs, seeds)
+    place = RunPlace(context.scratch(".train"), f"{output.verb}-{context.name}-{version}")
+    if found := context.existing(kind, settings, inputs, seeds):
+        remove_left_over(place)
+        return found
+    with tempfile.TemporaryDirectory() as folder, only_run(place.path):
+        scratch = Path(folder)
+        if context.force:
+            place.remove()
+        started = time.perf_counter()
+        trained = train(place, scratch)
+        seconds = time.perf_counter() - started
+        with context.store.write(
+            kind, context.name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
+        ) as writer:
+            writer.metrics = {**write(writer, trained, scratch), "train_s": seconds}
+        place.remove()
+    artifact = context.store.open(f"{kind}/{context.name}@{version}")
+    tell(trained, artifact)
+    return artifact
 
 
 def gpus_wanted(models: ModelSettings, workers: int) -> bool:
