@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from ray import serve
-from ray.util.metrics import Counter, Histogram
+from ray.util.metrics import Counter
 
 from mmd.config import ServeSettings
 from mmd.corpora.store import Corpus
@@ -22,7 +22,8 @@ from mmd.intent.engine import SHAPES, IntentAnswer, IntentEngine, IntentModel, I
 from mmd.models.settings import ModelSettings
 from serve_apps.api import ExampleOut, ExamplesResponse, TaskOut, TasksResponse
 from serve_apps.examples import pick_examples
-from serve_apps.replica import STAGE_BOUNDS_MS, PartStatus, Refs, Refused, Replica
+from serve_apps.metrics import PartMetrics
+from serve_apps.replica import PartStatus, Refs, Refused, Replica
 
 
 class IntentRefs(Refs):
@@ -35,24 +36,18 @@ class IntentRefs(Refs):
     gate: str | None = None
 
 
-class _Metrics:
-    """What Ray exports to Prometheus beside its own request counts and latencies."""
+class _Metrics(PartMetrics):
+    """What is counted of the answers."""
 
     def __init__(self) -> None:
+        super().__init__("intent")
         self._predictions = Counter("mmd_intent_predictions", "Predictions by task and arm.", tag_keys=("task", "arm"))
-        self._degraded = Counter("mmd_intent_degraded", "Answers made without a part.", tag_keys=("part",))
-        self._stages = Histogram(
-            "mmd_intent_stage_ms", "Milliseconds of a stage.", boundaries=STAGE_BOUNDS_MS, tag_keys=("stage",)
-        )
 
     def record(self, answer: IntentAnswer) -> None:
         """Count one answer."""
         for prediction in answer.predictions:
             self._predictions.inc(tags={"task": prediction.task, "arm": prediction.arm})
-        for problem in answer.degraded:
-            self._degraded.inc(tags={"part": problem.partition(":")[0]})
-        for stage, elapsed_ms in answer.timings_ms.items():
-            self._stages.observe(elapsed_ms, tags={"stage": stage})
+        self.record_parts(answer.degraded, answer.timings_ms)
 
 
 class IntentReplica(Replica[IntentEngine]):

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import TypeVar
 
 from ray import serve
-from ray.util.metrics import Counter, Histogram
+from ray.util.metrics import Counter
 
 from mmd.config import ServeSettings
 from mmd.errors import RequestError
@@ -21,7 +21,8 @@ from mmd.recommend.online import OnlineRecommender, PreparedRecommendation, Reco
 from mmd.recommend.settings import GenerationSettings
 from mmd.schema import Image
 from serve_apps.answers import RecommendResult, StreamPiece
-from serve_apps.replica import STAGE_BOUNDS_MS, PartStatus, Refs, Refused, Replica, unknown_picture
+from serve_apps.metrics import PartMetrics
+from serve_apps.replica import PartStatus, Refs, Refused, Replica, unknown_picture
 
 T = TypeVar("T")
 
@@ -32,26 +33,20 @@ class RecommendRefs(Refs):
     student: str | None = None
 
 
-class _Metrics:
-    """What Ray exports to Prometheus beside its own request counts and latencies."""
+class _Metrics(PartMetrics):
+    """What is counted of the answers."""
 
     def __init__(self) -> None:
+        super().__init__("recommend")
         self._answers = Counter("mmd_recommend_answers", "Replies by mode.", tag_keys=("mode",))
         self._items = Counter("mmd_recommend_items", "Items that replies name.")
-        self._degraded = Counter("mmd_recommend_degraded", "Replies made without a part.", tag_keys=("part",))
-        self._stages = Histogram(
-            "mmd_recommend_stage_ms", "Milliseconds of a stage.", boundaries=STAGE_BOUNDS_MS, tag_keys=("stage",)
-        )
 
     def record(self, result: RecommendResult) -> None:
         """Count one answer."""
         self._answers.inc(tags={"mode": result.answer.mode})
         if named := sum(piece.item_id is not None for piece in result.answer.pieces):
             self._items.inc(named)
-        for problem in result.degraded:
-            self._degraded.inc(tags={"part": problem.partition(":")[0]})
-        for stage, elapsed_ms in result.answer.timings_ms.items():
-            self._stages.observe(elapsed_ms, tags={"stage": stage})
+        self.record_parts(result.degraded, result.answer.timings_ms)
 
 
 class RecommendReplica(Replica[OnlineRecommender]):

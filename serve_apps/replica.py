@@ -27,10 +27,6 @@ from mmd.log import configure_logging
 from mmd.models.settings import ModelSettings
 from serve_apps.api import ApiError, Part
 
-STAGE_BOUNDS_MS = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0]
-"""Of the stages' histograms."""
-
-
 E = TypeVar("E")
 
 

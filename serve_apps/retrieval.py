@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from ray import serve
-from ray.util.metrics import Counter, Histogram
+from ray.util.metrics import Counter
 
 from mmd.config import ServeSettings
 from mmd.errors import MmdError, RequestError
@@ -20,7 +20,8 @@ from mmd.retrieval.pictures import ResponsePictures
 from mmd.schema import Image
 from serve_apps.answers import RetrievalResult
 from serve_apps.limits import RetrievalQuery
-from serve_apps.replica import STAGE_BOUNDS_MS, PartStatus, Refs, Refused, Replica, unknown_picture
+from serve_apps.metrics import PartMetrics
+from serve_apps.replica import PartStatus, Refs, Refused, Replica, unknown_picture
 
 Outcome = RetrievalAnswer | Refused | Exception
 
@@ -32,24 +33,18 @@ class RetrievalRefs(Refs):
     index: str | None = None
 
 
-class _Metrics:
-    """What Ray exports to Prometheus beside its own request counts and latencies."""
+class _Metrics(PartMetrics):
+    """What is counted of the answers."""
 
     def __init__(self) -> None:
+        super().__init__("retrieval")
         self._answers = Counter("mmd_retrieval_answers", "Answers by modality of the best.", tag_keys=("modality",))
-        self._degraded = Counter("mmd_retrieval_degraded", "Answers made without a part.", tag_keys=("part",))
-        self._stages = Histogram(
-            "mmd_retrieval_stage_ms", "Milliseconds of a stage.", boundaries=STAGE_BOUNDS_MS, tag_keys=("stage",)
-        )
 
     def record(self, result: RetrievalResult) -> None:
         """Count one answer."""
         for hit in result.answer.hits[:1]:
             self._answers.inc(tags={"modality": hit.response.modality})
-        for problem in result.degraded:
-            self._degraded.inc(tags={"part": problem.partition(":")[0]})
-        for stage, elapsed_ms in result.answer.timings_ms.items():
-            self._stages.observe(elapsed_ms, tags={"stage": stage})
+        self.record_parts(result.degraded, result.answer.timings_ms)
 
 
 class RetrievalReplica(Replica[OnlineRetrieval]):

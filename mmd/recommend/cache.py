@@ -7,7 +7,7 @@ of 1 is the tail (:mod:`mmd.recommend.losses`). m_t is float32, as it was comput
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,8 +44,10 @@ OUTPUTS = pa.schema(
 class Ranker(Protocol):
     """The recommendation teacher: :class:`mmd.recommend.recommender.LoadedRecommender`."""
 
-    def item_log_probs(self, contexts: Sequence[Context], temperature: float = 1.0) -> NDArray[np.float32]:
-        """Return log P_ψ over the items, (n, n_items)."""
+    def item_log_probs(
+        self, contexts: Sequence[Context], temperature: float = 1.0, own: Sequence[Sequence[int]] | None = None
+    ) -> NDArray[np.float32]:
+        """Return log P_ψ over the items, (n, n_items); ``own``: items of the training dialogues that they are of."""
         ...
 
 
@@ -58,6 +60,8 @@ class TeacherSpeaker:
         maker: makes φ's batches.
         settings: temperature, and how many tokens and items are kept.
         batch: responses that φ reads together.
+        mentioned: items of each dialogue that ψ learnt from, by its id: of a training response it is told what other
+            dialogues mention together, as it is elsewhere.
     """
 
     def __init__(
@@ -67,7 +71,9 @@ class TeacherSpeaker:
         maker: BatchMaker,
         settings: DistillSettings,
         batch: int = 64,
+        mentioned: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
+        self._mentioned = mentioned or {}
         self._dialogue = dialogue.eval().requires_grad_(requires_grad=False)
         self._recommender, self._maker = recommender, maker
         self._settings, self._batch = settings, batch
@@ -88,8 +94,9 @@ class TeacherSpeaker:
             mass = item_mass(logits.softmax(-1), space)
             log_probs = (logits / self._settings.temperature).log_softmax(-1)
             log_probs, tokens = log_probs.topk(min(self._settings.top_tokens, space.size))
+            own = [self._mentioned.get(sample.dialogue_id, ()) for sample in samples]
             of_items = torch.from_numpy(
-                self._recommender.item_log_probs([s.context for s in samples], self._settings.temperature)
+                self._recommender.item_log_probs([s.context for s in samples], self._settings.temperature, own)
             )
             item_log_probs, items = of_items.topk(min(self._settings.top_items, space.n_items))
         counts = batch.target_mask.sum(1).cpu().numpy()

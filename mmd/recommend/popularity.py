@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Scores = NDArray[np.float32]
 Scorer = Callable[[Sequence[Context]], Scores]
-_SHRINK = 10.0
+SHRINK = 10.0
 """Mentions added to those of an item that is suggested, so that one lucky pair is not a likeness."""
 _TIES = 1e-3  # popularity decides among equals
 
@@ -43,15 +43,7 @@ class Mentions:
 
         An item of a context counts once, a mention that is a sample each time.
         """
-        items: dict[str, list[int]] = {}
-        before: dict[str, set[int]] = {}
-        for sample in samples:
-            items.setdefault(sample.dialogue_id, []).append(sample.item)
-            before.setdefault(sample.dialogue_id, set()).update(sample.context.items)
-        return cls(
-            (said + sorted(before[dialogue] - set(said)) for dialogue, said in items.items()),
-            n_items,
-        )
+        return cls(items_by_dialogue(samples).values(), n_items)
 
     @cached_property
     def counts(self) -> NDArray[np.float32]:
@@ -69,6 +61,16 @@ class Mentions:
                 others.setdefault(item, []).append(distinct[distinct != item])
         counted = {item: np.unique(np.concatenate(lists), return_counts=True) for item, lists in others.items()}
         return {item: (found, counts.astype(np.float32)) for item, (found, counts) in counted.items()}
+
+
+def items_by_dialogue(samples: Iterable[MentionSample]) -> dict[str, list[int]]:
+    """Return what each dialogue mentions; see :meth:`Mentions.of_samples`."""
+    items: dict[str, list[int]] = {}
+    before: dict[str, set[int]] = {}
+    for sample in samples:
+        items.setdefault(sample.dialogue_id, []).append(sample.item)
+        before.setdefault(sample.dialogue_id, set()).update(sample.context.items)
+    return {dialogue: said + sorted(before[dialogue] - set(said)) for dialogue, said in items.items()}
 
 
 def popularity(mentions: Mentions) -> Scorer:
@@ -98,7 +100,7 @@ def item_knn(mentions: Mentions) -> Scorer:
     The likeness of a suggested item i to an item j of the context is ``c_ij / √((n_i + 10)(n_j + 1))``: cosine over
     dialogues, shrunk for rare items (n: mentions, c: dialogues that mention both).
     """
-    suggested = 1 / np.sqrt(mentions.counts + _SHRINK)
+    suggested = 1 / np.sqrt(mentions.counts + SHRINK)
 
     def score(contexts: Sequence[Context]) -> Scores:
         scores = np.repeat(_TIES**2 * _shares(mentions)[None], len(contexts), axis=0)

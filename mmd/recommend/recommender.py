@@ -7,7 +7,8 @@ plus a bias, and for items mentioned before a term of its own: whether the answe
 named it, how long ago, and on what is said.
 
 Items' vectors know the words of their titles. That, the words, strong dropout and the smoothed labels are what few
-conversations can teach beyond co-mentions (docs/results/recommender-research.md).
+conversations can teach beyond co-mentions (docs/results/recommender-research.md). The co-mentions themselves
+(:mod:`mmd.recommend.comentions`) join the trained network with a weight that is fitted on held-out mentions.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from torch import Tensor, nn
 
 from mmd.base import Settings
 from mmd.errors import ArtifactError, ConfigError
+from mmd.recommend.comentions import CoMentions, membership
 from mmd.recommend.contexts import ContextMaker, context_words, count_marks, title_words
+from mmd.recommend.popularity import Mentions
 from mmd.recommend.recommender_parts import START_STD, AttentionPool, NodeStates, RepeatTerm, WordReader
 from mmd.recommend.rgcn import Block, EntityStates, FixedSparse, GraphTensors, Relations
 from mmd.recommend.settings import ConversationSettings, RecommenderSettings
@@ -35,11 +38,12 @@ if TYPE_CHECKING:
     from mmd.recommend.contexts import ContextBatch
     from mmd.recommend.graph import ItemGraph
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FOLDER = "recommender"
 """Where an artefact of kind ``teacher`` holds ψ."""
 SPEC_FILE = "recommender.json"
 WEIGHTS_FILE = "weights.safetensors"
+UNCALIBRATED = (1.0, 0.0, 0.0)
 
 
 class RecommenderSpec(Settings):
@@ -55,6 +59,7 @@ class RecommenderSpec(Settings):
     context_turns: int = Field(ge=1, description="Last turns whose words are read and whose mentions are told apart.")
     max_entities: int = Field(ge=1, description="Last entities that are read.")
     graph: str = Field(description="Fingerprint of the item graph.")
+    co_mentions: int = Field(default=0, ge=0, description="Pairs of items that training dialogues mention together.")
 
     def maker(self) -> ContextMaker:
         """Return what makes the recommender's batches."""
@@ -89,8 +94,10 @@ class Recommender(nn.Module):
         self.repeats = RepeatTerm(dim, count_marks(spec.context_turns))
         self.item_bias = nn.Parameter(torch.zeros(self.n_items))
         self.dropout = nn.Dropout(spec.dropout)
-        # Not trained with the rest: a factor of the scores, and what repeats get in addition (RecommenderTask).
-        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
+        self.co_mentions = CoMentions(self.n_items, spec.co_mentions)
+        # Not trained with the rest: a factor of the scores, what repeats get in addition, and what co-mentions weigh
+        # (RecommenderTask).
+        self.register_buffer("calibration", torch.tensor(UNCALIBRATED))
 
     @property
     def device(self) -> torch.device:
@@ -98,13 +105,15 @@ class Recommender(nn.Module):
         return self.item_bias.device
 
     def start_from(self, samples: Sequence[MentionSample]) -> None:
-        """Start as what training mentions say without any learning: popularity, and how often what is repeated."""
+        """Start as what training mentions say without learning: popularity, what is repeated, what goes together."""
         items = torch.tensor([sample.item for sample in samples])
         counts = torch.bincount(items, minlength=self.n_items) + 0.5
         log_shares = (counts / counts.sum()).log()
         with torch.no_grad():
             self.item_bias.copy_(log_shares)
         self.repeats.start_from(self.spec.maker()([sample.context for sample in samples]), items, log_shares)
+        self.co_mentions = CoMentions.of(Mentions.of_samples(samples, self.n_items)).to(self.device)
+        self.spec = self.spec.model_copy(update={"co_mentions": self.co_mentions.n_pairs})
 
     def block(
         self, entities: Iterable[int] | None = None, neighbours: int = 0, rng: np.random.Generator | None = None
@@ -129,24 +138,31 @@ class Recommender(nn.Module):
         place[block.rows] = torch.arange(len(block.rows), device=self.device)
         return NodeStates(self.entities(block, extra), place)
 
-    def forward(self, batch: ContextBatch, nodes: NodeStates | None = None) -> Tensor:
-        """Return the items' logits, float32 (B, n_items).
+    def forward(self, batch: ContextBatch, nodes: NodeStates | None = None, own: Tensor | None = None) -> Tensor:
+        """Return the items' logits, float32 (B, n_items); in training mode without co-mentions.
 
         Args:
             batch: contexts, on the network's device.
             nodes: states of at least the items and the batch's entities; None: they are computed here.
+            own: bool (B, n_items), see :class:`~mmd.recommend.comentions.CoMentions`.
         """
-        return self.combine(*self.terms(batch, nodes or self.node_states()), batch)
+        terms = self.terms(batch, nodes or self.node_states())
+        counted = not self.training and float(self.calibration[2]) != 0
+        together = self.co_mentions(batch.items, batch.item_mask, own) if counted else None
+        return self.combine(*terms, batch, together)
 
     def terms(self, batch: ContextBatch, nodes: NodeStates) -> tuple[Tensor, Tensor]:
         """Return what a context says of every item, (B, n_items), and of those mentioned before in addition, (B, k)."""
         user = self.user(batch, nodes)
         return user @ nodes.of(self.item_entities).T + self.item_bias, self.repeats(user, batch)
 
-    def combine(self, scores: Tensor, repeats: Tensor, batch: ContextBatch) -> Tensor:
-        """Return the logits (B, n_items) that :meth:`terms` make, with the calibration."""
-        sharpness, offset = self.calibration.unbind()
-        return (sharpness * scores).scatter_add(1, batch.items, repeats + offset * batch.item_mask)
+    def combine(self, scores: Tensor, repeats: Tensor, batch: ContextBatch, together: Tensor | None = None) -> Tensor:
+        """Return the logits (B, n_items) that :meth:`terms` and co-mentions (B, n_items) make, with the calibration."""
+        sharpness, offset, weight = self.calibration.unbind()
+        logits = sharpness * scores
+        if together is not None:
+            logits = logits + weight * together
+        return logits.scatter_add(1, batch.items, repeats + offset * batch.item_mask)
 
     def user(self, batch: ContextBatch, nodes: NodeStates) -> Tensor:
         """Return the user vectors (B, dim); zero where a context has neither entities nor known words."""
@@ -229,6 +245,7 @@ def item_log_probs(
     temperature: float = 1.0,
     nodes: NodeStates | None = None,
     batch: int = 512,
+    own: Sequence[Sequence[int]] | None = None,
 ) -> NDArray[np.float32]:
     """Return log P_ψ of all items given each context, float32 (n, n_items); each row's exponentials sum to 1.
 
@@ -239,11 +256,15 @@ def item_log_probs(
         temperature: the logits are divided by.
         nodes: states of all entities; None: they are computed here.
         batch: contexts at a time.
+        own: items of the training dialogue that each context is of, none where it is of none: what the model counted
+            there is left out.
     """
     nodes = nodes or model.node_states()
     out = np.empty((len(contexts), model.n_items), np.float32)
     for start in range(0, len(contexts), batch):
-        logits = model(maker(contexts[start : start + batch]).to(model.device), nodes)
+        placed = maker(contexts[start : start + batch]).to(model.device)
+        known = membership(own[start : start + batch], model.n_items).to(model.device) if own else None
+        logits = model(placed, nodes, known)
         out[start : start + batch] = torch.log_softmax(logits / temperature, dim=1).cpu().numpy()
     return out
 
@@ -261,12 +282,14 @@ class LoadedRecommender:
     maker: ContextMaker
     _nodes: list[NodeStates] = field(default_factory=list, init=False, repr=False, compare=False)
 
-    def item_log_probs(self, contexts: Sequence[Context], temperature: float = 1.0) -> NDArray[np.float32]:
+    def item_log_probs(
+        self, contexts: Sequence[Context], temperature: float = 1.0, own: Sequence[Sequence[int]] | None = None
+    ) -> NDArray[np.float32]:
         """Return log P_ψ of all items given each context; see :func:`item_log_probs`."""
         if not self._nodes:
             with torch.inference_mode():
                 self._nodes.append(self.model.node_states())
-        return item_log_probs(self.model, self.maker, contexts, temperature, self._nodes[0])
+        return item_log_probs(self.model, self.maker, contexts, temperature, self._nodes[0], own=own)
 
 
 def save_recommender(writer: ArtifactWriter, model: Recommender, folder: str = FOLDER) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from mmd.evaluation.recommending import CUTOFFS, ranks_of
 from mmd.recommend.contexts import ContextBatch
-from mmd.recommend.recommender import item_log_probs
+from mmd.recommend.recommender import UNCALIBRATED, item_log_probs
 from mmd.recommend.rgcn import Block
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mmd.recommend.settings import RecommenderSettings
     from mmd.recommend.types import Context, MentionSample
 
-_CALIBRATED = 4096  # mentions that two numbers are fitted on, at most
+_CALIBRATED = 4096  # mentions that three numbers are fitted on, at most
 _CALIBRATED_AT_ONCE = 512
 _CALIBRATION_STEPS = 50
 
@@ -105,7 +105,7 @@ class RecommenderTask:
     def finish(self) -> dict[str, float]:
         """Make a trained network ready for use: calibrated, in evaluation mode; return what it is then worth.
 
-        That is :meth:`judge` on the mentions which the two numbers of the calibration are fitted on, a little better
+        That is :meth:`judge` on the mentions which the three numbers of the calibration are fitted on, a little better
         than elsewhere.
         """
         import torch
@@ -115,11 +115,13 @@ class RecommenderTask:
             return self.judge()
 
     def calibrate(self) -> None:
-        """Fit the two numbers of the calibration on the held-out mentions; call it once, after training.
+        """Fit the three numbers of the calibration on the held-out mentions; call it once, after training.
 
-        What training mentions taught is too sure of itself elsewhere: its scores are flattened by a factor, and
-        repeats, which training cannot overrate in this way, are weighed against it. Minimises the cross-entropy.
-        Source: Guo et al. 2017 (arXiv 1706.04599), §4.2, with an offset beside the temperature.
+        What training mentions taught is too sure of itself elsewhere: its scores are flattened by a factor; repeats,
+        which training cannot overrate in this way, are weighed against it; and so are the counts of what was mentioned
+        together, which say nothing true of the dialogues that were counted. Minimises the cross-entropy with a
+        standard normal prior around no change, which only counts where mentions are few.
+        Source: Guo et al. 2017 (arXiv 1706.04599), §4.2, with two numbers beside the temperature.
         """
         import torch
 
@@ -133,7 +135,8 @@ class RecommenderTask:
                 samples = self._held_out[start : start + _CALIBRATED_AT_ONCE]
                 batch = self.maker([sample.context for sample in samples]).to(model.device)
                 items = torch.tensor([sample.item for sample in samples], device=model.device)
-                parts.append((batch, items, *model.terms(batch, nodes)))
+                together = model.co_mentions(batch.items, batch.item_mask)
+                parts.append((batch, items, *model.terms(batch, nodes), together))
         model.calibration = _least(model, parts)
 
     def scores(self, contexts: Sequence[Context]) -> NDArray[np.float32]:
@@ -141,26 +144,27 @@ class RecommenderTask:
         return item_log_probs(self.model, self.maker, contexts)
 
 
-def _least(model: Recommender, parts: Sequence[tuple[ContextBatch, Tensor, Tensor, Tensor]]) -> Tensor:
+def _least(model: Recommender, parts: Sequence[tuple[ContextBatch, Tensor, Tensor, Tensor, Tensor]]) -> Tensor:
     """Return the calibration of the least cross-entropy.
 
     Args:
         model: whose terms the parts are.
-        parts: contexts, the items that follow them, and what :meth:`Recommender.terms` gave.
+        parts: contexts, the items that follow them, what :meth:`Recommender.terms` gave, and the co-mentions.
     """
     import torch
 
     start = model.calibration
-    found = torch.tensor([1.0, 0.0], device=start.device, requires_grad=True)
-    total = sum(len(items) for _, items, _, _ in parts)
+    found = torch.tensor(UNCALIBRATED, device=start.device, requires_grad=True)
+    no_change = found.detach().clone()
+    total = sum(len(part[1]) for part in parts)
     optimizer = torch.optim.LBFGS([found], lr=0.5, max_iter=_CALIBRATION_STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
         model.calibration = found
-        loss = torch.zeros((), device=start.device)
-        for batch, items, scores, repeats in parts:
-            logits = model.combine(scores, repeats, batch)
+        loss = 0.5 * (found - no_change).square().sum() / total
+        for batch, items, scores, repeats, together in parts:
+            logits = model.combine(scores, repeats, batch, together)
             loss = loss + functional.cross_entropy(logits, items, reduction="sum") / total
         loss.backward()  # type: ignore[no-untyped-call]
         return loss

@@ -13,6 +13,7 @@ from mmd.models.weights import put_trained, trained_copies
 from mmd.recommend.backbones import build_backbone, build_tokenizer
 from mmd.recommend.conversations import Conversations
 from mmd.recommend.distill import StudentTask
+from mmd.recommend.popularity import items_by_dialogue
 from mmd.recommend.samples import Divided, divide_samples, mention_samples, response_samples
 from mmd.recommend.saving import Talker, load_dialogue_teacher
 from mmd.recommend.settings import RecommendSettings
@@ -167,7 +168,8 @@ def speaker_of(
     phi = dialogue_teacher(ground, teacher)
     psi = load_recommender(teacher, ground.graph)
     maker = phi.maker
-    return TeacherSpeaker(phi.backbone.to(device), psi, maker, ground.settings.distill), maker
+    mentioned = items_by_dialogue(ground.mentions.train)
+    return TeacherSpeaker(phi.backbone.to(device), psi, maker, ground.settings.distill, mentioned=mentioned), maker
 
 
 def ranked_mentions(ground: Ground) -> list[MentionSample]:

@@ -54,7 +54,10 @@ class CountingRanker:
     def __init__(self, n_items: int = N_ITEMS) -> None:
         self.n_items = n_items
 
-    def item_log_probs(self, contexts: Sequence[Context], temperature: float = 1.0) -> NDArray[np.float32]:
+    def item_log_probs(
+        self, contexts: Sequence[Context], temperature: float = 1.0, own: Sequence[Sequence[int]] | None = None
+    ) -> NDArray[np.float32]:
+        assert own is None or len(own) == len(contexts)
         centres = np.array([context.entities[-1] if context.entities else 0 for context in contexts])
         scores = -np.abs(np.arange(self.n_items)[None] - centres[:, None]) / temperature
         out: NDArray[np.float32] = (scores - np.log(np.exp(scores).sum(1, keepdims=True))).astype(np.float32)

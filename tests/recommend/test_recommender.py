@@ -244,14 +244,14 @@ def test_calibration_finds_by_how_much_the_scores_are_too_sure() -> None:
     ]
     task = RecommenderTask(model, toy_mentions(), held, SETTINGS, 0)
     task.calibrate()
-    assert model.calibration.tolist() == pytest.approx([0.5, 2.0], abs=0.12)
+    assert model.calibration.tolist() == pytest.approx([0.5, 2.0, 0.0], abs=0.12)
     np.testing.assert_allclose(task.scores([said])[0], torch.log_softmax(scores, 0).numpy(), atol=0.1)
 
 
 def test_without_held_out_mentions_nothing_is_calibrated() -> None:
     task = RecommenderTask(toy_task().model, toy_mentions(), [], SETTINGS, 0)
     assert task.finish() == {}
-    assert task.model.calibration.tolist() == [1, 0]
+    assert task.model.calibration.tolist() == [1, 0, 0]
     assert not task.model.training
 
 
