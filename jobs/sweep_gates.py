@@ -9,8 +9,9 @@ gives the same gate.
 
 conkd: gate, η, γ and temperature of the distillation. Makes gate/NAME-conkd from teacher/NAME: a student a setting, the
 worse ones ended early (ASHA), judged by F1 of its replies to held-out contexts, its perplexity at most its dialogue
-teacher's and a margin (`recommend.sweep`). On these contexts weights were chosen and three numbers of the recommendation
-teacher fitted, too: the winner's numbers are for choosing, not for telling. Prints what to give to `mmd distill`.
+teacher's and a margin (`recommend.sweep`). On these contexts weights were chosen and three numbers of the
+recommendation teacher fitted, too: the winner's numbers are for choosing, not for telling. Prints what to give to
+`mmd distill`.
 
 Interrupted, the same command goes on where it stopped.
 

@@ -245,7 +245,7 @@ def fit_run(job: RetrieverJob, division: Division, shards: Sequence[str], place:
     if job.mined:
         shared[MINED] = [(sample.id,) for sample in division.train]
     monitor = start_monitor()
-    with watch(monitor, "train_retriever", plan.total_steps, lambda _: None):
+    with watch(monitor, "train_retriever", plan.total_steps):
         return fit(
             train_worker,
             {"job": job, "monitor": monitor},

@@ -203,7 +203,7 @@ def fit_run(job: RecommendJob, place: RunPlace, steps: int, samples: int, scratc
     if checkpoint is None:
         console.print(f"{TITLES[job.what]}: {samples} samples, {steps} steps", markup=False)
         monitor = start_monitor()
-        with watch(monitor, TITLES[job.what], steps, tell_resumed(TITLES[job.what])):
+        with watch(monitor, TITLES[job.what], steps):
             checkpoint = fit(
                 train_worker,
                 {"job": job, "monitor": monitor},
@@ -216,19 +216,6 @@ def fit_run(job: RecommendJob, place: RunPlace, steps: int, samples: int, scratc
             )
     place.fetch(checkpoint, str(scratch))
     return load_state(scratch)
-
-
-def tell_resumed(title: str) -> Callable[[Mapping[str, Any]], None]:
-    """Return what takes a run's step reports, in order, and says so when it goes on from a checkpoint."""
-    last = 0
-
-    def on_row(row: Mapping[str, Any]) -> None:
-        nonlocal last
-        if row["step"] != last + 1:
-            console.print(f"{title}: goes on after step {row['step'] - 1}", markup=False)
-        last = row["step"]
-
-    return on_row
 
 
 def trains_on_cpu(config: AppConfig) -> bool:

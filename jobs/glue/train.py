@@ -17,7 +17,7 @@ import fsspec
 import structlog
 
 from jobs.glue.cluster import own_error
-from jobs.glue.entry import JobContext
+from jobs.glue.entry import JobContext, console
 from jobs.glue.placing import TrainError
 from jobs.glue.progress import progress
 from jobs.glue.tune import BatchError, only_run
@@ -73,10 +73,16 @@ class StepReporter:
 
 
 @contextmanager
-def watch(monitor: Any, title: str, total: int, on_row: Callable[[dict[str, Any]], None]) -> Iterator[None]:  # noqa: ANN401
+def watch(
+    monitor: Any,  # noqa: ANN401 (an actor handle)
+    title: str,
+    total: int,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
+) -> Iterator[None]:
     """Show a progress bar of a run's steps and hand each report to ``on_row``, while the ``with`` trains.
 
-    What goes wrong with a report neither ends the training nor hides its error: it is logged once.
+    Says so when the run goes on from a checkpoint, at the start or after a worker was lost. What goes wrong with a
+    report neither ends the training nor hides its error: it is logged once.
     """
     import ray
 
@@ -88,9 +94,12 @@ def watch(monitor: Any, title: str, total: int, on_row: Callable[[dict[str, Any]
         nonlocal shown, told
         try:
             for row in ray.get(monitor.take.remote(), timeout=_REPORT_WAIT_S):
+                if row["step"] != shown + 1:
+                    console.print(f"{title}: goes on after step {row['step'] - 1}", markup=False)
                 advance(row["step"] - shown, samples=row.get("samples", 0))
                 shown = row["step"]
-                on_row(row)
+                if on_row:
+                    on_row(row)
         except Exception as err:  # noqa: BLE001 (reports are for the eye; whatever stops them must not stop training)
             if not told:
                 log.warning("progress_not_shown", run=title, error=f"{type(err).__name__}: {err}"[:300])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
@@ -45,6 +42,7 @@ from mmd.recommend.runs import (
 from mmd.recommend.saving import DIALOGUE, STUDENT, Talker, load_dialogue_teacher, load_student, save_talker
 from mmd.recommend.training import Training, TrainState
 from mmd.schema import Dialogue, Item, Turn
+from tests.jobs.killing import steps_gone_on_after, steps_kept, training_worker, wait_for_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "films"
@@ -379,35 +377,22 @@ def start_job(store: Path, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def steps_kept(store: Path) -> list[int]:
-    """Return the steps of the run's checkpoints that are there."""
-    found = []
-    for path in store.glob(".train/*/run/checkpoint_*/state.json"):
-        with contextlib.suppress(OSError, ValueError):  # being written, or removed
-            found.append(int(json.loads(path.read_text())["step"]))
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
 def test_a_killed_run_ends_with_the_losses_of_an_uninterrupted_one(ready: Path):
     """First the training worker is killed, then the driver; dropout is on."""
     job = start_job(ready, ready / "log")
-    while max(steps_kept(ready), default=0) < 4 * CHECKPOINT_EVERY:  # Ray has noted the first of them by then
-        assert job.poll() is None, (ready / "log").read_text()
-        time.sleep(0.1)
-    own = [p for p in psutil.Process(job.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-    assert own
-    own[0].kill()
+    wait_for_checkpoints(ready, job, ready / "log", 4 * CHECKPOINT_EVERY)
+    training_worker(job).kill()
     time.sleep(1)
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
     kept = steps_kept(ready)
     again = start_job(ready, ready / "log2")
     assert again.wait(900) == 0, (ready / "log2").read_text()
-    [went_on] = re.findall(r"student: goes on after step (\d+)", (ready / "log2").read_text())
-    assert 0 < int(went_on) <= max(kept)  # not started over
+    [went_on] = steps_gone_on_after((ready / "log2").read_text())
+    assert 0 < went_on <= max(kept)  # not started over
     config = make_config(ready, **LONG, distill={"start": "scratch"})
     plan = job_of(config)
     ground = plan.ground()

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from jobs.bench.zero import compare
@@ -44,6 +43,7 @@ from mmd.intent.training_plan import Recipe, StepPlan, TrainingRun
 from mmd.intent.types import IntentExample
 from mmd.models.ahead import ahead
 from mmd.schema import Turn
+from tests.jobs.killing import steps_gone_on_after, training_worker, wait_for_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "words"
@@ -307,6 +307,7 @@ def test_zero_2_and_3_on_two_workers_learn_what_one_plain_worker_learns():
         assert record["stages"][stage]["resumed_equals_uninterrupted"]
 
 
+CHECKPOINT_EVERY = 10
 JOB = "import sys; from jobs.glue.entry import main; from jobs.finetune_mllm import run; sys.exit(main('x', '', run))"
 
 
@@ -317,7 +318,7 @@ def start_job(store: Path, tmp_path: Path) -> subprocess.Popen[bytes]:
         "models.mllm=tiny-llama",
         "intent.finetune.batch=1",
         "intent.finetune.epochs=12",
-        "intent.finetune.checkpoint_every=10",
+        f"intent.finetune.checkpoint_every={CHECKPOINT_EVERY}",
         "intent.finetune.validate_every=4",
         "intent.finetune.threads=1",
     ]
@@ -329,25 +330,6 @@ def start_job(store: Path, tmp_path: Path) -> subprocess.Popen[bytes]:
             stderr=log,
             start_new_session=True,
         )
-
-
-def wait_for_checkpoint(store: Path, job: subprocess.Popen[bytes]) -> None:
-    while not list(store.glob(".train/*/*/checkpoint_*/state.json")):
-        assert job.poll() is None
-        time.sleep(0.1)
-
-
-def training_worker(job: subprocess.Popen[bytes]) -> psutil.Process:
-    """Return the process of this job's training worker."""
-    own = [p for p in psutil.process_iter() if job.pid in _ancestors(p)]
-    return next(p for p in own if "RayTrainWorker" in " ".join(p.cmdline()))
-
-
-def _ancestors(process: psutil.Process) -> list[int]:
-    try:
-        return [parent.pid for parent in process.parents()]
-    except psutil.Error:
-        return []
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +351,7 @@ def test_a_killed_run_ends_with_the_losses_of_an_uninterrupted_one(
     store = tmp_path / "store"
     write_samples(ArtifactStore(str(store)))
     job = start_job(store, tmp_path)
-    wait_for_checkpoint(store, job)
+    wait_for_checkpoints(store, job, tmp_path / "log", 3 * CHECKPOINT_EVERY)
     if victim == "worker":
         training_worker(job).kill()
     else:
@@ -377,6 +359,7 @@ def test_a_killed_run_ends_with_the_losses_of_an_uninterrupted_one(
         job.wait()
         job = start_job(store, tmp_path)
     assert job.wait(900) == 0, (tmp_path / "log").read_text()
+    assert max(steps_gone_on_after((tmp_path / "log").read_text()), default=0) > 0  # not started over
     adapter = ArtifactStore(str(store)).open(f"adapter/{NAME}")
     assert read_losses(adapter) == uninterrupted
     assert json.loads(adapter.read_bytes("mllm.json"))["method"] == "full"

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pytest
 
@@ -33,6 +32,7 @@ from mmd.retrieval.settings import TowerSettings
 from mmd.retrieval.sources import build_maker, training_sources
 from mmd.retrieval.training import TrainedRetriever, TrainState, train_plain
 from mmd.schema import Dialogue, Item, Turn, text_id
+from tests.jobs.killing import steps_gone_on_after, steps_kept, training_worker, wait_for_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "films"
@@ -192,11 +192,12 @@ def test_the_job_learns_what_the_plain_call_learns(
     assert not list((tmp_path / ".train").glob("train_retriever*/run"))  # checkpoints are gone
 
 
+CHECKPOINT_EVERY = 20
 JOB = "import sys; from jobs.glue.entry import main; from jobs.train_retriever import run; sys.exit(main('x', '', run))"
 
 
 def start_job(store: Path, log: Path) -> subprocess.Popen[bytes]:
-    config = make_config(store, epochs=60, checkpoint_every=20, validate_every=5)
+    config = make_config(store, epochs=60, checkpoint_every=CHECKPOINT_EVERY, validate_every=5)
     chosen = config.retrieval.model_dump(mode="json")
     sets = [f"store={store}", f"data.corpus.name={NAME}", "models.device=cpu", "retrieval.method=sdr"]
     for part in ("samples", "towers", "training"):
@@ -224,22 +225,17 @@ def test_a_killed_run_ends_with_the_losses_of_an_uninterrupted_one(tmp_path: Pat
     """First the training worker is killed, then the driver; the model's own dropout is on."""
     corpus = Corpus(write_corpus(ArtifactStore(str(tmp_path))))
     job = start_job(tmp_path, tmp_path / "log")
-    wait_for_checkpoint(tmp_path, job, "checkpoint_*")
-    own = [p for p in psutil.Process(job.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-    assert own
-    own[0].kill()
+    wait_for_checkpoints(tmp_path, job, tmp_path / "log", 4 * CHECKPOINT_EVERY)
+    training_worker(job).kill()
     time.sleep(1)
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
-    again = start_job(tmp_path, tmp_path / "log")
-    assert again.wait(900) == 0, (tmp_path / "log").read_text()
-    config = make_config(tmp_path, epochs=60, checkpoint_every=20, validate_every=5)
+    kept = steps_kept(tmp_path)
+    again = start_job(tmp_path, tmp_path / "log2")
+    assert again.wait(900) == 0, (tmp_path / "log2").read_text()
+    [went_on] = steps_gone_on_after((tmp_path / "log2").read_text())
+    assert 0 < went_on <= max(kept)  # not started over
+    config = make_config(tmp_path, epochs=60, checkpoint_every=CHECKPOINT_EVERY, validate_every=5)
     expected = plain(config, corpus)
     found = losses(ArtifactStore(str(tmp_path)).open(f"retriever/{NAME}"))
     assert found == pytest.approx([row["loss"] for row in expected.state.history], abs=1e-5)
-
-
-def wait_for_checkpoint(store: Path, job: subprocess.Popen[bytes], pattern: str) -> None:
-    while not list(store.glob(f".train/*/run/{pattern}/state.json")):
-        assert job.poll() is None
-        time.sleep(0.1)
