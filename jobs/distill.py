@@ -41,8 +41,9 @@ from jobs.glue.recommend import (
 from jobs.glue.train import RunPlace, TrainingOutput, make_by_training
 from jobs.glue.tune import only_run
 from mmd.artifacts import Artifact, ArtifactWriter, fingerprint
+from mmd.models.course import TrainState
 from mmd.recommend.steps import StepPlan
-from mmd.recommend.training import TrainState, put_finished
+from mmd.recommend.training import put_finished
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

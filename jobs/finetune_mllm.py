@@ -54,7 +54,6 @@ from mmd.intent.finetune import (
     Finetuning,
     HeldOutJudge,
     HeldOutScores,
-    TrainState,
     load_state,
     prepare_mllm,
     read_outcome,
@@ -76,6 +75,7 @@ from mmd.intent.training_plan import (
     serving_runs,
 )
 from mmd.models.ahead import ahead
+from mmd.models.course import TrainState
 from mmd.models.resolve import resolve
 from mmd.models.settings import ModelSettings
 

@@ -39,6 +39,7 @@ from mmd.corpora.store import Corpus
 from mmd.errors import CorpusError
 from mmd.features.cache import FeatureCache
 from mmd.features.extract import build_extractors
+from mmd.models.course import TrainState
 from mmd.retrieval.bases import FEATURES
 from mmd.retrieval.batches import BatchPlan, key_of, recipe_for
 from mmd.retrieval.facts import Facts, turn_words
@@ -46,9 +47,7 @@ from mmd.retrieval.rows import KEY_COLUMNS, FindRows, response_of, sample_of
 from mmd.retrieval.samples import find_samples
 from mmd.retrieval.training import (
     Division,
-    TrainState,
     divide,
-    load_state,
 )
 from mmd.retrieval.types import Response, Sample
 from mmd.schema import text_id
@@ -126,7 +125,7 @@ def train(context: JobContext, inputs: Mapping[str, Artifact], place: RunPlace, 
             cache_texts(job, inputs, keys.values())
             checkpoint = fit_run(job, division, shards, place)
     RunPlace(place.path, "run").fetch(checkpoint, str(scratch / "run"))
-    return job, division, load_state(scratch / "run")
+    return job, division, TrainState.load(scratch / "run")
 
 
 def sample_shards(config: AppConfig, inputs: Mapping[str, Artifact], place: RunPlace) -> list[str]:

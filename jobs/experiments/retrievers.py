@@ -141,7 +141,7 @@ class UnitTrainer:
             "train_s": round(time.perf_counter() - started, 1),
             "steps": done.state.step,
             "best_step": done.state.best_step,
-            "validation_r1": done.state.best_r1,
+            "validation_r1": done.state.best_value("r1"),
             "parameters": done.retriever.parameter_counts(),
         }
         system = retriever_system(settings.method, done.retriever, maker, questions, given)

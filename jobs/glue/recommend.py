@@ -23,9 +23,10 @@ from jobs.glue.train import RunPlace, StepReporter, fit, gpus_wanted, start_moni
 from mmd.artifacts import Artifact, ArtifactStore, ArtifactWriter
 from mmd.config import AppConfig
 from mmd.errors import ModelError
+from mmd.models.course import TrainState
 from mmd.models.threads import torch_threads, worker_threads
 from mmd.recommend.conversations import Conversations
-from mmd.recommend.training import Training, TrainState, load_state
+from mmd.recommend.training import Training
 
 if TYPE_CHECKING:
     import torch
@@ -215,7 +216,7 @@ def fit_run(job: RecommendJob, place: RunPlace, steps: int, samples: int, scratc
                 max_failures=train.max_failures,
             )
     place.fetch(checkpoint, str(scratch))
-    return load_state(scratch)
+    return TrainState.load(scratch)
 
 
 def trains_on_cpu(config: AppConfig) -> bool:

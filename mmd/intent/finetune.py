@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from mmd.intent.training_plan import (
     recipe_for,
     step_tokens,
 )
+from mmd.models.course import TrainState
 from mmd.models.encoder import PromptEncoder
 from mmd.models.engines import Engine
 from mmd.models.lora import add_lora, save_trained
@@ -51,42 +52,11 @@ if TYPE_CHECKING:
 
 Labels = Mapping[str, Sequence[str]]
 StepReport = Callable[[dict[str, Any]], None]
-STATE_FILE, OUTCOME_FILE = "state.json", "outcome.json"
+OUTCOME_FILE = "outcome.json"
 _TRAINED_FILE, _BEST_FILE = "trained.safetensors", "best.safetensors"
 LAST, BEST = "last", "best"
 _DROPOUT = 3  # stream of random numbers
 _ROWS_KEPT_BYTES = 1 << 29
-
-
-@dataclass
-class TrainState:
-    """Where a run stands, and what was measured on the way.
-
-    Attributes:
-        step: optimizer steps done.
-        history: a row a step: ``step`` (1-based), ``epoch``, ``loss`` (nats a token), ``rate``, ``norm`` (gradient).
-        validations: ``step``, ``epoch``, ``weighted_f1`` by task and their mean ``overall``, on held-out originals.
-        best_step: step of the best validation, the earliest of equals; None before the first.
-    """
-
-    step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    validations: list[dict[str, Any]] = field(default_factory=list)
-    best_step: int | None = None
-
-    @property
-    def best_f1(self) -> float:
-        """Mean weighted F1 of the best validation; -1 before the first."""
-        return max((v["overall"] for v in self.validations), default=-1.0)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what :meth:`from_json` reads."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> TrainState:
-        """Invert :meth:`to_json`."""
-        return cls(**value)
 
 
 HeldOutScores = dict[str, dict[str, HeldOutScore]]
@@ -251,8 +221,7 @@ class Finetuning:
                 )
             epoch = self.plan.epoch(step + 1)
             row = {"step": step + 1, "epoch": epoch, "loss": loss, "rate": rate, "norm": norm}
-            self.state.step = step + 1
-            self.state.history.append(row)
+            self.state.add_step(row)
             report: dict[str, Any] = dict(row)
             if self.judge is not None and self.plan.is_due(step + 1, self._validate_every):
                 report["validation"] = self._validate(self.judge)
@@ -277,17 +246,9 @@ class Finetuning:
     def _validate(self, judge: HeldOutJudge) -> dict[str, float]:
         scores = judge.weighted_f1(self.engine)
         overall = float(np.mean(list(scores.values())))
-        if overall > self.state.best_f1:
-            self.state.best_step = self.state.step
+        found = {"weighted_f1": scores, "overall": overall}
+        if self.state.add_validation(self.plan.epoch(self.state.step), found, by="overall"):
             self._best = self.engine.trained()
-        self.state.validations.append(
-            {
-                "step": self.state.step,
-                "epoch": self.plan.epoch(self.state.step),
-                "weighted_f1": scores,
-                "overall": overall,
-            }
-        )
         return scores
 
     def save(self, folder: Path) -> None:
@@ -301,7 +262,7 @@ class Finetuning:
             save_file(trained, folder / _TRAINED_FILE)
             if self._best is not None:
                 save_file(self._best, folder / _BEST_FILE)
-            _write_json(folder / STATE_FILE, self.state.to_json())
+            self.state.save(folder)
 
     def finish(self, folder: Path, method: Method) -> HeldOutScores:
         """Predict the held-out fold with the last weights and write the run's outcome; all workers call it.
@@ -323,7 +284,7 @@ def load_state(folder: Path) -> tuple[TrainState, Tensors | None]:
     """Read a checkpoint's state and the best weights so far."""
     from safetensors.torch import load_file
 
-    state = TrainState.from_json(json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+    state = TrainState.load(folder)
     best = folder / _BEST_FILE
     return state, load_file(best) if best.is_file() else None
 

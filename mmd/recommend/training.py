@@ -7,11 +7,9 @@ many processes share a step (``jobs.glue.recommend`` runs it under Ray Train) an
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from mmd.errors import ModelError
 from mmd.models.ahead import ahead
+from mmd.models.course import TrainState
 from mmd.models.engines import Engine, PlainEngine
 from mmd.models.weights import put_trained
 from mmd.models.workers import Workers
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 S_contra = TypeVar("S_contra", contravariant=True)
 StepReport = Callable[[dict[str, Any]], None]
-STATE_FILE = "state.json"
 _TRAINED_FILE, _BEST_FILE = "trained.safetensors", "best.safetensors"
 _DROPOUT = 3  # a stream of random numbers; 1 and 2 are the plan's
 _BATCHES_AHEAD = 3
@@ -79,35 +77,6 @@ class Lengths(Protocol[S_contra]):
     def length(self, sample: S_contra) -> int:
         """Return what a sample's padding depends on; samples are sorted by it within a group of batches."""
         ...
-
-
-@dataclass
-class TrainState:
-    """Where a run stands, and what was measured on the way.
-
-    Attributes:
-        step: steps done.
-        history: a row a step: ``step`` (1-based), ``epoch``, ``loss``, ``rate``, ``norm`` (of the gradient before it is
-            clipped).
-        validations: ``step``, ``epoch``, ``score`` and what else the task judges by.
-        best_step: step of the best validation, the earliest of equals; None before the first.
-        stopped: whether it ended early.
-    """
-
-    step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    validations: list[dict[str, float]] = field(default_factory=list)
-    best_step: int | None = None
-    stopped: bool = False
-
-    @property
-    def best(self) -> dict[str, float] | None:
-        """The best validation; None before the first."""
-        return next((v for v in self.validations if v["step"] == self.best_step), None)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields."""
-        return asdict(self)
 
 
 class Training(Generic[S]):
@@ -199,8 +168,7 @@ class Training(Generic[S]):
                 f"gradient {norm:g}); lower its learning_rate, or set recommend.train.dtype=float32."
             )
         row = {"step": step + 1, "epoch": self.plan.epoch(step + 1), "loss": loss, "rate": rate, "norm": norm}
-        self.state.step = step + 1
-        self.state.history.append(row)
+        self.state.add_step(row)
         report: dict[str, Any] = dict(row)
         if self.plan.is_due(step + 1) and (found := self._validate()):
             report["validation"] = found
@@ -230,13 +198,10 @@ class Training(Generic[S]):
         found = dict(zip(names, values.tolist(), strict=True))
         if not found:
             return found
-        best = self.state.best
-        if best is None or found["score"] > best["score"]:
-            self.state.best_step = self.state.step
+        if self.state.add_validation(
+            self.plan.epoch(self.state.step), found, by="score", patience=self.plan.settings.patience
+        ):
             self._best = self.engine.trained()
-        self.state.validations.append({"step": self.state.step, "epoch": self.plan.epoch(self.state.step), **found})
-        since = sum(v["step"] > (self.state.best_step or 0) for v in self.state.validations)
-        self.state.stopped = 0 < self.plan.settings.patience <= since
         return found
 
     def take_best(self) -> None:
@@ -259,7 +224,7 @@ class Training(Generic[S]):
             save_file(trained, folder / _TRAINED_FILE)
             if self._best is not None:
                 save_file(self._best, folder / _BEST_FILE)
-            (folder / STATE_FILE).write_text(json.dumps(self.state.to_json()) + "\n", encoding="utf-8")
+            self.state.save(folder)
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint, before the first step.
@@ -276,7 +241,7 @@ class Training(Generic[S]):
                 f"{folder}: has no optimizer state of worker {self.engine.rank} of {self.engine.world}; the run was "
                 "started with another number of workers. Start it with that number, or remove the run's folder."
             )
-        self.state = load_state(folder)
+        self.state = TrainState.load(folder)
         self.engine.load_optimizer_state(load_file(path))
         if (folder / _BEST_FILE).is_file():
             self._best = load_file(folder / _BEST_FILE)
@@ -287,11 +252,6 @@ class Training(Generic[S]):
         if not self.engine.sharded:
             return "optimizer.safetensors"
         return f"optimizer-{self.engine.rank}-of-{self.engine.world}.safetensors"
-
-
-def load_state(folder: Path) -> TrainState:
-    """Read the state of a checkpoint."""
-    return TrainState(**json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
 
 
 def put_finished(model: torch.nn.Module, folder: Path, name: str) -> None:

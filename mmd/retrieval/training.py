@@ -6,11 +6,10 @@ process; ``jobs.train_retriever`` under Ray Train.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from mmd.errors import ModelError
 from mmd.models.ahead import ahead
+from mmd.models.course import TrainState
 from mmd.models.devices import choose_device, choose_dtype
 from mmd.models.optimizer import adamw, optimized, restore_state, set_rate, state_tensors
 from mmd.models.settings import ModelSettings
@@ -45,45 +45,10 @@ if TYPE_CHECKING:
 
 Row = tuple[Sample, Response]
 StepReport = Callable[[dict[str, Any]], None]
-STATE_FILE = "state.json"
 _TRAINED_FILE, _BEST_FILE = "trained.safetensors", "best.safetensors"
 _OPTIMIZER_FILE, _NEGATIVES_FILE = "optimizer.safetensors", "negatives.safetensors"
 _SHARES_AHEAD = 4
 _WHAT = "retriever"
-
-
-@dataclass
-class TrainState:
-    """Where a run stands, and what was measured on the way.
-
-    Attributes:
-        step: steps done.
-        history: a row a step: ``step`` (1-based), ``epoch``, ``loss``, ``retrieval_loss``, ``intent_loss``, ``rate``,
-            ``norm`` (of the gradient before it is clipped).
-        validations: ``step``, ``epoch``, ``r1`` (multimodal), ``by_modality``, ``intent_accuracy``.
-        best_step: step of the best validation, the earliest of equals; None before the first.
-        stopped: whether it ended early.
-    """
-
-    step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    validations: list[dict[str, Any]] = field(default_factory=list)
-    best_step: int | None = None
-    stopped: bool = False
-
-    @property
-    def best_r1(self) -> float:
-        """Multimodal R@1 of the best validation; -1 before the first."""
-        return max((v["r1"] for v in self.validations), default=-1.0)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what :meth:`from_json` reads."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> TrainState:
-        """Invert :meth:`to_json`."""
-        return cls(**value)
 
 
 class RetrieverTraining:
@@ -207,8 +172,7 @@ class RetrieverTraining:
         set_rate(self._optimizer, rate)
         self._optimizer.step()
         row = {"step": step + 1, "epoch": self.plan.epoch(step + 1), **losses, "rate": rate, "norm": norm}
-        self.state.step = step + 1
-        self.state.history.append(row)
+        self.state.add_step(row)
         report: dict[str, Any] = dict(row)
         if self._judge is not None and self.plan.is_due(step + 1, self.settings.validate_every):
             report["validation"] = self._validate(self._judge)
@@ -218,12 +182,8 @@ class RetrieverTraining:
 
     def _validate(self, judge: Judge) -> dict[str, Any]:
         found = judge(self.retriever).to_json()
-        if found["r1"] > self.state.best_r1:
-            self.state.best_step = self.state.step
+        if self.state.add_validation(self.plan.epoch(self.state.step), found, by="r1", patience=self.settings.patience):
             self._best = trained_copies(self.retriever)
-        self.state.validations.append({"step": self.state.step, "epoch": self.plan.epoch(self.state.step), **found})
-        since = sum(v["step"] > (self.state.best_step or 0) for v in self.state.validations)
-        self.state.stopped = 0 < self.settings.patience <= since
         return found
 
     def take_best(self) -> None:
@@ -247,7 +207,7 @@ class RetrieverTraining:
             import torch
 
             save_file({"rows": torch.from_numpy(self._mined)}, folder / _NEGATIVES_FILE)
-        (folder / STATE_FILE).write_text(json.dumps(self.state.to_json()) + "\n", encoding="utf-8")
+        self.state.save(folder)
 
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint, with any number of workers.
@@ -257,18 +217,13 @@ class RetrieverTraining:
         """
         from safetensors.torch import load_file
 
-        self.state = load_state(folder)
+        self.state = TrainState.load(folder)
         put_trained(self.retriever, load_file(folder / _TRAINED_FILE), _WHAT)
         restore_state(self._optimizer, optimized(self._optimizer), load_file(folder / _OPTIMIZER_FILE))
         if (folder / _BEST_FILE).is_file():
             self._best = load_file(folder / _BEST_FILE)
         if (folder / _NEGATIVES_FILE).is_file():
             self._mined = np.asarray(load_file(folder / _NEGATIVES_FILE)["rows"].numpy())
-
-
-def load_state(folder: Path) -> TrainState:
-    """Read the state of a checkpoint."""
-    return TrainState.from_json(json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
 
 
 def train_mode(retriever: Retriever) -> None:

@@ -26,6 +26,7 @@ from mmd import schema
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config
 from mmd.errors import ArtifactError, ConfigError
+from mmd.models.course import TrainState
 from mmd.recommend.cache import TeacherOutputs, TeacherSpeaker, by_length
 from mmd.recommend.conversations import Conversations
 from mmd.recommend.recommender import load_recommender, save_recommender
@@ -40,7 +41,7 @@ from mmd.recommend.runs import (
     student_task,
 )
 from mmd.recommend.saving import DIALOGUE, STUDENT, Talker, load_dialogue_teacher, load_student, save_talker
-from mmd.recommend.training import Training, TrainState
+from mmd.recommend.training import Training
 from mmd.schema import Dialogue, Item, Turn
 from tests.jobs.killing import steps_gone_on_after, steps_kept, training_worker, wait_for_checkpoints
 

@@ -22,6 +22,7 @@ from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config
 from mmd.corpora.store import Corpus
 from mmd.errors import CorpusError
+from mmd.models.course import TrainState
 from mmd.retrieval.bases import load_bases
 from mmd.retrieval.facts import Facts
 from mmd.retrieval.inputs import InputMaker
@@ -30,7 +31,7 @@ from mmd.retrieval.samples import find_samples
 from mmd.retrieval.saving import load_retriever
 from mmd.retrieval.settings import TowerSettings
 from mmd.retrieval.sources import build_maker, training_sources
-from mmd.retrieval.training import TrainedRetriever, TrainState, train_plain
+from mmd.retrieval.training import TrainedRetriever, train_plain
 from mmd.schema import Dialogue, Item, Turn, text_id
 from tests.jobs.killing import steps_gone_on_after, steps_kept, training_worker, wait_for_checkpoints
 
