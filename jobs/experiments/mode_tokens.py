@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.experiments import domains, figures, retrievers, students
+from jobs.experiments import figures, students
 from jobs.experiments.students import ARMS, NO_KD
 
 WITHOUT = ", no mode"
@@ -27,25 +27,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: Mapping[str, Any]) -> dict[str, Any]:
     """Train every arm with and without mode tokens, with every seed."""
-    judged = retrievers.judged_on(options)
     variants: dict[str, Mapping[str, Any]] = {}
     for arm in options["arms"]:
         variants |= {arm: ARMS[arm], arm + WITHOUT: {**ARMS[arm], "conversations.mode_tokens": False}}
-    outcomes = students.run_units(options, students.units_of(variants, options["seeds"]), judged, "mode tokens")
-    resamples = domains.open_context(options, options["corpus"]).config.evaluation.bootstrap_resamples
-    field = students.comparison_of(outcomes, resamples, seed=0)
-    return {
-        "config": students.config_of(options, judged),
-        "repeats": options["seeds"],
-        "samples": {"responses": outcomes[0]["responses"], "mentions": outcomes[0]["mentions"]},
-        "table": students.table_of(field, outcomes),
-        "recall": students.recall_of(outcomes),
-        "with_against_without": {
-            arm: {m: students.difference_json(field.difference(arm, arm + WITHOUT, m)) for m in SHOWN}
-            for arm in options["arms"]
-        },
-        "outcomes": students.without_sums(outcomes),
-    }
+    field, record = students.compare_variants(options, variants, "mode tokens")
+    pairs = {arm: (arm, arm + WITHOUT) for arm in options["arms"]}
+    return {**record, "with_against_without": students.pairs_json(field, pairs, SHOWN)}
 
 
 def plot(record: Mapping[str, Any], path: Path) -> None:

@@ -209,6 +209,40 @@ def comparison_of(outcomes: Sequence[Mapping[str, Any]], resamples: int, seed: i
     )
 
 
+def compare_variants(
+    options: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]], title: str
+) -> tuple[Comparison, dict[str, Any]]:
+    """Train every variant with every seed.
+
+    Args:
+        options: of the command.
+        variants: name → what is set differently.
+        title: of the progress.
+
+    Returns:
+        What pairs of them can be asked of, and the record without the answers.
+    """
+    judged = retrievers.judged_on(options)
+    outcomes = run_units(options, units_of(variants, options["seeds"]), judged, title)
+    resamples = domains.open_context(options, options["corpus"]).config.evaluation.bootstrap_resamples
+    field = comparison_of(outcomes, resamples, seed=0)
+    return field, {
+        "config": config_of(options, judged),
+        "repeats": options["seeds"],
+        "samples": {"responses": outcomes[0]["responses"], "mentions": outcomes[0]["mentions"]},
+        "table": table_of(field, outcomes),
+        "recall": recall_of(outcomes),
+        "outcomes": without_sums(outcomes),
+    }
+
+
+def pairs_json(
+    field: Comparison, pairs: Mapping[str, tuple[str, str]], measures: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Return name → measure → by how much the first of a pair is ahead of the second."""
+    return {name: {m: difference_json(field.difference(*pair, m)) for m in measures} for name, pair in pairs.items()}
+
+
 def table_of(field: Comparison, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return variant → measure → mean and range over seeds; of MEASURES the interval, too."""
     table = {}

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.experiments import conkd_table, domains, figures, retrievers, students
+from jobs.experiments import conkd_table, figures, students
 from jobs.experiments.students import ARMS, NO_KD
 
 ONE_HOT = ", one-hot"
@@ -27,25 +27,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: Mapping[str, Any]) -> dict[str, Any]:
     """Train every gate with both kinds of targets, with every seed."""
-    judged = retrievers.judged_on(options)
     variants: dict[str, Mapping[str, Any]] = {NO_KD: ARMS[NO_KD]}
     for gate in options["gates"]:
         variants |= {gate: ARMS[gate], gate + ONE_HOT: {**ARMS[gate], "distill.one_hot": True}}
-    outcomes = students.run_units(options, students.units_of(variants, options["seeds"]), judged, "teachers' targets")
-    resamples = domains.open_context(options, options["corpus"]).config.evaluation.bootstrap_resamples
-    field = students.comparison_of(outcomes, resamples, seed=0)
-    return {
-        "config": students.config_of(options, judged),
-        "repeats": options["seeds"],
-        "samples": {"responses": outcomes[0]["responses"], "mentions": outcomes[0]["mentions"]},
-        "table": students.table_of(field, outcomes),
-        "recall": students.recall_of(outcomes),
-        "distributions_against_one_hot": {
-            gate: {m: students.difference_json(field.difference(gate, gate + ONE_HOT, m)) for m in conkd_table.SHOWN}
-            for gate in options["gates"]
-        },
-        "outcomes": students.without_sums(outcomes),
-    }
+    field, record = students.compare_variants(options, variants, "teachers' targets")
+    pairs = {gate: (gate, gate + ONE_HOT) for gate in options["gates"]}
+    return {**record, "distributions_against_one_hot": students.pairs_json(field, pairs, conkd_table.SHOWN)}
 
 
 def plot(record: Mapping[str, Any], path: Path) -> None:
