@@ -13,8 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from mmd.artifacts import ArtifactStore, diff_manifests, fingerprint, version_for
+from mmd.artifacts import KINDS, ArtifactStore, command_for, diff_manifests, fingerprint, version_for
 from mmd.artifacts.cleaning import gc
+from mmd.cli import JOBS
 from mmd.errors import ArtifactError
 
 TABLE_SCHEMA = pa.schema([("n", pa.int64())])
@@ -61,6 +62,26 @@ def test_a_killed_writer_is_invisible_and_gc_reclaims_it(store: ArtifactStore):
     assert len(gc(store, min_age_s=0, dry_run=True)) == 1
     assert len(gc(store, min_age_s=0)) == 1
     assert gc(store, min_age_s=0) == []
+
+
+@pytest.mark.parametrize(
+    ("ref", "command"),
+    [
+        ("student/demo", "`mmd distill`"),
+        ("teacher/demo@0123456789ab", "`mmd train_teachers`"),
+        ("report/demo-recommend", "`mmd evaluate_recommend`"),
+        ("report/demo", "`mmd evaluate`"),
+        ("gate/demo-conkd", "`mmd sweep_gates --method conkd`"),
+    ],
+)
+def test_what_is_missing_names_the_command_that_makes_it(store: ArtifactStore, ref: str, command: str):
+    with pytest.raises(ArtifactError, match=f"no complete artefact .* {command} makes it"):
+        store.open(ref)
+
+
+def test_every_kind_is_made_by_a_command_that_is_there():
+    for kind in KINDS:
+        assert command_for(kind, "demo").split()[1] in JOBS
 
 
 def test_a_live_writer_that_gc_took_for_dead_does_not_commit_what_is_left(store: ArtifactStore):
@@ -152,7 +173,7 @@ def test_another_schema_version_is_refused(store: ArtifactStore, tmp_path: Path)
     manifest = next((tmp_path / "store").rglob("manifest.json"))
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(content | {"schema_version": 99}))
-    with pytest.raises(ArtifactError, match=r"schema version 99.*run the job"):
+    with pytest.raises(ArtifactError, match=r"schema version 99.*make it again with `mmd evaluate`"):
         store.open("report/demo")
 
 

@@ -12,7 +12,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmd.artifacts.manifest import SAFE_SUFFIXES, Kind, Manifest, hash_file, is_inside
+from mmd.artifacts.manifest import SAFE_SUFFIXES, Kind, Manifest, command_for, hash_file, is_inside
 from mmd.errors import ArtifactError
 
 
@@ -110,9 +110,10 @@ class Artifact:
         Raises:
             ArtifactError: naming the first file that is missing or differs.
         """
+        command = command_for(self.manifest.kind, self.manifest.name)
+        way_out = f"Remove this version (`mmd artifacts gc --broken`) and make it again with `{command}`."
         for relative, entry in self.manifest.files.items():
             where = f"{self.root}/{relative}"
-            way_out = "Remove this version (`mmd artifacts gc --broken`) and run the job that made it again."
             if not self.fs.exists(where):
                 raise ArtifactError(f"{self.ref}: file {relative} is missing. {way_out}")
             size, digest = hash_file(self.fs, where)

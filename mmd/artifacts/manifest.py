@@ -33,12 +33,40 @@ Kind = Literal[
     "report",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_COMMANDS: Mapping[str, str] = {
+    "corpus": "ingest",
+    "features": "featurize",
+    "rulebase": "mine_rules",
+    "classifier": "fit_intent",
+    "gate": "fit_intent",
+    "samples": "augment",
+    "adapter": "finetune_mllm",
+    "retriever": "train_retriever",
+    "index": "build_index",
+    "graph": "build_graph",
+    "teacher": "train_teachers",
+    "student": "distill",
+    "report": "evaluate",
+}
+_COMMANDS_BY_ENDING = {
+    ("report", "-retrieval"): "evaluate_retrieval",
+    ("report", "-recommend"): "evaluate_recommend",
+    ("report", "-recommend-validation"): "evaluate_recommend --split validation",
+    ("gate", "-conkd"): "sweep_gates --method conkd",
+}
+"""Of a kind that several jobs make, the ending of an artefact's name tells which one."""
 SAFE_SUFFIXES = frozenset(
     {".parquet", ".json", ".jsonl", ".yaml", ".safetensors", ".faiss", ".html", ".png", ".txt", ".md", ".jinja"}
     | {".tfevents"}
 )  # .jinja: chat templates of language models, which transformers renders in Jinja's sandbox; .tfevents: TensorBoard
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
+
+
+def command_for(kind: str, name: str) -> str:
+    """Return the command that makes an artefact, for people to type: ``mmd distill``."""
+    endings = ((ending, verb) for (of, ending), verb in _COMMANDS_BY_ENDING.items() if of == kind)
+    return "mmd " + next((verb for ending, verb in endings if name.endswith(ending)), _COMMANDS[kind])
 
 
 class FileEntry(BaseModel):

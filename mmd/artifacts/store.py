@@ -23,6 +23,7 @@ from mmd.artifacts.manifest import (
     Kind,
     Manifest,
     code_revision,
+    command_for,
     fingerprint,
     hash_file,
     version_for,
@@ -202,14 +203,14 @@ class ArtifactStore:
             have = sorted({f"{kind}/{a.manifest.name}" for a in self.find(kind)})
             raise ArtifactError(
                 f"{ref}: no complete artefact in store {self.uri}; of this kind there are {', '.join(have) or 'none'}. "
-                "Run the job that makes it, or `mmd pipeline`."
+                f"`{command_for(kind, name)}` makes it, or `mmd pipeline` all of them."
             )
         asked = self._asked(kind, name)
         artifact = max(found, key=lambda a: max(a.manifest.created_unix_s, asked.get(a.manifest.version, 0.0)))
         if artifact.manifest.schema_version != SCHEMA_VERSION:
             raise ArtifactError(
                 f"{artifact.ref}: schema version {artifact.manifest.schema_version}, this mmd reads "
-                f"{SCHEMA_VERSION}; run the job that made it again with this version."
+                f"{SCHEMA_VERSION}; make it again with `{command_for(kind, name)}`."
             )
         if verify:
             artifact.verify()
