@@ -151,7 +151,9 @@ def load_config(
             raise ConfigError(f"{path}: {key}")
     merged = _merge(raw, profiles.get(chosen) or {})
     for assignment in overrides:
-        merged = _merge(merged, _parse_override(assignment))
+        override = _parse_override(assignment)
+        build_config(override, where=f"--set {assignment}")  # alone, so that its mistakes are not told as the file's
+        merged = _merge(merged, override)
     return build_config(merged, where=str(path))
 
 

@@ -66,6 +66,25 @@ def test_a_malformed_override_is_refused(bad: str):
         load_config(ROOT / "ray_config.yaml", overrides=[bad])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("intent.search.rollout=3", r"^--set intent\.search\.rollout=3: intent\.search\.rollout: unknown.*'rollouts'"),
+        ("seed=-1", r"^--set seed=-1: seed: .*greater than or equal to 0"),
+        ("seed.x=1", r"^--set seed\.x=1: seed: "),
+    ],
+)
+def test_a_mistake_in_an_override_is_told_of_the_override_and_not_of_the_file(override: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_config(ROOT / "ray_config.yaml", overrides=["seed=2", override])
+
+
+def test_a_mistake_in_the_file_is_told_of_the_file(tmp_path: Path):
+    path = config_file(tmp_path, "sed: 2\n")
+    with pytest.raises(ConfigError, match=r"ray_config\.yaml: sed: unknown.*'seed'"):
+        load_config(path, overrides=["seed=2"])
+
+
 def test_an_unknown_profile_names_the_known_ones():
     with pytest.raises(ConfigError, match=r"'laptpo': unknown; .* gpu, laptop.*Did you mean 'laptop'"):
         load_config(ROOT / "ray_config.yaml", profile="laptpo")
