@@ -92,7 +92,10 @@ def test_a_capacity_is_only_asked_where_something_has_one(tmp_path: Path):
     ("text", "words"),
     [
         ("sku,Title\na1,Mug\na2,Cup\n", "no 'id' column; it has sku, Title"),
-        ("id,label\na1,Mug\na2,Cup\n", "no title column; call it one of"),
+        (
+            "id,label\na1,Mug\na2,Cup\n",
+            r"no title column; it has id, label\. Name .* 'title' or 'name'",
+        ),
         (HEADER + ROWS + "a2,Mugs,Red,Again\n", "row 5: id 'a2' was row 3's already"),
         (HEADER + "../a1,Mugs,Blue,Mug\na2,Mugs,Red,Mug\n", "row 2: id '../a1'"),
         (HEADER + ROWS + "c1,Mugs,Red,Mug\n", "1 of 4 pictures are missing, the first: c1.jpg"),

@@ -27,7 +27,7 @@ TASTES = 8
 _FAMILY_SIZE = 3  # products that differ only in colour
 _LINE_SIZE = 2  # versions that differ in material and capacity
 _SAFE_ID = re.compile(r"[\w][\w.-]*")
-_TITLE_COLUMNS = ("productdisplayname", "title", "name")
+_TITLE_COLUMNS = ("productdisplayname", "title", "name")  # lower case; the first is what the Kaggle fashion set has
 _CATEGORY_COLUMNS = ("articletype", "category", "type", "subcategory")
 _COLOUR_COLUMNS = ("basecolour", "basecolor", "colour", "color")
 
@@ -302,7 +302,9 @@ def _read_csv(path: Path, images: Path, seed: int) -> list[Product]:
         raise CorpusError(f"{path}: no 'id' column; it has {', '.join(rows[0])}. Name the column of product ids 'id'.")
     title = next((columns[name] for name in _TITLE_COLUMNS if name in columns), None)
     if title is None:
-        raise CorpusError(f"{path}: no title column; call it one of {', '.join(_TITLE_COLUMNS)} (any case).")
+        raise CorpusError(
+            f"{path}: no title column; it has {', '.join(rows[0])}. Name the column of product names 'title' or 'name'."
+        )
     _check_ids(path, [row[columns["id"]] for row in rows])
     _check_pictures(path, [row[columns["id"]] for row in rows], images)
     return [_csv_product(row, columns, title, images, seed) for row in rows]
