@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from mmd.assistant.settings import AssistantSettings
 from mmd.base import Settings
 from mmd.corpora.settings import DataSettings
 from mmd.errors import ConfigError
@@ -91,6 +92,12 @@ class ServeSettings(Settings):
         default=80.0, gt=0, description="Pixels of a request's distinct pictures together, 10^6 px."
     )
     request_timeout_s: float = Field(default=30.0, gt=0, description="Longest time to an answer, s; then 504.")
+    part_timeout_s: float = Field(
+        default=11.0,
+        gt=0,
+        description="Longest wait of a conversation's turn for intent, retrieval or the student, s; it then goes on "
+        "without. At most 0.4 of request_timeout_s.",
+    )
     mllm_timeout_s: float = Field(
         default=10.0, gt=0, description="Longest wait for the large model, s; rules and probe then answer without it."
     )
@@ -115,6 +122,7 @@ class AppConfig(Settings):
     intent: IntentSettings = Field(default_factory=IntentSettings)
     retrieval: RetrievalSettings = Field(default_factory=RetrievalSettings)
     recommend: RecommendSettings = Field(default_factory=RecommendSettings)
+    assistant: AssistantSettings = Field(default_factory=AssistantSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     tune: TuneSettings = Field(default_factory=TuneSettings)
     serve: ServeSettings = Field(default_factory=ServeSettings)

@@ -37,6 +37,10 @@ class RequestError(MmdError):
     """A request to an online endpoint is malformed or over a limit."""
 
 
+class UnavailableError(MmdError):
+    """Nothing that could answer a request is there, or works."""
+
+
 QuarantineReason = Literal[
     "broken_json",
     "missing_field",

@@ -30,6 +30,7 @@ Kind = Literal[
     "graph",
     "teacher",
     "student",
+    "policy",
     "report",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -46,12 +47,14 @@ _COMMANDS: Mapping[str, str] = {
     "graph": "build_graph",
     "teacher": "train_teachers",
     "student": "distill",
+    "policy": "fit_policy",
     "report": "evaluate",
 }
 _COMMANDS_BY_ENDING = {
     ("report", "-retrieval"): "evaluate_retrieval",
     ("report", "-recommend"): "evaluate_recommend",
     ("report", "-recommend-validation"): "evaluate_recommend --split validation",
+    ("report", "-assistant"): "evaluate_assistant",
     ("gate", "-conkd"): "sweep_gates --method conkd",
 }
 """Of a kind that several jobs make, the ending of an artefact's name tells which one."""

@@ -8,7 +8,7 @@ modality's index is compressed, since a compressed one scores decoded vectors.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -160,13 +160,16 @@ class RetrievalEngine:
         """Does the method predict the modality before it ranks?"""
         return str(self.retriever.spec.method) != "mdr"
 
-    def retrieve(self, queries: Sequence[Query], k: int = 10, modality: str | None = None) -> list[RetrievalAnswer]:
+    def retrieve(
+        self, queries: Sequence[Query], k: int = 10, modality: str | None = None, *, each: bool = False
+    ) -> list[RetrievalAnswer]:
         """Return the best responses of each query.
 
         Args:
             queries: dialogues up to the turn that is wanted.
             k: responses a query; where fewer exist, all are given.
             modality: rank only this one instead of the predicted one (or of all of them).
+            each: rank every modality, whatever is predicted, and give the k best of each, for a policy to choose from.
 
         Raises:
             RequestError: a query says and shows nothing, the modality is unknown, or k is out of range.
@@ -178,15 +181,16 @@ class RetrievalEngine:
         with timer.stage("encode"):
             inputs = there(self.retriever, self.maker.queries(queries))
             intents = self.intents(inputs) if self.two_steps else None
-        plans = self._plans(len(queries), intents, modality)
+        plans = [self.modalities] * len(queries) if each else self._plans(len(queries), intents, modality)
         depth = max(k, self.reranker.depth) if self.reranker else k
-        ranked = self._search(inputs, plans, depth, timer)
+        cut = self._first_of_each if each else _first
+        ranked = [cut(found, depth) for found in self._search(inputs, plans, depth, timer)]
         if self.reranker:
             with timer.stage("rerank"):
                 ranked = [self._rerank(q, found) for q, found in zip(queries, ranked, strict=True)]
         return [
             RetrievalAnswer(
-                hits=tuple(Hit(self.responses[key], score) for key, score in found[:k]),
+                hits=tuple(Hit(self.responses[key], score) for key, score in cut(found, k)),
                 modality=plan[0] if len(plan) == 1 else None,
                 intent=intents[row] if intents else None,
                 timings_ms=timer.spent_ms,
@@ -226,7 +230,7 @@ class RetrievalEngine:
         return [(max(self.modalities, key=row.__getitem__),) for row in intents]
 
     def _search(self, inputs: Inputs, plans: Sequence[tuple[str, ...]], k: int, timer: _Timer) -> list[Ranked]:
-        """Ask each modality's index about the queries that it may answer; join what several of them found."""
+        """Ask each modality's index for k responses to the queries that it may answer; join what several found."""
         wanted: dict[str, list[int]] = defaultdict(list)
         for row, plan in enumerate(plans):
             for modality in plan:
@@ -243,7 +247,18 @@ class RetrievalEngine:
                 ids, scores = self.indices[modality].search(here, k)
             for row, keys, values in zip(rows, ids, scores, strict=True):
                 found[row] += [(key, float(value)) for key, value in zip(keys, values, strict=False)]
-        return [sorted(hits, key=by_score)[:k] for hits in found]
+        return [sorted(hits, key=by_score) for hits in found]
+
+    def _first_of_each(self, found: Ranked, k: int) -> Ranked:
+        """Return the first k of each modality, in order."""
+        seen: Counter[str] = Counter()
+        kept: Ranked = []
+        for key, score in found:
+            modality = self.responses[key].modality
+            if seen[modality] < k:
+                kept.append((key, score))
+            seen[modality] += 1
+        return kept
 
     def _embed(self, inputs: Inputs, modality: str) -> NDArray[np.float32]:
         import torch
@@ -261,6 +276,10 @@ class RetrievalEngine:
         again = sorted(((key, float(s)) for (key, _), s in zip(head, scores, strict=True)), key=by_score)
         floor = min((score for _, score in again), default=0.0)
         return again + [(key, floor - 1.0 - place) for place, (key, _) in enumerate(tail)]
+
+
+def _first(found: Ranked, k: int) -> Ranked:
+    return found[:k]
 
 
 def there(model: Model, inputs: Any) -> Any:  # noqa: ANN401 (TowerInputs)

@@ -195,7 +195,9 @@ class OnlineRetrieval:
         facts, problems = self._sources.look({key: image for key, image in images.items() if key in named})
         return PreparedRetrieval(Query(turns), facts, problems, (time.perf_counter() - started) * 1000)
 
-    def rank(self, prepared: Sequence[PreparedRetrieval], k: int, modality: str | None = None) -> list[RetrievalAnswer]:
+    def rank(
+        self, prepared: Sequence[PreparedRetrieval], k: int, modality: str | None = None, *, each: bool = False
+    ) -> list[RetrievalAnswer]:
         """Return one answer a query, in order; see :meth:`RetrievalEngine.retrieve`.
 
         Raises:
@@ -205,7 +207,7 @@ class OnlineRetrieval:
         with self._lock, torch_threads(self._threads):
             self._sources.show({key: facts for entry in prepared for key, facts in entry.pictures.items()})
             try:
-                answers = self.engine.retrieve([entry.query for entry in prepared], k, modality)
+                answers = self.engine.retrieve([entry.query for entry in prepared], k, modality, each=each)
             finally:
                 self._sources.show({})
         return [
