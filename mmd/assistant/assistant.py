@@ -93,6 +93,8 @@ class Assistant:
         retrieval: finds responses.
         recommendation: the student.
         missing: part → why it is not there, for ``degraded``.
+        degraded: what else was missing at loading, repeated in replies.
+        artifacts: role → reference of the policy.
     """
 
     def __init__(
@@ -103,11 +105,15 @@ class Assistant:
         retrieval: RetrievalPart | None = None,
         recommendation: RecommendationPart | None = None,
         missing: Mapping[Part, str] | None = None,
+        degraded: tuple[str, ...] = (),
+        artifacts: Mapping[str, str] | None = None,
     ) -> None:
         self.policy = policy
-        self._intent = intent
-        self._retrieval = retrieval
-        self._recommendation = recommendation
+        self.intent = intent
+        self.retrieval = retrieval
+        self.recommendation = recommendation
+        self._degraded = degraded
+        self._artifacts = dict(artifacts or {})
         self._missing = dict(missing or {})
 
     def answer(self, query: AssistantQuery) -> AssistantReply:
@@ -118,7 +124,7 @@ class Assistant:
             UnavailableError: no part can answer.
         """
         require_content(query)
-        turn = _Turn()
+        turn = _Turn(degraded=list(self._degraded), artifacts=dict(self._artifacts))
         self._ask_intent(query, turn)
         self._ask_retrieval(query, turn)
         self._ask_student(query, turn, None)
@@ -133,11 +139,11 @@ class Assistant:
     # ------------------------------------------------------------ asking the parts
 
     def _ask_intent(self, query: AssistantQuery, turn: _Turn) -> None:
-        if self._intent is None:
+        if self.intent is None:
             turn.fail("intent", self._reason("intent"))
             return
         try:
-            (answer,) = self._intent.answer([intent_query(query)])
+            (answer,) = self.intent.answer([intent_query(query)])
         except MmdError as err:  # no task of the dialogue's shape, for one
             turn.fail("intent", str(err))
             return
@@ -145,35 +151,35 @@ class Assistant:
         _note(turn, "intent", answer.degraded, answer.timings_ms, answer.artifacts)
 
     def _ask_retrieval(self, query: AssistantQuery, turn: _Turn) -> None:
-        if self._retrieval is None:
+        if self.retrieval is None:
             turn.fail("retrieval", self._reason("retrieval"))
             return
         try:
-            prepared = self._retrieval.prepare(Query(query.turns), query.images)
-            (answer,) = self._retrieval.rank([prepared], self.policy.settings.candidates, each=True)
+            prepared = self.retrieval.prepare(Query(query.turns), query.images)
+            (answer,) = self.retrieval.rank([prepared], self.policy.settings.candidates, each=True)
         except MmdError as err:
             turn.fail("retrieval", str(err))
             return
         turn.retrieval = answer
-        problems = (*self._retrieval.degraded, *prepared.problems)
-        _note(turn, "retrieval", problems, answer.timings_ms, self._retrieval.artifacts)
+        problems = (*self.retrieval.degraded, *prepared.problems)
+        _note(turn, "retrieval", problems, answer.timings_ms, self.retrieval.artifacts)
 
     def _ask_student(self, query: AssistantQuery, turn: _Turn, choice: Choice | None) -> None:
         """Ask the student; with a choice, again, in the mode that was chosen."""
-        if self._recommendation is None:
+        if self.recommendation is None:
             turn.fail("recommendation", self._reason("recommendation"))
             return
         asked = recommend_query(query)
         try:
-            prepared = self._recommendation.prepare(replace(asked, mode=choice.mode) if choice else asked)
-            (answer,) = self._recommendation.answer([prepared])
+            prepared = self.recommendation.prepare(replace(asked, mode=choice.mode) if choice else asked)
+            (answer,) = self.recommendation.answer([prepared])
         except MmdError as err:
             turn.fail("recommendation", str(err))
             return
         turn.recommended = answer
         if choice is None:
-            problems = (*self._recommendation.degraded, *prepared.problems)
-            _note(turn, "recommendation", problems, answer.timings_ms, self._recommendation.artifacts)
+            problems = (*self.recommendation.degraded, *prepared.problems)
+            _note(turn, "recommendation", problems, answer.timings_ms, self.recommendation.artifacts)
         else:
             turn.timings_ms["recommendation.again"] = sum(answer.timings_ms.values())
 

@@ -7,8 +7,8 @@ although they were given often enough for others, and the usual answer to an int
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -50,22 +50,22 @@ class Fits:
     usual: Mapping[Intent, str] = field(default_factory=dict)
 
     @classmethod
-    def count(cls, answered: Iterable[Answered]) -> Fits:
-        """Count answers of training dialogues."""
+    def of(cls, counts: Mapping[Answered, int]) -> Fits:
+        """Sort counted answers of training dialogues."""
         modalities: Counter[str] = Counter()
-        by_intent: dict[Intent, Counter[str]] = {}
-        responses: dict[str, Counter[Intent]] = {}
-        texts: dict[Intent, Counter[str]] = {}
-        for answer in answered:
-            modalities[answer.modality] += 1
+        by_intent: defaultdict[Intent, Counter[str]] = defaultdict(Counter)
+        responses: defaultdict[str, Counter[Intent]] = defaultdict(Counter)
+        texts: defaultdict[Intent, Counter[str]] = defaultdict(Counter)
+        for answer, count in counts.items():
+            modalities[answer.modality] += count
             if answer.intent is None:
                 continue
-            by_intent.setdefault(answer.intent, Counter())[answer.modality] += 1
-            responses.setdefault(answer.response_id, Counter())[answer.intent] += 1
+            by_intent[answer.intent][answer.modality] += count
+            responses[answer.response_id][answer.intent] += count
             if answer.text:
-                texts.setdefault(answer.intent, Counter())[answer.text] += 1
+                texts[answer.intent][answer.text] += count
         usual = {intent: min(said, key=lambda text: (-said[text], text)) for intent, said in texts.items()}
-        return cls(modalities, by_intent, responses, usual)
+        return cls(dict(modalities), dict(by_intent), dict(responses), usual)
 
     @cached_property
     def answers(self) -> int:
