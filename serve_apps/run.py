@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -26,11 +26,17 @@ from mmd.artifacts import ArtifactStore
 from mmd.config import DEFAULT_PATH, AppConfig, ServeSettings, load_config
 from mmd.errors import ArtifactError, ConfigError, MmdError
 from mmd.log import configure_logging
-from serve_apps.api import ReadyResponse
+from serve_apps.api import Part, ReadyResponse
 from serve_apps.client import ServiceClient
 from serve_apps.trial import Trials, try_service
 
 _console = Console(highlight=False)
+_NEEDED: Mapping[Part, Sequence[str]] = {
+    "intent": ("corpus", "features", "rulebase"),
+    "retrieval": ("index",),
+    "recommendation": ("student",),
+}
+"""Part of the service → kinds of artefacts without which it does not answer."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,22 +164,24 @@ def check_artifacts(store: str, corpus: str, refs: Sequence[str] = ()) -> None:
     One of intent recognition, retrieval and recommendation is enough; what is named must be there.
 
     Raises:
-        ArtifactError: something is missing; the message names the job that makes it.
+        ArtifactError: no part is whole; the message names what each lacks and the job that makes it.
     """
     opened = ArtifactStore(store)
     kinds = {ref.partition("/")[0] for ref in refs}
     for ref in refs:
         opened.open(ref, verify=False)
-    missing: list[ArtifactError] = []
-    for needed in (("corpus", "features", "rulebase"), ("index",), ("student",)):
-        try:
-            for kind in (kind for kind in needed if kind not in kinds):
+    lacking: list[str] = []
+    for part, needed in _NEEDED.items():
+        missing = []
+        for kind in (kind for kind in needed if kind not in kinds):
+            try:
                 opened.open(f"{kind}/{corpus}", verify=False)
-        except ArtifactError as err:
-            missing.append(err)
-        else:
+            except ArtifactError as err:
+                missing.append(f"{part}: {err}")
+        if not missing:
             return
-    raise missing[0]
+        lacking += missing
+    raise ArtifactError("there is nothing to serve yet; one of these parts is enough.\n" + "\n".join(lacking))
 
 
 def check_port(settings: ServeSettings) -> None:

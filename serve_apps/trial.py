@@ -45,10 +45,15 @@ def try_service(client: ServiceClient, store: ArtifactStore, count: int, console
     """Ask ``count`` test dialogues of the corpus that the service answers with; print question, answer and why.
 
     Raises:
-        CorpusError: the corpus has no test dialogue, or none that is labelled where intents alone are served.
+        CorpusError: the corpus is gone, has no test dialogue, or none that is labelled where intents alone are served.
         RequestError: the service does not say what it serves.
     """
     ready = ReadyResponse.model_validate_json(client.get("/readyz"))
+    if "corpus" not in ready.artifacts:
+        raise CorpusError(
+            "there is nothing to ask: the corpus that the service was trained on is not in the store any more; make it "
+            "again with `mmd ingest` and the settings that it was made with."
+        )
     corpus = Corpus(store.open(ready.artifacts["corpus"], verify=False))
     choose = choose_dialogues if "intent" in ready.answers else readable_dialogues
     chosen = list(choose(corpus.dialogues("test"), count))

@@ -85,6 +85,25 @@ def test_a_corpus_without_test_dialogues_cannot_be_tried(
         attempt(tiny_store, port, 0)
 
 
+def test_a_service_whose_corpus_is_gone_cannot_be_tried_and_says_so(tiny_store: Path):
+    ready = ReadyResponse(
+        status="ready",
+        answers=("recommendation",),
+        modalities=(),
+        artifacts={"student": "student/tiny@0123456789ab", "graph": "graph/tiny@0123456789ab"},
+        degraded=("pictures: the corpus is not in the store any more, products come without",),
+        rejected_update=None,
+    )
+
+    class CorpusGone(ServiceClient):
+        def get(self, path: str) -> str:
+            assert path == "/readyz"
+            return ready.model_dump_json()
+
+    with pytest.raises(CorpusError, match=r"corpus .* is not in the store any more; make it again with `mmd ingest`"):
+        try_service(CorpusGone(ServeSettings()), ArtifactStore(str(tiny_store)), 1, Console(file=io.StringIO()))
+
+
 def test_a_service_that_is_not_there_is_told(free_port: Callable[[], int]):
     with pytest.raises(RequestError, match="/readyz: no answer"):
         ServiceClient(ServeSettings(port=free_port())).get("/readyz")
