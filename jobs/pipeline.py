@@ -23,8 +23,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from rich.table import Table
-
 from jobs.glue.cluster import hold_cluster
 from jobs.glue.entry import JobContext, console, main
 from jobs.glue.recommend import require_backbone
@@ -33,6 +31,7 @@ from mmd.corpora.store import Corpus
 from mmd.errors import ConfigError, CorpusError, ModelError
 from mmd.recommend.conversations import names_items
 from mmd.retrieval.samples import has_samples
+from mmd.tables import plain_table
 
 MLLM_STEPS = ("augment", "finetune_mllm", "sweep_gates")
 INTENT_STEPS = ("mine_rules", "fit_intent", *MLLM_STEPS, "evaluate")
@@ -65,11 +64,20 @@ def run(context: JobContext) -> Artifact:
             if name == "ingest":
                 steps = possible_steps(context, Corpus(artifact), steps)
     _print_steps(rows)
-    if context.options.get("show") and "evaluate" in steps:
-        from jobs.glue.showcase import show_conversations
-
-        show_conversations(context, count=int(context.options["show"]))
+    if count := int(context.options.get("show") or 0):
+        _show(context, steps, count)
     return rows[-1][1]
+
+
+def _show(context: JobContext, steps: Sequence[str], count: int) -> None:
+    """Print what was trained at work: answered conversations, and a reply that recommends."""
+    from jobs.glue.showcase import show_command, show_conversations, show_reply
+
+    if "evaluate" in steps:
+        show_conversations(context, count)
+    if "distill" in steps:
+        show_reply(context)
+    show_command(context)
 
 
 def steps_of(context: JobContext) -> tuple[str, ...]:
@@ -174,7 +182,7 @@ def _step(name: str) -> Callable[[JobContext], Artifact]:
 
 
 def _print_steps(rows: list[tuple[str, Artifact, float, bool]]) -> None:
-    table = Table("step", "artefact", "seconds", "", title="pipeline", title_justify="left")
+    table = plain_table("step", "artefact", "seconds", "", title="pipeline")
     for name, artifact, seconds, skipped in rows:
         table.add_row(name, artifact.ref, f"{seconds:.1f}", "skipped" if skipped else "")
     console.print(table)
@@ -183,7 +191,13 @@ def _print_steps(rows: list[tuple[str, Artifact, float, bool]]) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the pipeline's own options."""
     parser.add_argument("--until", choices=STEPS, help="last step to run (default: all)")
-    parser.add_argument("--show", type=int, default=0, metavar="N", help="print N answered test conversations")
+    parser.add_argument(
+        "--show",
+        type=int,
+        default=0,
+        metavar="N",
+        help="print N answered test conversations and a reply that recommends",
+    )
 
 
 if __name__ == "__main__":
