@@ -96,7 +96,7 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
     )
     _add_errors(app)
     _add_api(app, backend, settings)
-    add_pages(app)
+    add_pages(app, settings)
     limit = int(settings.max_body_mb * 2**20)
     app.add_middleware(Guard, max_body_bytes=limit, body_timeout_s=settings.request_timeout_s)
     describe = app.openapi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -11,7 +12,10 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-_PAGES = {"/": "index.html", "/docs": "docs.html"}
+from mmd.config import ServeSettings
+from serve_apps.limits import MEDIA_TYPES
+
+_PAGES = {"/": "index.html", "/try": "try.html", "/docs": "docs.html"}
 _MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
@@ -31,19 +35,34 @@ class StaticFile:
         return Response(self.body, media_type=self.media_type, headers=headers)
 
 
+def _file(body: bytes, media_type: str) -> StaticFile:
+    return StaticFile(body, media_type, f'"{hashlib.sha256(body).hexdigest()[:16]}"')
+
+
 def _read_static() -> dict[str, StaticFile]:
     files = {}
     for entry in (resources.files("serve_apps") / "static").iterdir():
         media = _MEDIA.get("." + entry.name.rsplit(".", 1)[-1])
         if media:
-            body = entry.read_bytes()
-            files[entry.name] = StaticFile(body, media, f'"{hashlib.sha256(body).hexdigest()[:16]}"')
+            files[entry.name] = _file(entry.read_bytes(), media)
     return files
 
 
-def add_pages(app: FastAPI) -> None:
-    """Add the page, the API document and their files."""
+def page_limits(settings: ServeSettings) -> dict[str, object]:
+    """Return what a page has to know before it sends: the limits of a request, and which pictures are read."""
+    names = ("max_turns", "max_text_chars", "max_images", "max_image_mb", "max_image_megapixels", "max_body_mb")
+    return {**settings.model_dump(include=set(names)), "media_types": list(MEDIA_TYPES)}
+
+
+def add_pages(app: FastAPI, settings: ServeSettings) -> None:
+    """Add the chat page, the page to try each part, the API document and their files.
+
+    Args:
+        app: gets the routes.
+        settings: whose limits the pages tell, as ``static/limits.json``.
+    """
     files = _read_static()
+    files["limits.json"] = _file(json.dumps(page_limits(settings)).encode(), "application/json")
 
     def page(name: str) -> Any:  # noqa: ANN401 (FastAPI reads the inner function's own signature)
         async def serve_page(request: Request) -> Response:

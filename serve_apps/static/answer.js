@@ -61,14 +61,21 @@ function ruleNode(rule, label) {
   return node;
 }
 
-// What was left out, how long it took, what answered; of either answer.
+// What was left out, how long it took, what answered; of any answer.
 export function moreNodes(answer) {
-  const notes = answer.degraded.map((part) => make("p", "note", say("degraded") + part));
-  const times = Object.entries(answer.timings_ms);
   const total = answer.timings_ms.total.toFixed(0);
+  return [...noteNodes(answer), fold(say("timings", { total }), timesNode(answer)), ...sourceNodes(answer)];
+}
+
+export const noteNodes = (answer) => answer.degraded.map((part) => make("p", "note", say("degraded") + part));
+
+export function timesNode(answer) {
+  const times = Object.entries(answer.timings_ms);
+  return facts(times.map(([stage, ms]) => [has(stage) ? say(stage) : name(stage), `${ms.toFixed(1)} ms`]));
+}
+
+export function sourceNodes(answer) {
   return [
-    ...notes,
-    fold(say("timings", { total }), facts(times.map(([stage, ms]) => [say(stage), `${ms.toFixed(1)} ms`]))),
     fold(say("used"), facts(Object.entries(answer.artifacts))),
     fold(say("json"), make("pre", "", JSON.stringify(answer, null, 2))),
   ];

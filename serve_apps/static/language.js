@@ -10,12 +10,13 @@ function readLanguage() {
   } catch {
     // storage is switched off; the choice then lasts as long as the page
   }
-  return saved ?? (navigator.language.startsWith("zh") ? "zh" : "en");
+  if (saved in WORDS) return saved;
+  return navigator.language.startsWith("zh") ? "zh" : "en";
 }
 
 export const current = () => language;
 
-export function choose(wanted) {
+function choose(wanted) {
   language = wanted;
   try {
     localStorage.setItem("mmd.language", wanted);
@@ -28,4 +29,12 @@ export const has = (key) => key in WORDS.en;
 
 export function say(key, values = {}) {
   return WORDS[language][key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+}
+
+// Puts the page into a language: its title and every node that names its word.
+export function speak(wanted, title) {
+  choose(wanted);
+  document.documentElement.lang = wanted === "zh" ? "zh-Hans" : "en";
+  document.title = say(title);
+  for (const node of document.querySelectorAll("[data-text]")) node.textContent = say(node.dataset.text);
 }

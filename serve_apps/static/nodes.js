@@ -1,5 +1,7 @@
 // Small pieces that pages are put together from.
 
+export const $ = (id) => document.getElementById(id);
+
 export function make(tag, className = "", text = "") {
   const node = document.createElement(tag);
   if (className) node.className = className;

@@ -2,27 +2,10 @@
 import { make, percent } from "./nodes.js";
 import { say } from "./language.js";
 import { moreNodes } from "./answer.js";
+import { traceNodes } from "./trace.js";
 
 export const ITEMS_ASKED = 5;
 export const MODES = ["rec", "gen"];
-
-// Reads server-sent events and calls `tell` with kind and data of each; returns the data of the last.
-export async function readEvents(body, tell) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let waiting = "";
-  let last = null;
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return last;
-    const blocks = (waiting + value).split("\n\n");
-    waiting = blocks.pop();
-    for (const block of blocks) {
-      const [event, data] = block.split("\n");
-      last = { kind: event.replace("event: ", ""), ...JSON.parse(data.replace("data: ", "")) };
-      tell(last);
-    }
-  }
-}
 
 // What is known of a reply after one more event.
 export function grown(result, event) {
@@ -42,7 +25,9 @@ export function recommendedNodes(result, onContinue) {
   const button = make("button", "quiet", say("continue"));
   button.type = "button";
   button.addEventListener("click", () => onContinue(result.reply));
-  return [...nodes, button, ...itemNodes(result), ...traceNodes(result.item_mass), ...moreNodes(result)];
+  const items = [make("h3", "", say(`items_${result.items_from}`)), itemsNode(result.items)];
+  const steps = result.item_mass.map((step) => ({ ...step, mass: step.item_mass }));
+  return [...nodes, button, ...items, ...traceNodes(steps), ...moreNodes(result)];
 }
 
 function replyNode(parts, whole) {
@@ -51,23 +36,23 @@ function replyNode(parts, whole) {
   return node;
 }
 
-function productNode(part) {
+export function productNode(part) {
   const node = make("mark", "product", part.text);
   node.title = part.item;
   return node;
 }
 
-function modeNode(mode) {
+export function modeNode(mode) {
   const node = make("p", "who");
   const share = mode.probability === null ? "" : ` ${percent(mode.probability)}`;
   node.append(make("span", mode.name === "rec" ? "badge agrees" : "badge", say(`mode_${mode.name}`) + share));
   return node;
 }
 
-function itemNodes(result) {
+export function itemsNode(items) {
   const list = make("ol", "items");
-  list.append(...result.items.map(itemNode));
-  return [make("h3", "", say(`items_${result.items_from}`)), list];
+  list.append(...items.map(itemNode));
+  return list;
 }
 
 function itemNode(item) {
@@ -87,16 +72,4 @@ function itemNode(item) {
   body.append(make("span", "item-title", item.title), track);
   node.append(body, make("span", "number", `${(item.score * 100).toFixed(1)} %`));
   return node;
-}
-
-// Each token, the darker the more the student leans towards naming a product there.
-function traceNodes(trace) {
-  const tokens = make("p", "trace");
-  for (const { token, item_mass } of trace) {
-    const node = make("span", "token", token);
-    node.style.setProperty("--mass", item_mass);
-    node.title = `${token}: ${percent(item_mass)}`;
-    tokens.append(node, " ");
-  }
-  return [make("h3", "", say("trace")), tokens, make("p", "hint", say("traceHint"))];
 }

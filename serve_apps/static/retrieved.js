@@ -9,13 +9,17 @@ const HITS_SHOWN = 5;
 export const modalityName = (modality) => (has(`modality_${modality}`) ? say(`modality_${modality}`) : name(modality));
 
 export function retrievedNodes(result) {
-  const nodes = result.hits.map(hitNode);
-  const parts = [make("h2", "", say("retrieved")), ...predictedNodes(result.predicted)];
-  if (!nodes.length) parts.push(make("p", "hint", say("noHits")));
-  parts.push(listOf(nodes.slice(0, HITS_SHOWN)));
+  const title = make("h2", "", say("retrieved"));
+  return [title, ...predictedNodes(result.predicted), ...hitNodes(result.hits), ...moreNodes(result)];
+}
+
+// The best few, the rest folded away.
+export function hitNodes(hits) {
+  if (!hits.length) return [make("p", "hint", say("noHits"))];
+  const nodes = hits.map(hitNode);
   const rest = nodes.slice(HITS_SHOWN);
-  if (rest.length) parts.push(fold(say("otherHits", { n: rest.length }), listOf(rest)));
-  return [...parts, ...moreNodes(result)];
+  const folded = rest.length ? [fold(say("otherHits", { n: rest.length }), listOf(rest))] : [];
+  return [listOf(nodes.slice(0, HITS_SHOWN)), ...folded];
 }
 
 // Two-step methods say which modality they take the next turn to have.

@@ -9,9 +9,11 @@ import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import PIL.Image
 import pyarrow as pa
@@ -389,3 +391,44 @@ def serving(free_port: Callable[[], int]) -> Iterator[Callable[[EngineBackend, S
     for server, thread in running:
         server.should_exit = True
         thread.join()
+
+
+BROWSER = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def opened() -> Callable[..., AbstractContextManager[Any]]:
+    """Opens a page in headless Chromium; the test fails on script errors and on requests to other hosts."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium found; apt-get install chromium")
+
+    @contextmanager
+    def open_page(url: str, script: str = "", **context: Any) -> Iterator[Any]:
+        """Open ``url``; ``script`` runs before the page's own, ``context`` are options of the browser's context."""
+        faults: list[str] = []
+        own = f"http://{urlsplit(url).netloc}/"
+        with sync_api.sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER)
+            options = {"locale": "en-GB", "viewport": {"width": 390, "height": 844}, **context}
+            page = browser.new_context(**options).new_page()
+            page.on("pageerror", lambda error: faults.append(str(error)))
+            page.on("console", lambda m: faults.append(m.text) if "Content Security" in m.text else None)
+            page.on("request", lambda r: None if r.url.startswith((own, "data:")) else faults.append(r.url))
+            if script:
+                page.add_init_script(script)
+            page.goto(url)
+            yield page
+            browser.close()
+        assert faults == []
+
+    return open_page

@@ -42,6 +42,7 @@ from serve_apps.http import create_app, explain_validation, field_path
 Turns = list[dict[str, Any]]
 DataUrl = Callable[..., str]
 LIMITS = ServeSettings(max_images=4)
+STATIC = sorted((Path(http.__file__).parent / "static").iterdir())
 
 
 def user(text: str = "", *images: str) -> dict[str, Any]:
@@ -381,7 +382,7 @@ def test_no_word_of_a_dialogue_reaches_the_log(client: TestClient, capfd: pytest
 # ---------------------------------------------------------------- security, pages, operation
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/static/app.js", "/healthz", "/nothing"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/try.js", "/healthz", "/nothing"])
 def test_every_response_carries_the_security_headers(client: TestClient, path: str):
     headers = client.get(path).headers
     assert "default-src 'none'" in headers["content-security-policy"]
@@ -398,9 +399,7 @@ def test_other_origins_get_no_permission(client: TestClient):
     assert not [name for name in preflight.headers if name.startswith("access-control-")]
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/docs", "/static/app.js", "/static/docs.js", "/static/words.js", "/static/app.css"]
-)
+@pytest.mark.parametrize("path", ["/", "/try", "/docs", *(f"/static/{p.name}" for p in STATIC if p.suffix != ".svg")])
 def test_pages_name_no_other_host(client: TestClient, path: str):
     response = client.get(path)
     assert response.status_code == 200
@@ -412,8 +411,9 @@ def test_the_page_and_its_words_agree(client: TestClient):
     words = client.get("/static/words.js").text
     english, chinese = (set(re.findall(r"^    (\w+):", part, re.MULTILINE)) for part in words.split("  zh: {"))
     assert english == chinese
-    page, script = client.get("/").text, client.get("/static/app.js").text
-    asked = set(re.findall(r'data-text="(\w+)"', page)) | set(re.findall(r'say\(\s*"(\w+)"', script))
+    files = [client.get(path).text for path in ("/", "/try")]
+    files += [path.read_text() for path in STATIC if path.suffix == ".js"]
+    asked = {word for file in files for word in re.findall(r'(?:data-text="|\bsay\(\s*")(\w+)"', file)}
     assert asked <= english
 
 

@@ -1,10 +1,9 @@
-"""The page in a real browser: a dialogue with a picture, by mouse, keyboard and drop, in both languages."""
+"""The page to try each part in a real browser: a dialogue with a picture, by mouse, keyboard and drop, in both languages."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,7 @@ from mmd.config import ServeSettings
 from mmd.intent.engine import IntentEngine
 from mmd.recommend.conversations import Conversations
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+Open = Callable[[str], AbstractContextManager[Any]]
 
 pytestmark = pytest.mark.browser
 
@@ -37,38 +27,19 @@ def url(backend: Any, serving: Callable[..., str]) -> str:
 
 
 @pytest.fixture
-def page(url: str) -> Iterator[Any]:
+def page(opened: Open, url: str) -> Iterator[Any]:
     """A page over intent recognition alone."""
-    with opened(url) as page:
+    with opened(f"{url}try") as page:
         page.wait_for_selector(".examples button")
         yield page
 
 
 @pytest.fixture
-def full_page(full_backend: Any, serving: Callable[..., str]) -> Iterator[Any]:
+def full_page(opened: Open, full_backend: Any, serving: Callable[..., str]) -> Iterator[Any]:
     """A page over all parts."""
-    with opened(serving(full_backend, ServeSettings())) as page:
+    with opened(f"{serving(full_backend, ServeSettings())}try") as page:
         page.wait_for_selector("#modality-row:not([hidden])")
         yield page
-
-
-@contextmanager
-def opened(url: str) -> Iterator[Any]:
-    """Open the page; the test fails on script errors and on requests to other hosts."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium found; apt-get install chromium")
-    faults: list[str] = []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        page = browser.new_context(locale="en-GB", viewport={"width": 390, "height": 844}).new_page()
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda message: faults.append(message.text) if "Content Security" in message.text else None)
-        page.on("request", lambda r: None if r.url.startswith((url, "data:")) else faults.append(r.url))
-        page.goto(url)
-        yield page
-        browser.close()
-    assert faults == []
 
 
 def test_an_example_is_answered_with_label_confidence_and_who_decided(page: Any):

@@ -1,12 +1,13 @@
-// The page: builds a dialogue, asks what the customer wants and what to answer. No framework, no other host.
+// The page to try each part: builds a dialogue, asks what the customer wants and what to answer.
 import { answerNodes, moreNodes } from "./answer.js";
-import { choose, current, say } from "./language.js";
-import { make, name } from "./nodes.js";
-import { ITEMS_ASKED, MODES, beginning, grown, readEvents, recommendedNodes } from "./recommended.js";
+import { exampleNode, picturesOf } from "./examples.js";
+import { current, say, speak } from "./language.js";
+import { $, make, name } from "./nodes.js";
+import { acceptFiles, readPicture, thumbnail } from "./pictures.js";
+import { ITEMS_ASKED, MODES, beginning, grown, recommendedNodes } from "./recommended.js";
+import { readEvents } from "./events.js";
 import { HITS_ASKED, modalityName, retrievedNodes } from "./retrieved.js";
-
-const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
-const $ = (id) => document.getElementById(id);
+import { explain, readExamples, readReady, readTasks } from "./service.js";
 
 const state = {
   turns: [{ speaker: "user", text: "", pictures: [] }], // picture: {name, url}
@@ -20,10 +21,7 @@ const state = {
 // ---------------------------------------------------------------- words
 
 function setLanguage(language) {
-  choose(language);
-  document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
-  document.title = say("page");
-  for (const node of document.querySelectorAll("[data-text]")) node.textContent = say(node.dataset.text);
+  speak(language, "page");
   for (const option of $("modality").options) if (option.value) option.textContent = modalityName(option.value);
   for (const option of $("mode").options) if (option.value) option.textContent = say(`mode_${option.value}`);
   showTurns();
@@ -80,44 +78,15 @@ function turnNode(turn, index) {
   attach.setAttribute("aria-label", say("attachTo", { n }));
   attach.addEventListener("change", () => addPictures(turn, index, attach.files));
   node.querySelector(".pictures").replaceChildren(...turn.pictures.map((p, k) => pictureNode(turn, index, p, k)));
-  acceptDrops(node, turn, index);
+  acceptFiles(node, (files) => addPictures(turn, index, files));
   return node;
 }
 
 function pictureNode(turn, index, picture, number) {
-  const item = make("li");
-  const image = make("img");
-  image.src = picture.url;
-  image.alt = say("picture", { name: picture.name });
-  const remove = make("button", "", "✕");
-  remove.type = "button";
-  remove.setAttribute("aria-label", say("removePicture", { name: picture.name }));
-  remove.addEventListener("click", () => {
+  return thumbnail(picture, () => {
     turn.pictures.splice(number, 1);
     showTurns();
     focusTurn(index, "input[type=file]");
-  });
-  item.append(image, remove);
-  return item;
-}
-
-function acceptDrops(node, turn, index) {
-  node.addEventListener("dragover", (event) => {
-    event.preventDefault();
-    node.classList.add("dropping");
-  });
-  node.addEventListener("dragleave", () => node.classList.remove("dropping"));
-  node.addEventListener("drop", (event) => {
-    event.preventDefault();
-    event.stopPropagation();
-    node.classList.remove("dropping");
-    addPictures(turn, index, event.dataTransfer.files);
-  });
-  node.addEventListener("paste", (event) => {
-    const files = event.clipboardData.files;
-    if (!files.length) return;
-    event.preventDefault();
-    addPictures(turn, index, files);
   });
 }
 
@@ -125,22 +94,11 @@ function focusTurn(index, selector) {
   $("turns").children[index]?.querySelector(selector)?.focus();
 }
 
-function readFile(file) {
-  return new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.addEventListener("load", () => resolve(reader.result));
-    reader.addEventListener("error", () => reject(reader.error));
-    reader.readAsDataURL(file);
-  });
-}
-
 async function addPictures(turn, index, files) {
   showError("");
   state.gold = {};
   for (const file of files) {
-    const bad = () => showError(say("kind", { name: file.name }));
-    if (!KINDS.includes(file.type)) bad();
-    else await readFile(file).then((url) => turn.pictures.push({ name: file.name || "1", url }), bad);
+    await readPicture(file).then((picture) => turn.pictures.push(picture), (err) => showError(err.message));
   }
   showTurns();
   focusTurn(index, "textarea");
@@ -178,16 +136,6 @@ function dialogueTurns() {
     }));
 }
 
-async function explain(response) {
-  const wait = response.headers.get("Retry-After");
-  if (wait) return say("busy", { s: wait });
-  try {
-    return (await response.json()).error.message;
-  } catch {
-    return `HTTP ${response.status}`;
-  }
-}
-
 async function request(path, body) {
   const response = await fetch(path, {
     method: "POST",
@@ -209,10 +157,12 @@ async function recommend(turns) {
   const response = await request("v1/recommend", { turns, mode, k: ITEMS_ASKED, stream: true });
   if (!response) return null;
   let result = beginning();
-  const last = await readEvents(response.body, (event) => {
-    result = grown(result, event);
+  let last = null;
+  for await (const { event, data } of readEvents(response.body)) {
+    last = { kind: event, ...JSON.parse(data) };
+    result = grown(result, last);
     showRecommended(result);
-  });
+  }
   if (last?.kind === "end") return result;
   showError(last?.error?.message ?? say("offline"));
   return null;
@@ -289,7 +239,7 @@ function summary(answer, retrieved, recommended) {
 // ---------------------------------------------------------------- start
 
 async function loadServed() {
-  const ready = await (await fetch("readyz")).json();
+  const ready = await readReady();
   if (!ready.answers) return showError(ready.error.message);
   for (const part of ["intent", "retrieval", "recommendation"]) state.serves[part] = ready.answers.includes(part);
   $("task-row").hidden = !state.serves.intent;
@@ -308,8 +258,7 @@ async function loadServed() {
 }
 
 async function loadTasks() {
-  const { tasks } = await (await fetch("v1/tasks")).json();
-  for (const task of tasks) {
+  for (const task of await readTasks()) {
     const option = make("option", "", name(task.name));
     option.value = task.name;
     $("task").append(option);
@@ -317,39 +266,22 @@ async function loadTasks() {
 }
 
 async function loadExamples() {
-  const { examples } = await (await fetch("v1/examples")).json();
+  const examples = await readExamples();
   $("examples").hidden = !examples.length;
-  $("examples").querySelector("ul").replaceChildren(...examples.map(exampleNode));
+  $("examples").querySelector("ul").replaceChildren(...examples.map((example) => exampleNode(example, tryExample)));
 }
 
-function exampleNode(example) {
-  const labels = Object.values(example.labels).map(name).join(", ");
-  const button = make("button");
-  button.type = "button";
-  const picture = example.turns.flatMap((turn) => turn.images)[0];
-  if (picture) {
-    const image = make("img");
-    image.src = picture;
-    image.alt = "";
-    button.append(image);
-  }
-  const last = example.turns.filter((turn) => turn.speaker === "user" && turn.text).at(-1);
-  button.append(make("span", "", last?.text ?? labels));
-  button.addEventListener("click", () => {
-    state.turns = example.turns.map((turn, n) => ({
-      speaker: turn.speaker,
-      text: turn.text,
-      pictures: turn.images.map((url, k) => ({ name: `${n + 1}.${k + 1}`, url })),
-      items: turn.item_ids,
-    }));
-    state.gold = example.labels;
-    $("task").value = "";
-    showTurns();
-    ask();
-  });
-  const item = make("li");
-  item.append(button);
-  return item;
+function tryExample(example) {
+  state.turns = example.turns.map((turn, n) => ({
+    speaker: turn.speaker,
+    text: turn.text,
+    pictures: picturesOf(turn, n),
+    items: turn.item_ids,
+  }));
+  state.gold = example.labels;
+  $("task").value = "";
+  showTurns();
+  ask();
 }
 
 function start() {
@@ -366,11 +298,9 @@ function start() {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) ask();
   });
   // A picture dropped beside a turn goes to the last customer turn instead of replacing the page.
-  document.addEventListener("dragover", (event) => event.preventDefault());
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
+  acceptFiles(document.body, (files) => {
     const index = state.turns.findLastIndex((turn) => turn.speaker === "user");
-    if (index >= 0) addPictures(state.turns[index], index, event.dataTransfer.files);
+    if (index >= 0) addPictures(state.turns[index], index, files);
   });
   setLanguage(current());
   Promise.all([loadServed(), loadTasks(), loadExamples()]).catch(() => showError(say("offline")));
