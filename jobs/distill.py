@@ -32,6 +32,7 @@ from jobs.glue.recommend import (
     RecommendJob,
     best_metrics,
     fit_run,
+    held_out_words,
     print_state,
     read_outputs,
     trained_settings,
@@ -64,7 +65,10 @@ def run(context: JobContext) -> Artifact:
         train=lambda place, scratch: train(context, inputs, place, scratch),
         write=write,
         tell=lambda trained, artifact: print_state(
-            TITLES["student"], trained[1], artifact.manifest.metrics["parameters"]
+            TITLES["student"],
+            trained[1],
+            artifact.manifest.metrics["parameters"],
+            held_out_words(artifact.manifest.metrics["validation"], "responses"),
         ),
     )
 

@@ -30,6 +30,7 @@ from jobs.glue.recommend import (
     What,
     best_metrics,
     fit_run,
+    held_out_words,
     print_state,
     require_backbone,
     trained_settings,
@@ -94,12 +95,21 @@ def write(writer: ArtifactWriter, trained: Trained, scratch: Path) -> dict[str, 
 
 def tell(trained: Trained, artifact: Artifact) -> None:
     """Print both courses, and what the calibrated recommendation teacher is worth."""
-    states, record = trained[0], artifact.read_json(TRAINING_FILE)
+    (states, ground), record = trained, artifact.read_json(TRAINING_FILE)
+    mentions = sum(mention.speaker == "agent" for mention in ground.mentions.validation)  # what ψ is judged on
+    held_out: dict[What, str] = {
+        "recommender": held_out_words(mentions, "mentions by the agent"),
+        "dialogue": held_out_words(len(ground.responses.validation), "responses"),
+    }
     for what in RUNS:
-        print_state(TITLES[what], states[what], record["parameters"][what])
+        print_state(TITLES[what], states[what], record["parameters"][what], held_out[what])
     if worth := record["calibrated"]:
         numbers = ", ".join(f"{name} {value:.4f}" for name, value in worth.items())
-        console.print(f"{TITLES['recommender']}, calibrated: {numbers}", markup=False, soft_wrap=True)
+        console.print(
+            f"{TITLES['recommender']}, calibrated, on {held_out['recommender']}: {numbers}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def write_teachers(writer: ArtifactWriter, ground: Ground, scratch: Path) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,6 @@ from typing import get_args
 
 import yaml
 from rich.console import Console
-from rich.table import Table
 
 import mmd
 from mmd.artifacts import KINDS, Artifact, ArtifactStore, diff_manifests
@@ -25,6 +24,7 @@ from mmd.config import DEFAULT_PATH, ProfileName, describe_settings, load_config
 from mmd.errors import MmdError
 from mmd.intent import rules_cli
 from mmd.models.resolve import known_models
+from mmd.tables import plain_table
 
 JOBS = {
     "pipeline": "everything below in one resumable command",
@@ -144,7 +144,8 @@ def _config_validate(args: argparse.Namespace) -> int:
 
 
 def _config_keys(_: argparse.Namespace) -> int:
-    _print_table(("setting", "type", "meaning"), describe_settings())
+    for key, kind, meaning in describe_settings():  # a line each, for grep
+        print(f"{key} ({kind}): {meaning}")
     return 0
 
 
@@ -231,7 +232,7 @@ def _when(artifact: Artifact) -> str:
 
 
 def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table(*header)
+    table = plain_table(*header)
     for row in rows:
         table.add_row(*(cell.replace("[", r"\[") for cell in row))
     _console.print(table)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from jobs.glue.stopping import own_sigterm
 from mmd.config import ClusterSettings
 from mmd.errors import MmdError
 
@@ -57,12 +58,13 @@ def _connect(settings: ClusterSettings) -> None:
 
     # The default health interval adds about 8 s to every fit of Ray Train.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    if settings.address or os.environ.get("RAY_ADDRESS"):
-        ray.init(address=settings.address, log_to_driver=False)
-        return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster on the loopback interface
-    with busy_machine():
-        _start(settings)
+    with own_sigterm():
+        if settings.address or os.environ.get("RAY_ADDRESS"):
+            ray.init(address=settings.address, log_to_driver=False)
+            return
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster on the loopback interface
+        with busy_machine():
+            _start(settings)
 
 
 @contextmanager

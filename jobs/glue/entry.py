@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from jobs.glue.stopping import sigterm_as_interrupt
 from mmd.artifacts import Artifact, ArtifactStore, Kind, version_for
 from mmd.config import DEFAULT_PATH, AppConfig, load_config
 from mmd.errors import ConfigError, MmdError
 from mmd.log import configure_logging
+from mmd.tables import plain_table
 
 console = Console(stderr=False, highlight=False)
+_METRICS_SHOWN = 16
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,10 @@ def main(
     add_options: Callable[[argparse.ArgumentParser], None] | None = None,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Run one job from the command line; return its exit code (0 done, 2 a user's mistake, 130 interrupted)."""
+    """Run one job from the command line; return its exit code.
+
+    0: done; 2: a user's mistake; 130: interrupted; 143: terminated by SIGTERM.
+    """
     parser = build_parser(verb, doc or "")
     if add_options:
         add_options(parser)
@@ -145,17 +150,19 @@ def main(
     common = {key: args.pop(key) for key in ("config", "profile", "overrides", "corpus", "force")}
     configure_logging()
     started = time.perf_counter()
-    try:
-        overrides = [*corpus_overrides(common["corpus"]), *common["overrides"]]
-        config = load_config(common["config"], profile=common["profile"], overrides=overrides)
-        warn_of_passing_store(config.store)
-        artifact = run(JobContext(config, force=common["force"], options=args))
-    except MmdError as err:
-        console.print(f"mmd {verb}: {err}", style="red", markup=False, soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        console.print(f"mmd {verb}: interrupted; run the same command again to resume.", markup=False)
-        return 130
+    with sigterm_as_interrupt() as sigterm:
+        try:
+            overrides = [*corpus_overrides(common["corpus"]), *common["overrides"]]
+            config = load_config(common["config"], profile=common["profile"], overrides=overrides)
+            warn_of_passing_store(config.store)
+            artifact = run(JobContext(config, force=common["force"], options=args))
+        except MmdError as err:
+            console.print(f"mmd {verb}: {err}", style="red", markup=False, soft_wrap=True)
+            return 2
+        except KeyboardInterrupt:
+            what, code = ("terminated", 143) if sigterm.received else ("interrupted", 130)
+            console.print(f"mmd {verb}: {what}; run the same command again to resume.", markup=False, soft_wrap=True)
+            return code
     print_summary(verb, artifact, time.perf_counter() - started)
     return 0
 
@@ -174,13 +181,15 @@ def warn_of_passing_store(store: str, folder: Path | None = None) -> None:
 
 
 def print_summary(verb: str, artifact: Artifact, seconds: float) -> None:
-    """Print what a job made: reference, place, time and its metrics."""
+    """Print what a job made: reference, place, time and the first of its metrics."""
     console.print(f"{verb}: {artifact.ref} in {seconds:.1f} s", markup=False, soft_wrap=True)
-    table = Table(show_header=False)
-    for key, value in artifact.manifest.metrics.items():
-        if not isinstance(value, (dict, list)):
-            table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+    table = plain_table("", "", show_header=False)
+    scalars = {key: v for key, v in artifact.manifest.metrics.items() if not isinstance(v, (dict, list))}
+    for key, value in list(scalars.items())[:_METRICS_SHOWN]:
+        table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
     console.print(table)
+    if (more := len(scalars) - _METRICS_SHOWN) > 0:
+        console.print(f"… and {more} more: mmd artifacts show {artifact.ref}", markup=False, soft_wrap=True)
     console.print(artifact.path(), markup=False, soft_wrap=True)
 
 

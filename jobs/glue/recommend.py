@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
 import pyarrow.parquet as pq
-from rich.table import Table
 
 from jobs.glue.entry import console
 from jobs.glue.metric_logs import EVENTS_FILE, write_events
@@ -27,6 +26,7 @@ from mmd.models.course import TrainState
 from mmd.models.threads import torch_threads, worker_threads
 from mmd.recommend.conversations import Conversations
 from mmd.recommend.training import Training
+from mmd.tables import plain_table
 
 if TYPE_CHECKING:
     import torch
@@ -249,17 +249,28 @@ def event_rows(state: TrainState) -> Iterator[tuple[int, dict[str, float]]]:
             yield int(row["step"]), {f"{prefix}/{name}": value for name, value in row.items() if name not in places}
 
 
-def print_state(title: str, state: TrainState, parameters: int) -> None:
-    """Print a run's validations; the best is marked."""
-    table = Table(title=f"{title}, {parameters:,} parameters", title_justify="left")
+def print_state(title: str, state: TrainState, parameters: int, held_out: str) -> None:
+    """Print a run's validations; the best is marked.
+
+    Args:
+        title: of the run.
+        state: its course.
+        parameters: of the network.
+        held_out: what was judged on, in words.
+    """
     names = [name for name in (state.validations[0] if state.validations else {}) if name not in ("step", "epoch")]
-    for name in ("step", "epoch", *names):
-        table.add_column(name)
+    heads = ("step", "epoch", *(name.replace("_", " ") for name in names))  # breaks between words
+    table = plain_table(*heads, title=f"{title}, {parameters:,} parameters; judged on {held_out}")
     for found in state.validations:
         mark = "*" if found["step"] == state.best_step else ""
         numbers = [f"{found[name]:.4g}" for name in names]
         table.add_row(f"{found['step']:.0f}{mark}", f"{found['epoch']:.1f}", *numbers)
     console.print(table)
+
+
+def held_out_words(count: int, what: str) -> str:
+    """Say in words what numbers of a training are over."""
+    return f"{count:,} held-out {what} of the training split"
 
 
 def best_metrics(what: str, state: TrainState) -> dict[str, float]:

@@ -281,15 +281,15 @@ def _interval_json(value: Interval | None) -> dict[str, float | None] | None:
 
 
 def headline(findings: RecommendFindings) -> dict[str, float]:
-    """Return the scalars that the manifest and the summary show."""
+    """Return the scalars of the manifest, of which the summary shows the first: what replies are worth."""
     scalars: dict[str, float] = {}
-    for row in findings.modules:
-        if row.subset != "novel, open":
-            scalars |= {f"{row.system}, {row.subset} R@{k}": value.value for k, value in row.recall.items()}
     for speaker in findings.speakers:
         if speaker.items:
             scalars[f"{speaker.system}, F1@1"] = speaker.items[1]["micro"]["F1"].value
             scalars[f"{speaker.system}, item ratio"] = speaker.item_ratio.value
         if speaker.perplexity and math.isfinite(speaker.perplexity.value):
             scalars[f"{speaker.system}, perplexity"] = speaker.perplexity.value
+    for row in findings.modules:
+        if row.subset != "novel, open":
+            scalars |= {f"{row.system}, {row.subset} R@{k}": value.value for k, value in row.recall.items()}
     return scalars

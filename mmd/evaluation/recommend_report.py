@@ -18,6 +18,7 @@ from mmd.evaluation.recommending import CUTOFFS, DENOMINATORS, GRAMS, RATES, Gat
 from mmd.evaluation.report import page_template
 from mmd.recommend.replies import Emission, Reply, cut, put_titles_in
 from mmd.recommend.types import Part, ResponseSample
+from mmd.tables import plain_table
 
 if TYPE_CHECKING:
     from mmd.recommend.graph import ItemGraph
@@ -287,7 +288,7 @@ def module_table(findings: RecommendFindings) -> Table:
     shown: tuple[Subset, ...] = ("all", "novel")
     counts = {subset: next((r.n for r in findings.modules if r.subset == subset), 0) for subset in shown}
     heads = [f"{subset} ({counts[subset]:,})" for subset in shown]
-    table = Table("R@1 / R@10 / R@50", *heads, title=f"{findings.split}: mentions", title_justify="left")
+    table = plain_table("R@1 / R@10 / R@50", *heads, title=f"{findings.split}: mentions")
     for system in dict.fromkeys(row.system for row in findings.modules):
         cells = [" / ".join(f"{findings.module(system, s).recall[k].value:.3f}" for k in CUTOFFS) for s in shown]
         table.add_row(system, *cells)
@@ -298,7 +299,7 @@ def speaker_table(findings: RecommendFindings) -> Table:
     """Return what replies are worth for the terminal, a column a speaker."""
     rows = findings.speakers
     title = f"{findings.split}: {len(findings.responses):,} replies, micro"
-    table = Table("", *(row.system for row in rows), title=title, title_justify="left")
+    table = plain_table("", *(row.system for row in rows), title=title)
     for name, k in (("F1", 1), ("ReR", 1), ("PrR", 1), ("ReR", 10), ("ReR", 50)):
         values = [row.items[k]["micro"][name].value if row.items else None for row in rows]
         table.add_row(f"{name}@{k}", *(_number(value, 3) for value in values))

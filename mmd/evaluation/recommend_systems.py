@@ -264,7 +264,7 @@ class Speaker:
 def listen(
     name: str, generator: Generator, samples: Sequence[ResponseSample], *, timed: int = 0, gold_modes: bool = False
 ) -> Speaker:
-    """Let a speaker answer every sample.
+    """Let a speaker answer every sample, after a first batch that warms it up and is not timed.
 
     Args:
         name: of the speaker.
@@ -274,6 +274,7 @@ def listen(
         gold_modes: give the right modes, an upper bound, instead of reading the right responses.
     """
     modes: list[Mode] | None = [sample.mode for sample in samples] if gold_modes else None
+    generator.replies(samples[: generator.settings.batch])  # first calls choose kernels and fill caches
     alone = [generator.replies([sample])[0].ms_per_token for sample in samples[: timed + 1]][1:]  # the first warms up
     return Speaker(
         name=name,

@@ -16,6 +16,7 @@ from mmd.evaluation.retrieval import CURVE_CUTOFFS, Findings, Row
 from mmd.evaluation.retrieval_systems import LAST_TURN, Retrieved
 from mmd.retrieval.ranks import CUTOFFS, MISS
 from mmd.retrieval.types import Hit, Response
+from mmd.tables import plain_table
 
 if TYPE_CHECKING:
     from mmd.retrieval.rerank import Reranked
@@ -97,7 +98,7 @@ def retrieval_table(findings: Findings, pool: str = "union") -> Table:
     longest = max(len(word) for row in rows for word in row_name(row).split())
     columns = [Column(subset, no_wrap=True) for subset in findings.subsets]
     name = Column("R@1/R@10", min_width=longest)
-    table = Table(name, *columns, title=pool_words(findings, pool), title_justify="left")
+    table = plain_table(name, *columns, title=pool_words(findings, pool))
     for row in rows:
         cells = [row.scores[subset].recall for subset in findings.subsets]
         table.add_row(row_name(row), *(f"{recall[1].value:.3f}/{recall[10].value:.3f}" for recall in cells))

@@ -1,5 +1,8 @@
 """The frame of a job: command line, exit codes, what is printed."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,19 @@ def test_a_job_prints_what_it_made(capsys: pytest.CaptureFixture[str]):
     assert "7" in said
 
 
+def test_of_many_metrics_the_first_are_printed_and_the_rest_is_pointed_to(capsys: pytest.CaptureFixture[str]):
+    def run(context: JobContext) -> Artifact:
+        with context.store.write("report", context.name, settings={}) as writer:
+            writer.metrics = {f"m{n:02}": n for n in range(40)}
+        return context.store.open(f"report/{context.name}")
+
+    assert main("report", "doc", run, argv=[]) == 0
+    said = capsys.readouterr().out
+    assert "m15" in said
+    assert "m16" not in said
+    assert "… and 24 more: mmd artifacts show report/shop@" in said
+
+
 def test_an_override_reaches_the_job():
     seen: list[AppConfig] = []
 
@@ -94,6 +110,47 @@ def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]):
 
     assert main("report", "doc", run, argv=[]) == 130
     assert "run the same command again" in capsys.readouterr().out
+
+
+WAITING_JOB = """
+import signal, sys, time
+from jobs.glue.cluster import ray_cluster
+from jobs.glue.entry import main
+
+def run(context):
+    print("waiting", flush=True)
+    time.sleep(300)
+
+def run_on_ray(context):
+    with ray_cluster(context.config.cluster):
+        return run(context)
+
+if "ignore" in sys.argv:  # as a shell's background jobs do
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.exit(main("wait", "doc", run_on_ray if "ray" in sys.argv else run, argv=[]))
+"""
+
+
+def terminated(*words: str) -> tuple[int, list[str], str]:
+    """Send SIGTERM to a job that waits; return its exit code, the lines it prints afterwards, and its error output."""
+    command = [sys.executable, "-c", WAITING_JOB, *words]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        process.terminate()
+        said, errors = process.communicate(timeout=120)
+    return process.returncode, said.splitlines(), errors
+
+
+@pytest.mark.parametrize("words", [(), ("ignore",), pytest.param(("ray",), marks=[pytest.mark.ray, pytest.mark.slow])])
+def test_sigterm_ends_a_job_as_an_interruption_does(words: tuple[str, ...]):
+    code, said, errors = terminated(*words)
+    assert code == 143
+    assert said == ["mmd wait: terminated; run the same command again to resume."]
+    assert "SIGTERM received" not in errors  # the native dump
 
 
 def test_what_exists_is_reused_unless_forced():
