@@ -218,7 +218,7 @@ class Policy:
         parts = [*self._words(choice, recommended), *self._shown(choice, recommended)]
         if not parts:  # the student said nothing after all
             parts = self._found(tuple(hit for hit in evidence.hits if hit.response.title.strip())[:1])
-        return tuple(parts) or (self._usual(choice, evidence, language),)
+        return tuple(parts) or (self._usual(evidence, language),)
 
     def _words(self, choice: Choice, recommended: RecommendAnswer | None) -> list[ReplyPart]:
         if choice.speaker == "student" and recommended is not None and recommended.text.strip():
@@ -231,10 +231,10 @@ class Policy:
         if choice.modality == TEXT:
             return []
         if choice.wants_items and recommended is not None:
-            return self._recommended(recommended)
+            return self.recommended_items(recommended)
         return self._found(choice.hits[: self.settings.cards if choice.modality == PRODUCT else 1])
 
-    def _recommended(self, answer: RecommendAnswer) -> list[ReplyPart]:
+    def recommended_items(self, answer: RecommendAnswer) -> list[ReplyPart]:
         """Return the items that the student names, in its order; the likeliest ones where it names none."""
         known = {item.id: item for item in answer.items}
         named = {piece.item_id: piece.text for piece in answer.pieces if piece.item_id is not None}
@@ -247,11 +247,11 @@ class Policy:
     def _found(self, hits: tuple[Hit, ...]) -> list[ReplyPart]:
         return [_card(hit) for hit in hits]
 
-    def _usual(self, choice: Choice, evidence: Evidence, language: str) -> ReplyPart:
+    def _usual(self, evidence: Evidence, language: str) -> ReplyPart:
         """Return what the intent is usually answered with, or that nothing can be answered."""
         asked = self.asked(evidence)
         usual = "" if asked is None else self.fits.usual.get((asked.task, asked.label), "")
-        return ReplyPart("text", usual or sorry(choice, language))
+        return ReplyPart("text", usual or sorry(language))
 
 
 def _card(hit: Hit) -> ReplyPart:

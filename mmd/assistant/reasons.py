@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mmd.assistant.plan import Plan
-from mmd.assistant.types import PRODUCT, TEXT, Choice, Evidence, Part, ProductSource, Speaker
+from mmd.assistant.types import PRODUCT, TEXT, Evidence, Part, ProductSource, Speaker
 from mmd.assistant.wording import Sentence, arm_words, both, modality_words, part_words, percent
 from mmd.intent.types import IntentPrediction
 
@@ -136,13 +136,11 @@ _SORRY = {
 }
 
 
-def sorry(choice: Choice, language: str) -> str:
+def sorry(language: str) -> str:
     """Return what is said where nothing else can be."""
-    intent = choice.decisions[0].choice
-    if intent == "none":
-        return _SORRY.get(language, _SORRY["en"])
-    understood = {
-        "en": f"I understood what this is about ({intent}), but cannot answer it right now.",
-        "zh": f"已了解您的问题（{intent}），但暂时无法回答，请稍后再试。",
-    }
-    return understood.get(language, understood["en"])
+    return _SORRY.get(language, _SORRY["en"])
+
+
+def is_sorry(text: str) -> bool:
+    """Say whether a text is what is said where nothing else can be."""
+    return text in _SORRY.values()

@@ -1,0 +1,188 @@
+"""Measure the assistant on the turns that the agent of the test split answered, against each of its parts.
+
+Makes the artefact report/NAME-assistant with metrics.json and the table replies: right modality, right response (among
+all, and in a pool of 50 a modality), right product, F1 of words and share of turns answered, of the policy with all
+parts, with each of them absent, and with each of them alone; F1 of the intents of labelled dialogues.
+
+    mmd evaluate_assistant                        the newest policy of the built-in shop corpus
+    mmd evaluate_assistant --split validation     the held-out part of the training split, on which it was chosen
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import pyarrow as pa
+from rich.table import Table
+
+from jobs.glue.assistant import Stand, lineage_of
+from jobs.glue.entry import JobContext, console, main
+from mmd.artifacts import Artifact, version_for
+from mmd.assistant.assistant import Assistant
+from mmd.assistant.gather import gather
+from mmd.assistant.turns import AskedTurn
+from mmd.errors import CorpusError
+from mmd.evaluation.assistant import ANSWERED, METRICS, WORDS, AssistantFindings, measure
+from mmd.evaluation.metrics import Confusion, overall
+from mmd.evaluation.retrieval_systems import make_questions
+from mmd.intent.showcase import query_of
+from mmd.retrieval.samples import find_samples
+
+REPLIES = pa.schema(
+    [
+        ("system", pa.dictionary(pa.int32(), pa.string())),
+        ("turn_id", pa.string()),
+        ("right_modality", pa.string()),
+        ("modality", pa.string()),
+        ("speaker", pa.string()),
+        ("right_response_ids", pa.list_(pa.string())),
+        ("response_ids", pa.list_(pa.string())),
+        ("right_item_ids", pa.list_(pa.string())),
+        ("item_ids", pa.list_(pa.string())),
+        ("words_f1", pa.float32()),
+    ]
+)
+"""What every system made of every turn, without a word of it."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add which policy, and on what."""
+    parser.add_argument("--policy", metavar="REF", help="policy/NAME@VERSION; default: the corpus's newest")
+    parser.add_argument(
+        "--split",
+        choices=("test", "validation"),
+        default="test",
+        help="validation: the held-out part of the training split; the test split is not opened",
+    )
+
+
+def run(context: JobContext) -> Artifact:
+    """Write report/NAME-assistant unless the same policy was reported before.
+
+    Raises:
+        CorpusError: the split has no answered turn.
+    """
+    if wanted := context.options.get("policy"):
+        context = context.pinned(context.store.open(wanted).of_kind("policy", "name one of `mmd artifacts list`."))
+    inputs, config = lineage_of(context.open("policy"), context), context.config
+    split = context.options.get("split") or "test"
+    name = f"{context.name}-assistant" if split == "test" else f"{context.name}-assistant-{split}"
+    settings = {
+        "split": split,
+        "assistant": config.assistant.model_dump(mode="json", include={"candidates", "cards"}),
+        "generation": config.recommend.generation.model_dump(mode="json"),
+        "pools": config.retrieval.pools.model_dump(mode="json", include={"size", "seed"}),
+        "evaluation": config.evaluation.model_dump(mode="json", include={"bootstrap_resamples"}),
+    }
+    seeds = {"bootstrap": config.seed}
+    if found := context.existing("report", settings, inputs, seeds, name):
+        return found
+    findings, turns = evaluate(Stand(context, inputs), split)
+    with context.store.write(
+        "report", name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
+    ) as writer:
+        writer.write_json("metrics.json", findings.to_json() | {"made_from": {r: a.ref for r, a in inputs.items()}})
+        writer.metrics = {"turns": findings.turns, **findings.headline}
+        writer.write_table("replies", reply_table(findings, turns))
+    print_findings(findings)
+    return context.store.open(f"report/{name}@{version_for('report', settings, inputs, seeds)}")
+
+
+def evaluate(stand: Stand, split: str) -> tuple[AssistantFindings, list[AskedTurn]]:
+    """Measure everything; return the turns, too.
+
+    Raises:
+        CorpusError: the split has no answered turn.
+    """
+    turns = stand.turns("validation" if split == "validation" else "test")
+    if not turns:
+        raise CorpusError(
+            f"{stand.corpus.artifact.ref}: no dialogue of the split {split} has an answer of the agent; give some "
+            "records that split (docs/data.md), or hold more out."
+        )
+    evaluation, seed = stand.context.config.evaluation, stand.context.config.seed
+    pools = pools_of(stand, turns, split) if stand.assistant.retrieval else None
+    gathered = gather(stand.assistant, turns, pools)
+    findings = measure(
+        stand.assistant.policy,
+        gathered,
+        split,
+        recognised(stand, stand.assistant, split),
+        resamples=evaluation.bootstrap_resamples,
+        seed=seed,
+    )
+    return findings, turns
+
+
+def pools_of(stand: Stand, turns: Sequence[AskedTurn], split: str) -> list[frozenset[str]]:
+    """Return the responses that each turn's right ones are ranked among: its pool, the right ones in it."""
+    source = "test" if split == "test" else "train"
+    given = find_samples(stand.corpus.dialogues(None if source == "test" else "train"), stand.facts, stand.samples)
+    wanted = {turn.id for turn in turns}
+    samples = [sample for sample in given.samples if sample.id in wanted]
+    questions = make_questions(given, samples, stand.context.config.retrieval.pools, source)
+    ids = questions.layout.ids
+    drawn = {
+        sample.id: frozenset(ids[column] for column in columns)
+        for sample, columns in zip(questions.samples, questions.pools["union"], strict=True)
+    }
+    return [drawn[turn.id] | {response.id for response in turn.right} for turn in turns]
+
+
+def recognised(stand: Stand, assistant: Assistant, split: str) -> dict[str, Confusion]:
+    """Return task → true against recognised intent, on the labelled dialogues of a split."""
+    if assistant.intent is None:
+        return {}
+    found: dict[str, Confusion] = {}
+    for task in stand.corpus.tasks:
+        labelled = [
+            dialogue
+            for dialogue in stand.corpus.dialogues("test" if split == "test" else "train")
+            if task in dialogue.labels and stand.held_out.part(dialogue) == split
+        ]
+        answers = assistant.intent.answer([query_of(dialogue, task, stand.images) for dialogue in labelled])
+        if labelled:
+            told = [answer.predictions[0].label for answer in answers]
+            found[task] = Confusion.of([dialogue.labels[task] for dialogue in labelled], told)
+    return found
+
+
+def reply_table(findings: AssistantFindings, turns: Sequence[AskedTurn]) -> pa.Table:
+    """Return every reply as rows of :data:`REPLIES`."""
+    rows = [
+        {
+            "system": system.name,
+            "turn_id": turn.id,
+            "right_modality": turn.modality,
+            "modality": told.choice.modality,
+            "speaker": told.choice.speaker,
+            "right_response_ids": [response.id for response in turn.right],
+            "response_ids": [part.response_id for part in told.parts if part.response_id],
+            "right_item_ids": list(turn.items),
+            "item_ids": [part.item_id for part in told.parts if part.item_id],
+            "words_f1": told.verdict.words,
+        }
+        for system in findings.systems
+        for turn, told in zip(turns, system.told, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=REPLIES)
+
+
+def print_findings(findings: AssistantFindings) -> None:
+    """Print the table of systems, and the F1 of intents."""
+    names = [name for name in (*METRICS, WORDS, ANSWERED) if any(name in row.shares for row in findings.rows)]
+    table = Table("system", *names, title=f"{findings.turns} answered turns of the {findings.split} split")
+    for row in findings.rows:
+        shares = [row.shares.get(name) for name in names]
+        cells = ["" if share is None else f"{share.value:.3f} [{share.low:.2f}, {share.high:.2f}]" for share in shares]
+        table.add_row(row.system, *cells)
+    console.print(table)
+    if findings.intents:
+        parts = ", ".join(f"{task} {found.weighted_f1:.3f}" for task, found in findings.intents.items())
+        console.print(f"intents, weighted F1: {overall(findings.intents):.3f} ({parts})", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main("evaluate_assistant", __doc__, run, add_options=add_options))
