@@ -91,6 +91,17 @@ class ServeSettings(Settings):
     max_request_megapixels: float = Field(
         default=80.0, gt=0, description="Pixels of a request's distinct pictures together, 10^6 px."
     )
+    api_keys_file: str | None = Field(
+        default=None,
+        description="File with the hash of an API key a line, see `mmd keys new`; null: everybody may ask.",
+    )
+    rate_limit_per_minute: float = Field(
+        default=600.0, gt=0, description="Requests a minute that a key may send to one ingress replica."
+    )
+    rate_limit_burst: int = Field(default=60, ge=1, description="Requests that a key may send at once.")
+    cors_origins: tuple[str, ...] = Field(
+        default=(), description="Origins of other sites whose pages may ask, e.g. https://shop.example; none by default."
+    )
     request_timeout_s: float = Field(default=30.0, gt=0, description="Longest time to an answer, s; then 504.")
     part_timeout_s: float = Field(
         default=11.0,
