@@ -22,5 +22,6 @@ def plain_table(*heads: str | Column, title: str | None = None, show_header: boo
         box=box.SIMPLE_HEAD if show_header else None,
         show_edge=False,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
         show_header=show_header,
     )
