@@ -46,6 +46,10 @@ JOBS = {
     "bench": "run a benchmark and record it under docs/results",
     "experiment": "run an experiment and record it, with its picture, under docs/results",
 }
+SERVING = {
+    "serve": ("serve_apps.run", "serve a trained corpus online"),
+    "keys": ("serve_apps.keys_cli", "make API keys for the service"),
+}
 COMMANDS = ("config", "artifacts", "rules", "models")
 _console = Console(highlight=False)
 
@@ -57,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run_module(target, arguments)
     parser = build_parser()
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        parser.error(f"no command {arguments[0]!r}; there are {', '.join([*COMMANDS, *JOBS, 'serve'])}")
+        parser.error(f"no command {arguments[0]!r}; there are {', '.join([*COMMANDS, *JOBS, *SERVING])}")
     args = parser.parse_args(arguments)
     try:
         code: int = args.run(args)
@@ -75,7 +79,7 @@ def _module_of(word: str) -> str | None:
         return "jobs.experiments"
     if verb in JOBS:
         return f"jobs.{verb}"
-    return "serve_apps.run" if verb == "serve" else None
+    return SERVING[verb][0] if verb in SERVING else None
 
 
 def _run_module(module: str, arguments: list[str]) -> int:
@@ -92,11 +96,12 @@ def _run_module(module: str, arguments: list[str]) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the commands that need no Ray; jobs are listed in its epilogue."""
     width = max(map(len, JOBS))
-    verbs = "\n".join(f"  {name:<{width}}  {what}" for name, what in JOBS.items())
+    online = {name: what for name, (_, what) in SERVING.items()}
+    verbs = "\n".join(f"  {name:<{width}}  {what}" for name, what in (JOBS | online).items())
     parser = argparse.ArgumentParser(
         prog="mmd",
         description=(mmd.__doc__ or "").splitlines()[0],
-        epilog=f"jobs (each has its own --help):\n{verbs}\n  {'serve':<{width}}  serve a trained corpus online",
+        epilog=f"jobs (each has its own --help):\n{verbs}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mmd {mmd.__version__}")

@@ -18,7 +18,6 @@ from serve_apps.api import (
     FiredRuleOut,
     HitOut,
     IntentResponse,
-    Part,
     PredictedModality,
     PredictionOut,
     ReadyResponse,
@@ -37,7 +36,7 @@ from serve_apps.recommend_api import (
     StreamEvent,
     TokenMassOut,
 )
-from serve_apps.replica import PartStatus, absent_part
+from serve_apps.replica import PartStatus, Seat, absent_part
 
 IMAGES_PATH = "/v1/images"
 
@@ -56,36 +55,37 @@ def to_response(request_id: str, answer: IntentAnswer, decoded_ms: float, total_
     """Put an answer to /v1/intent into its wire form."""
     return IntentResponse(
         id=request_id,
-        predictions=tuple(_prediction(p, answer) for p in answer.predictions),
+        predictions=tuple(prediction_out(p, answer) for p in answer.predictions),
         degraded=answer.degraded,
         timings_ms=all_stages(answer.timings_ms, decoded_ms, total_ms),
         artifacts=dict(answer.artifacts),
     )
 
 
-def _prediction(prediction: IntentPrediction, answer: IntentAnswer) -> PredictionOut:
+def prediction_out(prediction: IntentPrediction, answer: IntentAnswer) -> PredictionOut:
+    """Put the answer to one task into its wire form."""
     return PredictionOut(
         task=prediction.task,
         label=prediction.label,
-        confidence=_unit(prediction.confidence),
+        confidence=unit(prediction.confidence),
         arm=prediction.arm,
-        mllm_share=_unit(answer.mllm_shares[prediction.task]),
+        mllm_share=unit(answer.mllm_shares[prediction.task]),
         fired=tuple(
             FiredRuleOut(
                 id=rule.rule_id,
                 label=rule.label,
                 words=Words(**answer.words[rule.rule_id]),
-                precision=_unit(rule.precision),
-                wilson_lower=_unit(rule.wilson_lower),
+                precision=unit(rule.precision),
+                wilson_lower=unit(rule.wilson_lower),
                 support=rule.support,
             )
             for rule in prediction.fired
         ),
-        alternatives=tuple(Alternative(label=label, probability=_unit(p)) for label, p in prediction.alternatives),
+        alternatives=tuple(Alternative(label=label, probability=unit(p)) for label, p in prediction.alternatives),
     )
 
 
-def _unit(value: float) -> float:
+def unit(value: float) -> float:
     """Return a probability without rounding noise beyond [0, 1]."""
     return min(1.0, max(0.0, value))
 
@@ -117,7 +117,7 @@ def to_retrieve_response(
     answer = result.answer
     return RetrieveResponse(
         id=request_id,
-        hits=tuple(_hit(hit, result.pictures, root) for hit in answer.hits),
+        hits=tuple(hit_out(hit, result.pictures, root) for hit in answer.hits),
         predicted=_predicted(answer.intent),
         degraded=result.degraded,
         timings_ms=all_stages(answer.timings_ms, decoded_ms, total_ms),
@@ -125,7 +125,8 @@ def to_retrieve_response(
     )
 
 
-def _hit(hit: Hit, pictures: Collection[str], root: str) -> HitOut:
+def hit_out(hit: Hit, pictures: Collection[str], root: str) -> HitOut:
+    """Put a found response into its wire form."""
     response = hit.response
     image = f"{root}{IMAGES_PATH}/{response.image_id}" if response.image_id in pictures else None
     return HitOut(
@@ -141,7 +142,7 @@ def _hit(hit: Hit, pictures: Collection[str], root: str) -> HitOut:
 def _predicted(intent: Mapping[str, float] | None) -> PredictedModality | None:
     if intent is None:
         return None
-    probabilities = {modality: _unit(share) for modality, share in intent.items()}
+    probabilities = {modality: unit(share) for modality, share in intent.items()}
     return PredictedModality(modality=max(probabilities, key=probabilities.__getitem__), probabilities=probabilities)
 
 
@@ -179,10 +180,10 @@ def to_recommend_response(
     return RecommendResponse(
         id=request_id,
         reply=ReplyOut(text=answer.text, parts=tuple(_part(piece) for piece in answer.pieces)),
-        mode=_mode(answer.mode, answer.mode_probability),
-        items=tuple(_item(item, root) for item in answer.items),
+        mode=mode_out(answer.mode, answer.mode_probability),
+        items=tuple(item_out(item, root) for item in answer.items),
         items_from=answer.items_from,
-        item_mass=tuple(TokenMassOut(token=t.token, item_mass=_unit(t.item_mass)) for t in answer.trace),
+        item_mass=tuple(TokenMassOut(token=t.token, item_mass=unit(t.item_mass)) for t in answer.trace),
         degraded=result.degraded,
         timings_ms=all_stages(answer.timings_ms, decoded_ms, total_ms),
         artifacts=dict(result.artifacts),
@@ -198,22 +199,24 @@ def to_stream_event(
         return PieceEvent(part=_part(event.piece))
     if piece.result is not None:
         return EndEvent(response=to_recommend_response(request_id, piece.result, decoded_ms, total_ms, root))
-    return ModeEvent(mode=_mode(event.mode or "gen", event.mode_probability))
+    return ModeEvent(mode=mode_out(event.mode or "gen", event.mode_probability))
 
 
 def _part(piece: Piece) -> ReplyPart:
     return ReplyPart(text=piece.text, item=piece.item_id, start=piece.start, end=piece.end)
 
 
-def _mode(name: Mode, probability: float | None) -> ModeOut:
-    return ModeOut(name=name, probability=None if probability is None else _unit(probability))
+def mode_out(name: Mode, probability: float | None) -> ModeOut:
+    """Put the student's mode into its wire form."""
+    return ModeOut(name=name, probability=None if probability is None else unit(probability))
 
 
-def _item(item: RecommendedItem, root: str) -> ItemOut:
+def item_out(item: RecommendedItem, root: str) -> ItemOut:
+    """Put a recommended product into its wire form."""
     return ItemOut(
         id=item.id,
         title=item.title,
-        score=_unit(item.probability),
+        score=unit(item.probability),
         named=item.named,
         image=f"{root}{IMAGES_PATH}/{item.image_id}" if item.image_id else None,
     )
@@ -223,14 +226,16 @@ def _item(item: RecommendedItem, root: str) -> ItemOut:
 
 
 def to_ready(parts: Sequence[PartStatus]) -> ReadyResponse:
-    """Join what the parts say of themselves.
+    """Join what the parts, and the policy among them, say of themselves.
 
     Raises:
-        ApiError: 503, none of them answers.
+        ApiError: 503, no part answers.
     """
     there = [part for part in parts if part.absent is None]
-    if not there:
-        reasons = " ".join(absent_part(part.part, str(part.absent)).message for part in parts)
+    answers = tuple(part.part for part in there if part.part != "policy")
+    if not answers:
+        models = [part for part in parts if part.part != "policy"]
+        reasons = " ".join(absent_part(part.part, str(part.absent)).message for part in models)
         raise ApiError(503, "nothing_to_serve", reasons)
     artifacts: dict[str, str] = {}
     for part in there:  # where two parts read different versions of one kind, the first is told; answers name their own
@@ -239,7 +244,7 @@ def to_ready(parts: Sequence[PartStatus]) -> ReadyResponse:
     rejected = [_rejected(part.part, part.rejected_update) for part in there if part.rejected_update]
     return ReadyResponse(
         status="ready",
-        answers=tuple(part.part for part in there),
+        answers=answers,
         modalities=tuple(modality for part in there for modality in part.modalities),
         artifacts=artifacts,
         degraded=(*(problem for part in there for problem in part.degraded), *absent),
@@ -247,5 +252,5 @@ def to_ready(parts: Sequence[PartStatus]) -> ReadyResponse:
     )
 
 
-def _rejected(part: Part, reason: str) -> str:
+def _rejected(part: Seat, reason: str) -> str:
     return f"{part}: {reason}"

@@ -51,7 +51,7 @@ class ImageUrl(Wire):
     """The address of a picture; only data URLs are accepted."""
 
     url: str = Field(description=IMAGE_HELP)
-    detail: Literal["auto", "low", "high"] | None = Field(default=None, description="Accepted and ignored.")
+    detail: Literal["auto", "low", "high", "original"] | None = Field(default=None, description="Accepted and ignored.")
 
 
 class ImagePart(Wire):
@@ -267,7 +267,9 @@ class ErrorDetail(Wire):
     """What is wrong, in OpenAI's error shape."""
 
     message: str = Field(description="What is wrong, where, and the way out.")
-    type: str = Field(description="invalid_request_error, overloaded_error, timeout_error or server_error.")
+    type: str = Field(
+        description="invalid_request_error, authentication_error, overloaded_error, timeout_error or server_error."
+    )
     param: str | None = Field(description="Path of the offending field, e.g. turns[2].images[0].")
     code: str = Field(description="Stable machine-readable reason.")
 
@@ -278,7 +280,7 @@ class ErrorResponse(Wire):
     error: ErrorDetail
 
 
-_TYPES = {429: "overloaded_error", 504: "timeout_error", 408: "timeout_error"}
+_TYPES = {401: "authentication_error", 429: "overloaded_error", 504: "timeout_error", 408: "timeout_error"}
 
 
 class ApiError(RequestError):

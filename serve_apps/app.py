@@ -1,5 +1,7 @@
 """The application on Ray Serve: HTTP ingress → intents, retrieval and recommendation, each a deployment of its own.
 
+The ingress joins the three to conversations by a policy, an artefact that is swapped as theirs are.
+
 :func:`build` is the typed builder. Artefacts are swapped without a restart by deploying the same application with
 another ``user_config`` (see ``serve_apps/serve_config.yaml``); a swap that cannot be loaded is refused and the old
 artefacts go on answering, which ``/readyz`` tells. A part whose artefacts were never made is absent; the others answer
@@ -15,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
+from mmd.assistant.settings import AssistantSettings
 from mmd.config import ServeSettings
 from mmd.errors import RequestError
 from mmd.features.settings import FeatureSettings
@@ -22,6 +25,7 @@ from mmd.models.settings import ModelSettings
 from mmd.recommend.settings import GenerationSettings
 from serve_apps.ingress import RETRY_AFTER_S, Ingress
 from serve_apps.intent import IntentRefs, IntentReplica
+from serve_apps.policy import PolicyRefs
 from serve_apps.recommend import RecommendRefs, RecommendReplica
 from serve_apps.replica import Refs
 from serve_apps.retrieval import RetrievalRefs, RetrievalReplica
@@ -36,6 +40,8 @@ class AppArgs(BaseModel):
     intent: IntentRefs = Field(default_factory=IntentRefs, description="Versions that recognise intents at first.")
     retrieval: RetrievalRefs = Field(default_factory=RetrievalRefs, description="Versions that retrieve at first.")
     recommendation: RecommendRefs = Field(default_factory=RecommendRefs, description="Student that replies at first.")
+    policy: PolicyRefs = Field(default_factory=PolicyRefs, description="Policy that conversations begin with.")
+    assistant: AssistantSettings = Field(default_factory=AssistantSettings, description="What a reply is made of.")
     serve: ServeSettings = Field(default_factory=ServeSettings, description="Replicas, batching and limits.")
     features: FeatureSettings = Field(default_factory=FeatureSettings, description="Sizes and threads of extractors.")
     models: ModelSettings = Field(
@@ -67,7 +73,10 @@ def build(args: AppArgs | Mapping[str, Any]) -> serve.Application:
         max_ongoing_requests=capacity + settings.max_queued_requests,
         max_queued_requests=settings.max_queued_requests,
         backpressure_config=_backpressure(),
-    )(serve.ingress()(Ingress)).bind(intent, retrieval, recommendation, settings)
+        user_config=args.policy.model_dump(),
+    )(serve.ingress()(Ingress)).bind(
+        intent, retrieval, recommendation, settings, args.store, args.corpus, args.assistant
+    )
 
 
 def _deployment(name: str, replica: type, settings: ServeSettings, refs: Refs, gpus: float) -> serve.Deployment:
@@ -93,19 +102,20 @@ def _backpressure() -> BackpressureConfig:
     return BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S)
 
 
-def refs_from(values: Sequence[str]) -> tuple[IntentRefs, RetrievalRefs, RecommendRefs]:
+def refs_from(values: Sequence[str]) -> tuple[IntentRefs, RetrievalRefs, RecommendRefs, PolicyRefs]:
     """Read ``kind/name@version`` references; the kind says the role.
 
     Raises:
         RequestError: a reference is of no kind that the service uses.
     """
     refs: dict[str, str] = {}
-    models = (IntentRefs, RetrievalRefs, RecommendRefs)
+    models = (IntentRefs, RetrievalRefs, RecommendRefs, PolicyRefs)
     known = [kind for model in models for kind in model.model_fields]
     for ref in values:
         kind = ref.partition("/")[0]
         if kind not in known:
             raise RequestError(f"{ref!r}: not an artefact that the service uses; those are {', '.join(known)}.")
         refs[kind] = ref
-    intent, retrieval, student = ({k: v for k, v in refs.items() if k in model.model_fields} for model in models)
-    return IntentRefs(**intent), RetrievalRefs(**retrieval), RecommendRefs(**student)
+    own = [{kind: ref for kind, ref in refs.items() if kind in model.model_fields} for model in models]
+    intent, retrieval, student, policy = own
+    return IntentRefs(**intent), RetrievalRefs(**retrieval), RecommendRefs(**student), PolicyRefs(**policy)

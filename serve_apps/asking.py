@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from mmd.config import ServeSettings
-from serve_apps.api import ApiError, DialogueRequest, ErrorResponse
-from serve_apps.limits import has_pictures
+from serve_apps.api import ApiError, ErrorResponse
+from serve_apps.limits import Spoken, has_pictures
 
 DECODERS = 2
 """Threads that decode pictures. Pillow lets go of the interpreter meanwhile; more would only hold more memory."""
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "Malformed, or over a limit."},
+    401: {"model": ErrorResponse, "description": "The service asks for API keys, and this request has none."},
     408: {"model": ErrorResponse, "description": "The body did not arrive in time."},
     404: {"model": ErrorResponse, "description": "There is no such thing."},
     413: {"model": ErrorResponse, "description": "Too many bytes."},
@@ -32,7 +33,7 @@ MAY_FAIL: dict[int | str, dict[str, Any]] = {code: ERRORS[code] for code in (400
 
 T = TypeVar("T")
 Q = TypeVar("Q")
-R = TypeVar("R", bound=DialogueRequest)
+R = TypeVar("R", bound=Spoken)
 
 
 class Asked:

@@ -11,7 +11,7 @@ import re
 import time
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_apps.api import ApiError
+from serve_apps.keys import Admission
 
 # Scripts and styles only from here; pictures also from data: (thumbnails). No inline code, no frame, no form target.
 SECURITY_HEADERS: Mapping[str, str] = {
@@ -30,6 +31,7 @@ SECURITY_HEADERS: Mapping[str, str] = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+Observer = Callable[[str, str | None, int, float], None]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DRAIN_BYTES = 64 * 2**20  # a client that is still sending cannot read the refusal: take this much, keep none of it
 
@@ -41,10 +43,23 @@ class Guard:
         app: the application.
         max_body_bytes: largest body that is read.
         body_timeout_s: longest time from the start of a request until its whole body is there.
+        observe: is told method, route (as the API document writes its path; None where there is none), status and
+            seconds of every exchange.
+        admit: lets requests in by their keys, before their bodies are read; None: all of them.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, body_timeout_s: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        body_timeout_s: float,
+        observe: Observer | None = None,
+        admit: Admission | None = None,
+    ) -> None:
         self._app = app
+        self._observe = observe
+        self._admit = admit
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
         self._log = structlog.get_logger("mmd.http")
@@ -56,6 +71,8 @@ class Guard:
             return
         exchange = _Exchange(scope, send)
         try:
+            if self._admit:
+                exchange.key_name = self._admit(exchange.headers, exchange.path)
             body = await self._read_body(exchange, receive)
             await self._app(scope, _replay(body, receive), exchange.send)
         except ApiError as err:
@@ -71,15 +88,18 @@ class Guard:
             message = f"the service failed; its log has the reason under request id {exchange.request_id}."
             await exchange.respond(error_response(ApiError(500, "internal_error", message)), receive)
         finally:
-            elapsed_ms = round((time.perf_counter() - exchange.started) * 1000, 1)
+            elapsed_s = time.perf_counter() - exchange.started
+            if self._observe:
+                self._observe(exchange.method, getattr(scope.get("route"), "path", None), exchange.status, elapsed_s)
             self._log.info(
                 "http_request",
                 request_id=exchange.request_id,
                 method=scope["method"],
                 path=scope["path"],
+                key=exchange.key_name,
                 status=exchange.status,
                 body_bytes=exchange.body_bytes,
-                ms=elapsed_ms,
+                ms=round(elapsed_s * 1000, 1),
             )
 
     async def _read_body(self, exchange: _Exchange, receive: Receive) -> bytes:
@@ -147,6 +167,8 @@ class _Exchange:
         self._named_outside = bool(_REQUEST_ID.fullmatch(given))
         self.request_id = given if self._named_outside else uuid.uuid4().hex
         self.started = time.perf_counter()
+        self.path = str(scope["path"]).removeprefix(scope.get("root_path", ""))
+        self.key_name: str | None = None
         self.status = 0
         self.body_bytes = 0
         self._scope = scope
@@ -185,6 +207,8 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def error_response(err: ApiError) -> JSONResponse:
-    """Return the response of an error; 429 and 503 say when to come back."""
-    headers = {"Retry-After": str(err.retry_after_s)} if err.retry_after_s is not None else None
+    """Return the response of an error; 429 and 503 say when to come back, 401 how to say who one is."""
+    headers = {} if err.retry_after_s is None else {"Retry-After": str(err.retry_after_s)}
+    if err.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(err.body().model_dump(), err.status, headers)

@@ -12,15 +12,14 @@ from typing import Any, Protocol
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 import mmd
 from mmd.config import ServeSettings
-from mmd.intent.engine import IntentAnswer, IntentQuery
 from mmd.schema import Image
 from serve_apps.answers import (
     IMAGES_PATH,
-    RetrievalResult,
     to_response,
     to_retrieve_response,
 )
@@ -36,30 +35,21 @@ from serve_apps.api import (
     TasksResponse,
 )
 from serve_apps.asking import ERRORS, MAY_FAIL, Asked
+from serve_apps.chat_routes import Chatting, add_chat
 from serve_apps.examples import media_type
 from serve_apps.guard import Guard, error_response
-from serve_apps.limits import (
-    RetrievalQuery,
-    read_intent_query,
-    read_retrieval_query,
-)
+from serve_apps.keys import admission
+from serve_apps.limits import read_intent_query, read_retrieval_query
 from serve_apps.pages import add_pages
-from serve_apps.recommend_routes import Recommending, add_recommend
+from serve_apps.recommend_routes import add_recommend
+from serve_apps.telemetry import MEDIA_TYPE, Telemetry
 
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-class Backend(Recommending, Protocol):
+class Backend(Chatting, Protocol):
     """What answers; every method may raise :class:`~serve_apps.api.ApiError`."""
-
-    async def answer(self, query: IntentQuery) -> IntentAnswer:
-        """Recognise the intent of one dialogue."""
-        ...
-
-    async def retrieve(self, query: RetrievalQuery) -> RetrievalResult:
-        """Rank responses to one dialogue."""
-        ...
 
     async def picture(self, image_id: str) -> Image:
         """Return the picture of a response or a product."""
@@ -89,16 +79,33 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
         title="mmd",
         version=mmd.__version__,
         description="Recognises what a customer wants from a dialogue with pictures, finds the best answer, and "
-        "recommends products.",
+        "recommends products: each by itself, and all together as a conversation that OpenAI's clients can hold.",
         docs_url=None,  # the ready-made pages load scripts from other hosts; /docs is our own
         redoc_url=None,
-        responses={code: ERRORS[code] for code in (500, 503)},
+        responses={code: ERRORS[code] for code in (401, 500, 503)},
     )
+    telemetry, asked = Telemetry(), Asked(settings)
     _add_errors(app)
-    _add_api(app, backend, settings)
+    _add_api(app, backend, asked)
+    add_chat(app, backend, asked, settings, telemetry.turn)
+    _add_metrics(app, telemetry)
     add_pages(app, settings)
-    limit = int(settings.max_body_mb * 2**20)
-    app.add_middleware(Guard, max_body_bytes=limit, body_timeout_s=settings.request_timeout_s)
+    limit, body_timeout_s = int(settings.max_body_mb * 2**20), settings.request_timeout_s
+    app.add_middleware(
+        Guard,
+        max_body_bytes=limit,
+        body_timeout_s=body_timeout_s,
+        observe=telemetry.request,
+        admit=admission(settings),
+    )
+    if settings.cors_origins:  # outermost, so that refusals can be read, too; a preflight carries no key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("Authorization", "Content-Type"),
+            expose_headers=("X-Request-Id", "Retry-After"),
+        )
     describe = app.openapi
     app.openapi = lambda: drop_unused_errors(describe())  # type: ignore[method-assign]  # FastAPI's documented way
     return app
@@ -114,9 +121,7 @@ def drop_unused_errors(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _add_api(app: FastAPI, backend: Backend, settings: ServeSettings) -> None:
-    asked = Asked(settings)
-
+def _add_api(app: FastAPI, backend: Backend, asked: Asked) -> None:
     @app.post("/v1/intent", summary="Recognise the intent", tags=["intent"], responses=MAY_FAIL)
     async def intent(body: IntentRequest, request: Request) -> IntentResponse:
         """Answer what the customer wants, who decided, and the rules that fired, in words.
@@ -174,6 +179,19 @@ def _add_api(app: FastAPI, backend: Backend, settings: ServeSettings) -> None:
     async def readyz() -> ReadyResponse:
         """Name the artefacts that answer and the parts that are missing; 503 while there are none."""
         return await backend.ready()
+
+
+def _add_metrics(app: FastAPI, telemetry: Telemetry) -> None:
+    @app.get(
+        "/metrics",
+        summary="Counts for Prometheus",
+        tags=["operation"],
+        response_class=Response,
+        responses={200: {"description": "Prometheus' text form.", "content": {"text/plain": {}}}},
+    )
+    async def metrics() -> Response:
+        """Count requests, latencies and turns of this process since it began; the models' own counts Ray exports."""
+        return Response(telemetry.text(), media_type=MEDIA_TYPE)
 
 
 # ---------------------------------------------------------------- errors

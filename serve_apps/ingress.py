@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from mmd.assistant.settings import AssistantSettings
 from mmd.config import ServeSettings
 from mmd.intent.engine import IntentAnswer, IntentQuery
 from mmd.log import configure_logging
@@ -21,8 +22,10 @@ from mmd.schema import Image
 from serve_apps.answers import RecommendResult, RetrievalResult, StreamPiece, to_ready
 from serve_apps.api import ApiError, ExamplesResponse, ReadyResponse, TasksResponse
 from serve_apps.asking import late_answer
+from serve_apps.assistant import ServedPolicy
 from serve_apps.http import create_app
 from serve_apps.limits import RetrievalQuery
+from serve_apps.policy import PolicySeat
 from serve_apps.replica import PartStatus, Refused
 
 RETRY_AFTER_S = 1
@@ -38,6 +41,7 @@ class HandleBackend:
         retrieval: handle of :class:`~serve_apps.retrieval.RetrievalReplica`.
         recommendation: handle of :class:`~serve_apps.recommend.RecommendReplica`.
         timeout_s: longest time to an answer.
+        seat: holds the policy of conversations.
     """
 
     def __init__(
@@ -46,11 +50,18 @@ class HandleBackend:
         retrieval: DeploymentHandle[Any],
         recommendation: DeploymentHandle[Any],
         timeout_s: float,
+        seat: PolicySeat,
     ) -> None:
         self._intent = intent
         self._retrieval = retrieval
         self._recommendation = recommendation
         self._timeout_s = timeout_s
+        self._seat = seat
+
+    @property
+    def policy(self) -> ServedPolicy:
+        """What decides now."""
+        return self._seat.served
 
     async def answer(self, query: IntentQuery) -> IntentAnswer:
         """Recognise the intent of one dialogue."""
@@ -104,7 +115,7 @@ class HandleBackend:
         """Return what answers."""
         handles = (self._intent, self._retrieval, self._recommendation)
         parts: list[PartStatus] = await asyncio.gather(*(self._call(handle.status.remote) for handle in handles))
-        return to_ready(parts)
+        return to_ready([*parts, await self._seat.status()])
 
     async def _call(self, ask: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -150,6 +161,9 @@ class Ingress:
         retrieval: handle of the deployment that ranks responses.
         recommendation: handle of the deployment that replies and recommends.
         settings: limits and timeout.
+        store: URI of the artefact store, for the policy.
+        corpus: name of the corpus.
+        assistant: settings of conversations.
     """
 
     def __init__(
@@ -158,10 +172,18 @@ class Ingress:
         retrieval: DeploymentHandle[Any],
         recommendation: DeploymentHandle[Any],
         settings: ServeSettings,
+        store: str,
+        corpus: str,
+        assistant: AssistantSettings,
     ) -> None:
         configure_logging(json_lines=True)
-        self._backend = HandleBackend(intent, retrieval, recommendation, settings.request_timeout_s)
+        self._seat = PolicySeat(store, corpus, settings, assistant)
+        self._backend = HandleBackend(intent, retrieval, recommendation, settings.request_timeout_s, self._seat)
         self._settings = settings
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Load the policy that ``user_config`` names, see :meth:`~serve_apps.replica.Replica.reconfigure`."""
+        await self._seat.reconfigure(user_config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the application; Serve calls this once the replica is constructed."""

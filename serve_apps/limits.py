@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
+from mmd.assistant.types import AssistantQuery
 from mmd.config import ServeSettings
 from mmd.corpora.images import check_image, image_size
 from mmd.corpora.settings import LimitSettings
@@ -23,15 +26,17 @@ from mmd.retrieval.types import Query
 from mmd.schema import Dialogue, Image, Speaker, Turn, image_id
 from serve_apps.api import (
     ApiError,
-    DialogueRequest,
     ImagePart,
     IntentRequest,
     MessageIn,
     RetrieveRequest,
     TextPart,
+    TurnIn,
 )
+from serve_apps.chat_api import ChatRequest
 from serve_apps.recommend_api import RecommendRequest
 
+_CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp")
 _ADVICE = {
     "image_empty": "send a picture that has bytes and pixels",
@@ -41,15 +46,33 @@ _ADVICE = {
 }
 
 
+class Spoken(Protocol):
+    """A request with a dialogue in one of its two shapes."""
+
+    @property
+    def turns(self) -> Sequence[TurnIn] | None:
+        """Our own."""
+        ...
+
+    @property
+    def messages(self) -> Sequence[MessageIn] | None:
+        """OpenAI's."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class RetrievalQuery:
-    """A question to the retrieval engine, with the pictures that its turns name by id."""
+    """A question to the retrieval engine, with the pictures that its turns name by id.
+
+    ``each``: ``k`` responses of every modality, whatever is predicted.
+    """
 
     id: str
     query: Query
     images: Mapping[str, Image]
     k: int
     modality: str | None = None
+    each: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,30 +113,43 @@ def read_recommend_query(request: RecommendRequest, request_id: str, limits: Ser
     Raises:
         ApiError: 400 for anything malformed or too large.
     """
-    drafts = list(_draft_turns(request))
-    _check_sizes(drafts, limits)
-    _check_answerable(drafts)
+    drafts, field = list(_draft_turns(request)), _field(request)
+    _check_sizes(drafts, limits, field)
+    _check_answerable(drafts, field)
     turns = tuple(Turn(draft.speaker, draft.text, item_ids=draft.item_ids) for draft in drafts)
     return RecommendQuery(request_id, turns, request.k, request.mode, sum(len(draft.images) for draft in drafts))
 
 
+def read_chat_query(request: ChatRequest, request_id: str, limits: ServeSettings) -> AssistantQuery:
+    """Turn a request into what the assistant takes; see :func:`read_dialogue`."""
+    dialogue, pictures = read_dialogue(request, request_id, limits, _check_recognisable)
+    language = request.mmd.language or language_of(dialogue.turns)
+    return AssistantQuery(request_id, dialogue.turns, pictures, request.mmd.k, language)
+
+
+def language_of(turns: Sequence[Turn]) -> Literal["en", "zh"]:
+    """Return the language of the customer's last words: Chinese where they have a Chinese character."""
+    said = [turn.text for turn in turns if turn.speaker == "user" and turn.text.strip()]
+    return "zh" if said and _CHINESE.search(said[-1]) else "en"
+
+
 def read_dialogue(
-    request: DialogueRequest,
+    request: Spoken,
     request_id: str,
     limits: ServeSettings,
-    check_content: Callable[[Sequence[DraftTurn]], None],
+    check_content: Callable[[Sequence[DraftTurn], str], None],
 ) -> tuple[Dialogue, dict[str, Image]]:
     """Turn a request into a dialogue and its pictures by id; each distinct one is decoded once to prove that it can be.
 
     Decoding takes up to seconds: call it in a thread of its own. ``check_content`` comes before it, and raises where
-    there is nothing to go by.
+    there is nothing to go by; it is told the name of the field that the dialogue came in.
 
     Raises:
         ApiError: 400 for anything malformed, 413 for anything too large.
     """
-    turns = list(_draft_turns(request))
-    _check_sizes(turns, limits)
-    check_content(turns)
+    turns, field = list(_draft_turns(request)), _field(request)
+    _check_sizes(turns, limits, field)
+    check_content(turns, field)
     sent: dict[str, SentPicture] = {}
     done = []
     for turn in turns:
@@ -126,12 +162,17 @@ def read_dialogue(
     return Dialogue(id=request_id, source="request", split="test", turns=tuple(done)), pictures
 
 
-def has_pictures(request: DialogueRequest) -> bool:
+def has_pictures(request: Spoken) -> bool:
     """Say whether reading a request means decoding."""
     return not isinstance(request, RecommendRequest) and any(turn.images for turn in _draft_turns(request))
 
 
-def _draft_turns(request: DialogueRequest) -> Iterator[DraftTurn]:
+def _field(request: Spoken) -> str:
+    """Return the name of the field that a dialogue came in."""
+    return "messages" if request.turns is None else "turns"
+
+
+def _draft_turns(request: Spoken) -> Iterator[DraftTurn]:
     for index, turn in enumerate(request.turns or ()):
         where = f"turns[{index}]"
         images = tuple((f"{where}.images[{number}]", url) for number, url in enumerate(turn.images))
@@ -154,36 +195,36 @@ def _draft_message(message: MessageIn, where: str) -> DraftTurn:
     return DraftTurn(speaker, text, where, images)
 
 
-def _check_sizes(turns: list[DraftTurn], limits: ServeSettings) -> None:
+def _check_sizes(turns: list[DraftTurn], limits: ServeSettings, field: str) -> None:
     if len(turns) > limits.max_turns:
         message = f"{len(turns)} turns; at most {limits.max_turns} are taken. Send the last {limits.max_turns}."
-        raise ApiError(400, "too_many_turns", message, "turns")
+        raise ApiError(400, "too_many_turns", message, field)
     named = sum(len(turn.item_ids) for turn in turns)
     if named > limits.max_item_ids:
         message = f"{named} product ids; at most {limits.max_item_ids} are taken. Send those that matter."
-        raise ApiError(400, "too_many_item_ids", message, "turns")
+        raise ApiError(400, "too_many_item_ids", message, field)
     characters = sum(len(turn.text) + sum(map(len, turn.item_ids)) for turn in turns)
     if characters > limits.max_text_chars:
         message = f"{characters} characters; at most {limits.max_text_chars} are taken. Send fewer or shorter turns."
-        raise ApiError(400, "text_too_long", message, "turns")
+        raise ApiError(400, "text_too_long", message, field)
     pictures = sum(len(turn.images) for turn in turns)
     if pictures > limits.max_images:
         message = f"{pictures} pictures; at most {limits.max_images} are taken. Send the ones that matter."
-        raise ApiError(400, "too_many_images", message, "turns")
+        raise ApiError(400, "too_many_images", message, field)
     for turn in turns:
         _check_encodable(turn)
 
 
-def _check_recognisable(turns: Sequence[DraftTurn]) -> None:
+def _check_recognisable(turns: Sequence[DraftTurn], field: str) -> None:
     if not any(turn.speaker == "user" and (turn.text.strip() or turn.images) for turn in turns):
         message = "no customer turn has text or a picture; there is nothing to recognise. Add a user turn."
-        raise ApiError(400, "empty_dialogue", message, "turns")
+        raise ApiError(400, "empty_dialogue", message, field)
 
 
-def _check_answerable(turns: Sequence[DraftTurn]) -> None:
+def _check_answerable(turns: Sequence[DraftTurn], field: str) -> None:
     if not any(turn.text.strip() or turn.images or turn.item_ids for turn in turns):
         message = "no turn has text, a picture or a product; there is nothing to answer. Add a turn."
-        raise ApiError(400, "empty_dialogue", message, "turns")
+        raise ApiError(400, "empty_dialogue", message, field)
 
 
 def _check_encodable(turn: DraftTurn) -> None:

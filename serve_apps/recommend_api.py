@@ -120,7 +120,7 @@ class ErrorEvent(Wire):
     error: ErrorDetail
 
 
-StreamEvent = ModeEvent | PieceEvent | EndEvent | ErrorEvent
+StreamEvent = ModeEvent | PieceEvent | EndEvent
 STREAM_HELP = (
     "The reply; with `stream`, server-sent events, each a line `event: KIND` and a line `data: JSON`: `mode` "
     f"({ModeEvent.__name__}) first, then `text` and `item` ({PieceEvent.__name__}), whose texts joined are the "

@@ -11,10 +11,19 @@ from starlette.responses import Response
 
 from mmd.recommend.online import RecommendQuery
 from serve_apps.answers import RecommendResult, StreamPiece, to_recommend_response, to_stream_event
+from serve_apps.api import ErrorResponse
 from serve_apps.asking import MAY_FAIL, Asked
 from serve_apps.limits import read_recommend_query
-from serve_apps.recommend_api import STREAM_HELP, RecommendRequest, RecommendResponse, StreamEvent
-from serve_apps.streaming import Opened, opened, streamed
+from serve_apps.recommend_api import (
+    STREAM_HELP,
+    EndEvent,
+    ErrorEvent,
+    ModeEvent,
+    RecommendRequest,
+    RecommendResponse,
+    StreamEvent,
+)
+from serve_apps.streaming import Opened, encode, opened, streamed
 
 _REPLY = {"description": STREAM_HELP, "content": {"text/event-stream": {}}}
 
@@ -57,10 +66,36 @@ def add_recommend(app: FastAPI, backend: Recommending, asked: Asked) -> None:
             return await opened(backend.stream(query))
 
         pieces, decoded_ms, _ = await asked(body, request, read_recommend_query, ask)
-        request_id, root = request.state.request_id, request.scope.get("root_path", "")
+        return streamed(pieces, _Events(request, decoded_ms), *asked.limit(request), request.state.request_id)
 
-        def to_event(piece: StreamPiece) -> StreamEvent:
-            total_ms = (time.perf_counter() - request.state.started) * 1000
-            return to_stream_event(request_id, piece, decoded_ms, total_ms, root)
 
-        return streamed(pieces, to_event, *asked.limit(request), request_id)
+class _Events:
+    """Writes the pieces of a reply as events with names.
+
+    Args:
+        request: that they answer.
+        decoded_ms: time that reading it took.
+    """
+
+    def __init__(self, request: Request, decoded_ms: float) -> None:
+        self._request_id, self._started = request.state.request_id, request.state.started
+        self._root = request.scope.get("root_path", "")
+        self._decoded_ms = decoded_ms
+
+    def piece(self, piece: StreamPiece) -> bytes:
+        """Return the event of a piece."""
+        total_ms = (time.perf_counter() - self._started) * 1000
+        event = to_stream_event(self._request_id, piece, self._decoded_ms, total_ms, self._root)
+        return encode(event.model_dump_json(), _kind(event))
+
+    def error(self, error: ErrorResponse) -> bytes:
+        """Return the event that ends a reply which breaks off."""
+        return encode(ErrorEvent(error=error.error).model_dump_json(), "error")
+
+
+def _kind(event: StreamEvent) -> str:
+    if isinstance(event, ModeEvent):
+        return "mode"
+    if isinstance(event, EndEvent):
+        return "end"
+    return "text" if event.part.item is None else "item"

@@ -13,7 +13,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import structlog
 from pydantic import BaseModel, ConfigDict
@@ -28,6 +28,8 @@ from mmd.models.settings import ModelSettings
 from serve_apps.api import ApiError, Part
 
 E = TypeVar("E")
+Seat = Part | Literal["policy"]
+"""What holds artefacts: a part of the service, or the policy that joins them."""
 
 
 class Refs(BaseModel):
@@ -58,7 +60,7 @@ class Refused:
 class PartStatus:
     """What a part of the service answers with; ``absent`` is the reason why it does not answer at all."""
 
-    part: Part
+    part: Seat
     absent: str | None = None
     artifacts: Mapping[str, str] = field(default_factory=dict)
     degraded: tuple[str, ...] = ()
@@ -81,7 +83,7 @@ class Replica(ABC, Generic[E]):
 
     def __init__(
         self,
-        part: Part,
+        part: Seat,
         refs: type[Refs],
         store: str,
         corpus: str,
@@ -194,10 +196,10 @@ class Replica(ABC, Generic[E]):
             _ = self.engine
 
 
-def absent_part(part: Part, reason: str) -> Refused:
+def absent_part(part: Seat, reason: str) -> Refused:
     """Return the answer of a part whose artefacts were never made; ``reason`` names the way out."""
-    code = {"intent": "no_intent", "retrieval": "no_retriever", "recommendation": "no_student"}[part]
-    return Refused(503, code, f"{part} is not served: {reason}")
+    codes = {"intent": "no_intent", "retrieval": "no_retriever", "recommendation": "no_student"}
+    return Refused(503, codes.get(part, f"no_{part}"), f"{part} is not served: {reason}")
 
 
 def unknown_picture(image_id: str) -> Refused:

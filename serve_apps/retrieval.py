@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ray import serve
 from ray.util.metrics import Counter
@@ -24,6 +25,19 @@ from serve_apps.metrics import PartMetrics
 from serve_apps.replica import PartStatus, Refs, Refused, Replica, unknown_picture
 
 Outcome = RetrievalAnswer | Refused | Exception
+
+
+class Wanted(NamedTuple):
+    """What of the responses a query asks for; those that ask for the same are ranked together."""
+
+    k: int
+    modality: str | None
+    each: bool
+
+    @classmethod
+    def of(cls, query: RetrievalQuery) -> Wanted:
+        """Return it of a query."""
+        return cls(query.k, query.modality, query.each)
 
 
 class RetrievalRefs(Refs):
@@ -105,14 +119,14 @@ class RetrievalReplica(Replica[OnlineRetrieval]):
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.005)
     async def _rank(self, entries: list[tuple[OnlineRetrieval, PreparedRetrieval, RetrievalQuery]]) -> list[Outcome]:
         """Rank a batch; during a swap it may hold queries for either engine."""
-        groups: dict[tuple[int, int, str | None], list[int]] = defaultdict(list)
+        groups: dict[tuple[int, Wanted], list[int]] = defaultdict(list)
         for place, (engine, _, query) in enumerate(entries):
-            groups[id(engine), query.k, query.modality].append(place)
+            groups[id(engine), Wanted.of(query)].append(place)
         outcomes: dict[int, Outcome] = {}
-        for (_, k, modality), places in groups.items():
+        for (_, wanted), places in groups.items():
             engine = entries[places[0]][0]
             prepared = [entries[place][1] for place in places]
-            found = await asyncio.to_thread(rank_each, engine, prepared, k, modality)
+            found = await asyncio.to_thread(rank_each, engine, prepared, wanted)
             outcomes.update(zip(places, found, strict=True))
         return [outcomes[place] for place in range(len(entries))]
 
@@ -141,19 +155,17 @@ def rank_one(engine: OnlineRetrieval, query: RetrievalQuery) -> RetrievalResult 
     if refusal := unknown_modality(engine, query.modality):
         return refusal
     prepared = engine.prepare(query.query, query.images)
-    (outcome,) = rank_each(engine, [prepared], query.k, query.modality)
+    (outcome,) = rank_each(engine, [prepared], Wanted.of(query))
     return to_result(engine, prepared, outcome)
 
 
-def rank_each(
-    engine: OnlineRetrieval, prepared: Sequence[PreparedRetrieval], k: int, modality: str | None
-) -> list[Outcome]:
+def rank_each(engine: OnlineRetrieval, prepared: Sequence[PreparedRetrieval], wanted: Wanted) -> list[Outcome]:
     """Rank several queries together; one that cannot be ranked spoils no other."""
     try:
-        return list(engine.rank(prepared, k, modality))
+        return list(engine.rank(prepared, wanted.k, wanted.modality, each=wanted.each))
     except Exception as err:  # noqa: BLE001 (whose fault it is shows when each is asked alone; the rest is raised)
         if len(prepared) > 1:
-            return [outcome for entry in prepared for outcome in rank_each(engine, [entry], k, modality)]
+            return [outcome for entry in prepared for outcome in rank_each(engine, [entry], wanted)]
         if isinstance(err, RequestError):
             return [Refused(400, "invalid_request", str(err))]
         return [Refused(503, "unavailable", str(err)) if isinstance(err, MmdError) else err]

@@ -28,6 +28,7 @@ from mmd.errors import ArtifactError, ConfigError, MmdError
 from mmd.log import configure_logging
 from serve_apps.api import Part, ReadyResponse
 from serve_apps.client import ServiceClient
+from serve_apps.keys import admission
 from serve_apps.trial import Trials, try_service
 
 _console = Console(highlight=False)
@@ -74,8 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KIND/NAME@VERSION",
-        help="answer with this artefact (rulebase, classifier, adapter, gate, features, retriever, index or student), "
-        "not the newest; repeatable",
+        help="answer with this artefact (rulebase, classifier, adapter, gate, features, retriever, index, student or "
+        "policy), not the newest; repeatable",
     )
     parser.add_argument(
         "--try",
@@ -106,12 +107,13 @@ def run(config: AppConfig, corpus: str, refs: Sequence[str] = (), *, try_count: 
     """
     check_artifacts(config.store, corpus, refs)
     check_port(config.serve)
+    admission(config.serve)  # a file of keys that cannot be read shows at once
     from ray import serve
 
     from serve_apps.app import AppArgs, build, refs_from
 
     settings = config.serve
-    intent, retrieval, recommendation = refs_from(refs)
+    intent, retrieval, recommendation, policy = refs_from(refs)
     app = build(
         AppArgs(
             store=absolute_store(config.store),
@@ -119,6 +121,8 @@ def run(config: AppConfig, corpus: str, refs: Sequence[str] = (), *, try_count: 
             intent=intent,
             retrieval=retrieval,
             recommendation=recommendation,
+            policy=policy,
+            assistant=config.assistant,
             serve=settings,
             features=config.features,
             models=config.models,

@@ -1,6 +1,7 @@
 """Server-sent events: pieces of an answer as they come, an error in the API's shape where it breaks off.
 
 What can be refused is refused before the response begins, with its own status; afterwards only an event can tell.
+How a piece is written is the route's business: events with names, or OpenAI's lines of data alone.
 """
 
 from __future__ import annotations
@@ -8,19 +9,30 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Generic, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Generic, Protocol, TypeVar
 
 import structlog
-from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 
-from serve_apps.api import ApiError
-from serve_apps.recommend_api import EndEvent, ErrorEvent, ModeEvent, StreamEvent
+from serve_apps.api import ApiError, ErrorResponse
 
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nobody on the way is to collect the pieces
 
 P = TypeVar("P")
+P_contra = TypeVar("P_contra", contravariant=True)
+
+
+class Writing(Protocol[P_contra]):
+    """How a stream is written."""
+
+    def piece(self, piece: P_contra) -> bytes:
+        """Return a piece as it goes over the wire; may be empty."""
+        ...
+
+    def error(self, error: ErrorResponse) -> bytes:
+        """Return what ends a stream that cannot go on."""
+        ...
 
 
 class Opened(Generic[P]):
@@ -58,57 +70,52 @@ async def opened(pieces: AsyncGenerator[P]) -> Opened[P]:
 
 
 def streamed(
-    pieces: Opened[P], to_event: Callable[[P], StreamEvent], late: ApiError, deadline: float, request_id: str
+    pieces: Opened[P], writing: Writing[P], late: ApiError, deadline: float, request_id: str
 ) -> StreamingResponse:
     """Return the response that sends pieces as they come.
 
     Args:
         pieces: to send.
-        to_event: puts one into its wire form.
+        writing: puts one into its wire form.
         late: what to say where the deadline passes.
         deadline: of the last piece, by ``time.perf_counter``.
         request_id: for the log.
     """
-    body = _events(pieces, to_event, late, deadline, request_id)
+    body = _events(pieces, writing, late, deadline, request_id)
     return StreamingResponse(body, media_type="text/event-stream", headers=HEADERS)
 
 
 async def _events(
-    pieces: Opened[P], to_event: Callable[[P], StreamEvent], late: ApiError, deadline: float, request_id: str
+    pieces: Opened[P], writing: Writing[P], late: ApiError, deadline: float, request_id: str
 ) -> AsyncIterator[bytes]:
     waiting = aiter(pieces)
     try:
         while True:
             async with asyncio.timeout(deadline - time.perf_counter()):
                 piece = await anext(waiting)
-            event = to_event(piece)
-            yield encode(_kind(event), event)
+            yield writing.piece(piece)
     except StopAsyncIteration:
         return
     except TimeoutError:
-        yield encode("error", ErrorEvent(error=late.body().error))
+        yield writing.error(late.body())
     except ApiError as err:
-        yield encode("error", ErrorEvent(error=err.body().error))
+        yield writing.error(err.body())
     except Exception as err:  # noqa: BLE001 (the response has begun: an event is all that can tell; the log has the rest)
         where = traceback.format_list(traceback.extract_tb(err.__traceback__))
         log = structlog.get_logger("mmd.http").bind(request_id=request_id)
         log.error("unhandled_error", error=type(err).__name__, where="".join(where))  # noqa: TRY400 (may quote)
         failed = ApiError(500, "internal_error", f"the service failed; its log has the reason under {request_id}.")
-        yield encode("error", ErrorEvent(error=failed.body().error))
+        yield writing.error(failed.body())
     finally:  # also where the client went away
         await pieces.aclose()
 
 
-def _kind(event: StreamEvent) -> str:
-    if isinstance(event, ModeEvent):
-        return "mode"
-    if isinstance(event, EndEvent):
-        return "end"
-    if isinstance(event, ErrorEvent):
-        return "error"
-    return "text" if event.part.item is None else "item"
+def encode(data: str, kind: str | None = None) -> bytes:
+    """Return an event as it goes over the wire.
 
-
-def encode(kind: str, data: BaseModel) -> bytes:
-    """Return an event as it goes over the wire; JSON has no line breaks of its own."""
-    return f"event: {kind}\ndata: {data.model_dump_json()}\n\n".encode()
+    Args:
+        data: one line; JSON has no line breaks of its own.
+        kind: name of the event, if it has one.
+    """
+    named = f"event: {kind}\n" if kind else ""
+    return f"{named}data: {data}\n\n".encode()

@@ -23,6 +23,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from mmd.artifacts import Artifact, ArtifactStore
+from mmd.assistant.policy import Policy
 from mmd.config import ServeSettings
 from mmd.corpora.store import Corpus
 from mmd.errors import RequestError
@@ -64,6 +65,7 @@ from mmd.retrieval.types import RESPONSES, Response
 from mmd.schema import IMAGES, Image, image_to_row
 from serve_apps.answers import RecommendResult, RetrievalResult, StreamPiece, to_ready
 from serve_apps.api import ApiError, ExamplesResponse, ReadyResponse, TasksResponse
+from serve_apps.assistant import ServedPolicy
 from serve_apps.examples import pick_examples
 from serve_apps.http import create_app
 from serve_apps.ingress import accepted
@@ -107,6 +109,7 @@ class EngineBackend:
         self.retrieval = retrieval
         self.recommender = recommender
         self.serves_intent = True
+        self.policy = ServedPolicy(Policy(), "tiny")
         self.failure: Exception | None = None  # raised instead of an answer
 
     async def answer(self, query: IntentQuery) -> IntentAnswer:

@@ -17,11 +17,15 @@ OPERATIONS = [
     "POST /v1/intent",
     "POST /v1/retrieve",
     "POST /v1/recommend",
+    "POST /v1/chat/completions",
+    "GET /v1/models",
+    "GET /v1/models/{model}",
     "GET /v1/images/{image_id}",
     "GET /v1/tasks",
     "GET /v1/examples",
     "GET /healthz",
     "GET /readyz",
+    "GET /metrics",
 ]
 
 

@@ -35,7 +35,7 @@ from mmd.schema import Image, OcrLine, Turn
 from serve_apps.api import RetrieveResponse
 from serve_apps.examples import data_url as data_url_of
 from serve_apps.http import create_app
-from serve_apps.retrieval import rank_each
+from serve_apps.retrieval import Wanted, rank_each
 
 DataUrl = Callable[..., str]
 LIMITS = ServeSettings(max_images=4)
@@ -267,7 +267,7 @@ def test_readiness_tells_what_can_be_retrieved(client: TestClient):
 def test_a_query_that_cannot_be_ranked_spoils_no_other(tiny_retrieval: OnlineRetrieval):
     good = tiny_retrieval.prepare(Query((Turn("user", "A mug, please"),)), {})
     empty = tiny_retrieval.prepare(Query((Turn("user", " "),)), {})
-    first, refused, last = rank_each(tiny_retrieval, [good, empty, good], 3, None)
+    first, refused, last = rank_each(tiny_retrieval, [good, empty, good], Wanted(3, None, each=False))
     assert getattr(refused, "status", None) == 400
     assert [len(getattr(answer, "hits", ())) for answer in (first, last)] == [3, 3]
 

@@ -236,7 +236,7 @@ class Handle:
 
 
 def call(*failures: Exception | float) -> Any:
-    return asyncio.run(HandleBackend(Handle(*failures), Handle(), Handle(), 0.05).tasks())  # type: ignore[arg-type]
+    return asyncio.run(HandleBackend(Handle(*failures), Handle(), Handle(), 0.05, None).tasks())  # type: ignore[arg-type]
 
 
 def test_a_dying_replica_costs_a_retry_not_the_request():
@@ -296,7 +296,7 @@ def test_a_stream_that_fails_is_told_as_other_failures_are_and_given_up():
     async def collect(*pieces: Any) -> tuple[list[Any], int, bool]:
         handle, found = Streaming(*pieces), []
         try:
-            async for piece in HandleBackend(Handle(), Handle(), handle, 1).stream(RecommendQuery("r", ())):  # type: ignore[arg-type]
+            async for piece in HandleBackend(Handle(), Handle(), handle, 1, None).stream(RecommendQuery("r", ())):  # type: ignore[arg-type]
                 found.append(piece)  # noqa: PERF401 (what came before a failure is looked at)
         except ApiError as err:
             return found, err.status, handle.cancelled
@@ -346,11 +346,13 @@ def test_the_deploy_file_is_valid_and_names_the_builder():
     (app,) = parsed.applications
     assert app.import_path == "serve_apps.app:build"
     assert AppArgs.model_validate(app.args).corpus == "shop"
-    assert [deployment.name for deployment in app.deployments] == ["intent", "retrieval", "recommendation"]
+    assert [deployment.name for deployment in app.deployments] == ["ingress", "intent", "retrieval", "recommendation"]
 
 
 def test_references_find_their_role():
-    intent, retrieval, student = refs_from(["adapter/shop@1", "gate/shop@2", "index/shop@3", "student/shop@4"])
+    given = ["adapter/shop@1", "gate/shop@2", "index/shop@3", "student/shop@4", "policy/shop@5"]
+    intent, retrieval, student, policy = refs_from(given)
+    assert policy.given() == {"policy": "policy/shop@5"}
     assert intent.given() == {"adapter": "adapter/shop@1", "gate": "gate/shop@2"}
     assert retrieval.given() == {"index": "index/shop@3"}
     assert student.given() == {"student": "student/shop@4"}
