@@ -69,10 +69,12 @@ export function moreNodes(answer) {
 
 export const noteNodes = (answer) => answer.degraded.map((part) => make("p", "note", say("degraded") + part));
 
-export function timesNode(answer) {
+function timesNode(answer) {
   const times = Object.entries(answer.timings_ms);
-  return facts(times.map(([stage, ms]) => [has(stage) ? say(stage) : name(stage), `${ms.toFixed(1)} ms`]));
+  return facts(times.map(([stage, ms]) => [stageName(stage), `${ms.toFixed(1)} ms`]));
 }
+
+export const stageName = (stage) => (has(stage) ? say(stage) : name(stage));
 
 export function sourceNodes(answer) {
   return [

@@ -28,7 +28,8 @@ function pictureCard(part) {
   const node = make("li", "card picture");
   const figure = make("figure");
   const url = safeUrl(part.url);
-  if (url) figure.append(pictureNode(url, part.title || say("modality_image")));
+  // the caption says what it shows
+  if (url) figure.append(pictureNode(url, say("modality_image")));
   figure.append(make("figcaption", "", part.title || (url ? "" : say("noPicture"))));
   node.append(figure);
   return node;

@@ -1,6 +1,6 @@
 // The chat page: a conversation over /v1/chat/completions. No framework, no other host.
 import { Composer } from "./composer.js";
-import { complete, toMessages } from "./completions.js";
+import { ReplyError, complete, toMessages } from "./completions.js";
 import { exampleNode, picturesOf } from "./examples.js";
 import { current, say, speak } from "./language.js";
 import { $ } from "./nodes.js";
@@ -14,6 +14,7 @@ const NEAR_END_PX = 120; // who is further up reads, and is not scrolled away fr
 const state = {
   turns: [], // {role: "user" | "assistant", text, pictures}; replies also pieces, status, mmd, error, again
   before: [], // the conversation before the last "new conversation"
+  follows: true, // the end is in sight, and is to stay so while the conversation grows
   stop: null, // AbortController of the reply that is being said
 };
 
@@ -29,19 +30,23 @@ function show() {
   $("back").hidden = !state.before.length;
 }
 
-const nodeOf = (turn) => turnNode(turn, { onWhy, onAgain, onEdit, onStop: stop });
+const nodeOf = (turn) => turnNode(turn, { onWhy, onAgain, onEdit });
 
-// Shows what has become of one turn, and keeps the end in sight of who was there.
+// Shows what has become of one turn.
 function showTurn(turn) {
-  const follow = isAtEnd();
   $("log").children[state.turns.indexOf(turn)]?.replaceWith(nodeOf(turn));
-  if (follow) toEnd();
 }
 
 const isAtEnd = () => innerHeight + scrollY >= document.documentElement.scrollHeight - NEAR_END_PX;
 
 function toEnd() {
+  state.follows = true;
   scrollTo({ top: document.documentElement.scrollHeight });
+}
+
+function onScroll() {
+  state.follows = isAtEnd();
+  $("latest").hidden = state.follows;
 }
 
 function announce(words) {
@@ -114,7 +119,7 @@ async function hear(turn, pieces) {
 
 function failed(turn, err, stopped) {
   turn.status = stopped ? "stopped" : "failed";
-  turn.error = err.name === "ReplyError" ? err.message : say("offline");
+  turn.error = err instanceof ReplyError ? err.message : say("offline");
   turn.again = err.again ?? true;
 }
 
@@ -193,7 +198,8 @@ function start() {
   $("new").addEventListener("click", newConversation);
   $("back").addEventListener("click", goBack);
   $("latest").addEventListener("click", toEnd);
-  addEventListener("scroll", () => ($("latest").hidden = isAtEnd()), { passive: true });
+  addEventListener("scroll", onScroll, { passive: true });
+  new ResizeObserver(() => state.follows && toEnd()).observe($("log")); // words come, pictures load
   acceptFiles(document.body, (files) => composer.add(files));
   setLanguage(current());
   composer.focus();

@@ -40,7 +40,7 @@ function saidNodes(turn) {
 // A reply that is a picture or a product and nothing else has its title as words; the card shows it already.
 function isCardAlone(turn) {
   const parts = turn.mmd?.parts ?? [];
-  return parts.length > 0 && parts.every((part) => part.kind !== "text") && !turn.pieces.some((piece) => piece.item);
+  return parts.length > 0 && parts.every((part) => part.kind !== "text");
 }
 
 function cardList(turn) {
@@ -76,6 +76,7 @@ function footNode(turn, { onWhy }) {
   const button = action("why", () => onWhy(turn, button));
   button.setAttribute("aria-expanded", "false");
   button.setAttribute("aria-controls", "why");
+  button.className += " why";
   node.append(button, ...turn.mmd.intents.map((intent) => make("span", "badge", name(intent.label))));
   if (turn.mmd.degraded.length) node.append(make("span", "badge lacking", say("lacking")));
   if (turn.shortened) node.append(make("span", "hint", say("shortened")));

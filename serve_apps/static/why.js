@@ -1,7 +1,7 @@
 // The drawer that tells why a reply is what it is: beside the conversation where there is room, else above it.
-import { answerNodes, noteNodes, sourceNodes } from "./answer.js";
+import { answerNodes, noteNodes, sourceNodes, stageName } from "./answer.js";
 import { has, current, say } from "./language.js";
-import { $, bar, make, name, percent } from "./nodes.js";
+import { $, bar, facts, fold, make, name, percent } from "./nodes.js";
 import { itemsNode, modeNode } from "./recommended.js";
 import { hitNodes, modalityName } from "./retrieved.js";
 import { traceNodes } from "./trace.js";
@@ -100,18 +100,25 @@ function studentNodes(mmd) {
   return [...(mmd.mode ? [modeNode(mmd.mode)] : []), ...(mmd.trace.length ? traceNodes(mmd.trace) : [])];
 }
 
-// A bar a stage, as long as its share of the whole.
+// A bar a stage, as long as its share of the whole; what stages tell of themselves (`retrieval.search`) is folded away.
 function timeNodes(timings) {
   const total = timings.total || 1;
   const stages = Object.entries(timings).filter(([stage]) => stage !== "total");
-  const rows = stages.map(([stage, ms]) => timeNode(has(stage) ? say(stage) : name(stage), ms, ms / total));
-  return [...rows, make("p", "hint", say("timings", { total: total.toFixed(0) }))];
+  const rows = stages.filter(([stage]) => !stage.includes(".")).map(([stage, ms]) => timeNode(stageName(stage), ms, ms / total));
+  const inner = stages.filter(([stage]) => stage.includes(".")).map(([stage, ms]) => [partedName(stage), milliseconds(ms)]);
+  return [
+    ...rows,
+    make("p", "hint", say("sideBySide", { total: total.toFixed(0) })),
+    ...(inner.length ? [fold(say("inDetail"), facts(inner))] : []),
+  ];
 }
+
+const milliseconds = (ms) => `${ms.toFixed(1)} ms`;
+const partedName = (stage) => stage.split(".").map(stageName).join(": ");
 
 function timeNode(stage, ms, share) {
   const node = bar(stage, Math.min(1, share));
-  const told = `${ms.toFixed(1)} ms`;
-  node.setAttribute("aria-label", `${stage}: ${told}`);
-  node.querySelector(".number").textContent = told;
+  node.setAttribute("aria-label", `${stage}: ${milliseconds(ms)}`);
+  node.querySelector(".number").textContent = milliseconds(ms);
   return node;
 }
