@@ -70,7 +70,9 @@ def print_tried(fitted: Fitted) -> None:
         note = "note: no dialogue was held out of all parts' training, so nothing was chosen: equal votes"
         console.print(note, style="yellow", markup=False, soft_wrap=True)
         return
-    table = Table("choice", "candidate", "score", title=f"chosen on {fitted.turns} validation turns")
+    table = Table(title=f"chosen on {fitted.turns} validation turns", box=None, padding=(0, 1))
+    for heading in ("choice", "candidate", "score"):
+        table.add_column(heading, overflow="fold")
     for name, scores in fitted.tried.items():
         for candidate, score in sorted(scores.items(), key=lambda pair: -pair[1])[:3]:
             table.add_row(name, candidate, f"{score:.4f}")

@@ -2,9 +2,9 @@
 
 Steps: ingest and featurize; for intent mine_rules, fit_intent, then, if the settings name a large model (models.mllm),
 augment, finetune_mllm and sweep_gates, and evaluate; for retrieval train_retriever, build_index and
-evaluate_retrieval; for recommending build_graph, train_teachers, distill and evaluate_recommend. A corpus without
-labels has no intent steps, one without answers to learn from no retrieval steps, one whose agent never names an item no
-recommendation steps.
+evaluate_retrieval; for recommending build_graph, train_teachers, distill and evaluate_recommend; for the assistant,
+which joins them, fit_policy and evaluate_assistant. A corpus without labels has no intent steps, one without answers
+to learn from no retrieval and no assistant steps, one whose agent never names an item no recommendation steps.
 Each step writes one artefact whose version follows from its settings and inputs; a step whose artefact is already
 complete is skipped, so running the same command again after an interruption goes on where it stopped, and a changed
 setting redoes only what depends on it.
@@ -37,7 +37,8 @@ MLLM_STEPS = ("augment", "finetune_mllm", "sweep_gates")
 INTENT_STEPS = ("mine_rules", "fit_intent", *MLLM_STEPS, "evaluate")
 RETRIEVAL_STEPS = ("train_retriever", "build_index", "evaluate_retrieval")
 RECOMMEND_STEPS = ("build_graph", "train_teachers", "distill", "evaluate_recommend")
-STEPS = ("ingest", "featurize", *INTENT_STEPS, *RETRIEVAL_STEPS, *RECOMMEND_STEPS)
+ASSISTANT_STEPS = ("fit_policy", "evaluate_assistant")
+STEPS = ("ingest", "featurize", *INTENT_STEPS, *RETRIEVAL_STEPS, *RECOMMEND_STEPS, *ASSISTANT_STEPS)
 
 
 def run(context: JobContext) -> Artifact:
@@ -91,6 +92,7 @@ def steps_of(context: JobContext) -> tuple[str, ...]:
     switches = (
         ("retrieval", context.config.retrieval.enabled, RETRIEVAL_STEPS),
         ("recommend", context.config.recommend.enabled, RECOMMEND_STEPS),
+        ("assistant", context.config.assistant.enabled, ASSISTANT_STEPS),
     )
     for section, enabled, steps in switches:
         if not enabled:
@@ -117,7 +119,8 @@ def possible_steps(context: JobContext, corpus: Corpus, steps: Sequence[str]) ->
     if not corpus.tasks:
         lacking |= dict.fromkeys(INTENT_STEPS, "no dialogue has a label")
     if not has_samples(corpus, context.config.retrieval.samples):
-        lacking |= dict.fromkeys(RETRIEVAL_STEPS, "no training dialogue has an answer to learn from")
+        reason = "no training dialogue has an answer to learn from"
+        lacking |= dict.fromkeys((*RETRIEVAL_STEPS, *ASSISTANT_STEPS), reason)
     if set(RECOMMEND_STEPS) & set(steps) and not names_items(corpus, context.config.recommend.graph):
         lacking |= dict.fromkeys(RECOMMEND_STEPS, "no training dialogue has an answer that names an item")
     for reason in dict.fromkeys(reason for step, reason in lacking.items() if step in steps):

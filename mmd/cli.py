@@ -43,6 +43,8 @@ JOBS = {
     "train_teachers": "train ConKD's recommendation teacher and its dialogue teacher with Ray Train",
     "distill": "distil the student that talks and recommends from both teachers",
     "evaluate_recommend": "measure the student on the test split and write its report",
+    "fit_policy": "fit the assistant's policy: which responses fit an intent, and how much each part has to say",
+    "evaluate_assistant": "measure the assistant on the test split against each of its parts",
     "bench": "run a benchmark and record it under docs/results",
     "experiment": "run an experiment and record it, with its picture, under docs/results",
 }

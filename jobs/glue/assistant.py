@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import cast
 
 from jobs.glue.entry import JobContext, console
 from mmd.artifacts import Artifact, Kind
@@ -26,23 +25,37 @@ ROLES: tuple[Kind, ...] = ("gate", "index", "student")
 
 
 def open_roles(context: JobContext) -> dict[str, Artifact]:
-    """Open the newest, or pinned, artefact of each part that was made, and the corpus.
+    """Open the newest, or pinned, artefact of each part that was made from the corpus, and the corpus.
 
     Raises:
-        ArtifactError: no part was made.
+        ArtifactError: no part was.
     """
+    corpus = context.open("corpus")
     found: dict[str, Artifact] = {}
     reasons = []
     for role in ROLES:
         try:
-            found[role] = context.open(role)
+            part = context.open(role)
+            made_from = _corpus_of(context, part)
         except ArtifactError as err:
             reasons.append(str(err))
+            continue
+        if made_from == corpus.ref:
+            found[role] = part
+        else:
+            reasons.append(f"{part.ref} was made from {made_from}, not from {corpus.ref}.")
     if not found:
         raise ArtifactError("there is no part of an assistant: " + " ".join(reasons))
     for reason in reasons:
         console.print(f"note: goes without a part: {reason}", style="yellow", markup=False, soft_wrap=True)
-    return found | {"corpus": context.open("corpus")}
+    return found | {"corpus": corpus}
+
+
+def _corpus_of(context: JobContext, part: Artifact) -> str:
+    """Return the corpus that an artefact was made from, the student by way of its graph."""
+    if "corpus" in part.manifest.inputs:
+        return part.input_ref("corpus")
+    return context.store.open(part.input_ref("graph")).input_ref("corpus")
 
 
 @dataclass(frozen=True)
@@ -140,4 +153,4 @@ class Stand:
 
 def lineage_of(policy: Artifact, context: JobContext) -> dict[str, Artifact]:
     """Return a policy and what it was made from."""
-    return {**context.made_from(policy), cast("str", "policy"): policy}
+    return {**context.made_from(policy), "policy": policy}

@@ -106,17 +106,15 @@ class AssistantFindings:
 
 
 def systems_of(there: frozenset[Part]) -> dict[str, frozenset[Part]]:
-    """Return name → absent parts: the whole, without each part, and each part alone; each set of parts once."""
-    gone = frozenset(PARTS) - there
-    names = {"intent": "intent", "retrieval": "retrieval", "recommendation": "the student"}
-    wanted = {ASSISTANT: gone}
-    wanted |= {f"without {names[part]}": gone | {part} for part in PARTS if part in there}
-    wanted |= {
-        f"{names[part]} alone".removeprefix("the "): frozenset(PARTS) - {part} for part in PARTS if part in there
-    }
+    """Return name → absent parts: the whole, each part alone, and without each part; each set of parts once."""
+    everything = frozenset(PARTS)
+    names = {"intent": "intent", "retrieval": "retrieval", "recommendation": "student"}
+    wanted = {ASSISTANT: everything - there}
+    wanted |= {f"{names[part]} alone": everything - {part} for part in PARTS if part in there}
+    wanted |= {f"without {names[part]}": everything - there | {part} for part in PARTS if part in there}
     found: dict[str, frozenset[Part]] = {}
     for name, absent in wanted.items():
-        if absent not in found.values() and absent != frozenset(PARTS):
+        if absent not in found.values() and absent != everything:
             found[name] = absent
     return found
 

@@ -28,6 +28,8 @@ FITS = Fits.of(
     }
 )
 
+BY_INTENT: dict[Part, float] = {"intent": 1.0}
+
 
 def full(label: str = "ask_size") -> Evidence:
     return Evidence((prediction(label),), FULL_HITS, None, "gen", 0.9)
@@ -60,7 +62,7 @@ def test_a_picture_is_sent_with_words_of_the_student():
 
 
 def test_products_are_the_students_with_its_words():
-    policy = Policy(fits=FITS)
+    policy = Policy(fits=FITS, plan=Plan(votes=BY_INTENT))
     evidence = full("recommend_one")
     choice = policy.choose(evidence)
     assert (choice.modality, choice.speaker, choice.mode, choice.wants_items) == ("product", "student", "rec", True)
@@ -69,7 +71,7 @@ def test_products_are_the_students_with_its_words():
 
 
 def test_where_the_student_names_nothing_its_likeliest_are_shown():
-    policy = Policy(AssistantSettings(cards=2), FITS)
+    policy = Policy(AssistantSettings(cards=2), FITS, Plan(votes=BY_INTENT))
     evidence = full("recommend_one")
     silent = student("let me see", "gen", items=("a", "b", "c"))
     parts = policy.compose(policy.choose(evidence), evidence, silent)
@@ -77,7 +79,7 @@ def test_where_the_student_names_nothing_its_likeliest_are_shown():
 
 
 def test_products_can_be_retrievals():
-    policy = Policy(fits=FITS, plan=Plan(products="retrieval"))
+    policy = Policy(fits=FITS, plan=Plan(votes=BY_INTENT, products="retrieval"))
     evidence = full("recommend_one")
     choice = policy.choose(evidence)
     assert (choice.speaker, choice.wants_items, choice.wants_student) == ("retrieval", False, False)
@@ -120,7 +122,7 @@ def test_a_student_without_modes_has_no_vote_and_is_given_none():
 
 
 def test_parts_without_weight_vote_alike_when_they_are_alone():
-    policy = Policy(fits=FITS, plan=Plan(votes={"intent": 1.0, "retrieval": 0.0, "recommendation": 0.0}))
+    policy = Policy(fits=FITS, plan=Plan(votes=BY_INTENT))
     alone = without(full(), frozenset({"intent", "recommendation"}))
     assert policy.choose(alone).modality == "image"
 
@@ -128,7 +130,7 @@ def test_parts_without_weight_vote_alike_when_they_are_alone():
 def test_a_mode_in_which_the_student_would_not_speak_is_asked_for():
     evidence = full("recommend_one")
     assert evidence.mode == "gen"
-    assert Policy(fits=FITS).choose(evidence).mode == "rec"
+    assert Policy(fits=FITS, plan=Plan(votes=BY_INTENT)).choose(evidence).mode == "rec"
 
 
 # ---------------------------------------------------------------- absent parts

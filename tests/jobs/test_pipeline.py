@@ -27,6 +27,7 @@ SMALL = {
     "intent.folds": 2,
     "retrieval.enabled": False,
     "recommend.enabled": False,
+    "assistant.enabled": False,
 }
 
 
@@ -135,7 +136,7 @@ def test_a_corpus_without_labels_has_no_intent_steps_and_one_without_answers_no_
                 pipeline.possible_steps(context, corpus, pipeline.STEPS)
         else:
             found[name] = pipeline.possible_steps(context, corpus, pipeline.STEPS)
-    assert found["unlabelled"] == ("ingest", "featurize", *pipeline.RETRIEVAL_STEPS)
+    assert found["unlabelled"] == ("ingest", "featurize", *pipeline.RETRIEVAL_STEPS, *pipeline.ASSISTANT_STEPS)
     assert found["unanswered"] == ("ingest", "featurize", *pipeline.INTENT_STEPS)
 
 
@@ -196,14 +197,27 @@ def test_a_large_model_retrieval_and_recommending_add_their_steps(tmp_path: Path
     without = JobContext(small_config(tmp_path))
     assert pipeline.steps_of(without) == ("ingest", "featurize", "mine_rules", "fit_intent", "evaluate")
     named = JobContext(
-        small_config(tmp_path, **{"models.mllm": "tiny-llama", "retrieval.enabled": True, "recommend.enabled": True})
+        small_config(
+            tmp_path,
+            **{
+                "models.mllm": "tiny-llama",
+                "retrieval.enabled": True,
+                "recommend.enabled": True,
+                "assistant.enabled": True,
+            },
+        )
     )
     assert pipeline.steps_of(named) == pipeline.STEPS
     assert pipeline.steps_of(with_options(named, until="augment"))[-2:] == ("fit_intent", "augment")
 
 
 @pytest.mark.parametrize(
-    ("step", "way_out"), [("build_index", r"retrieval\.enabled=true"), ("build_graph", r"recommend\.enabled=true")]
+    ("step", "way_out"),
+    [
+        ("build_index", r"retrieval\.enabled=true"),
+        ("build_graph", r"recommend\.enabled=true"),
+        ("fit_policy", r"assistant\.enabled=true"),
+    ],
 )
 def test_a_step_of_what_is_switched_off_says_how_to_enable_it(tmp_path: Path, step: str, way_out: str):
     context = with_options(JobContext(small_config(tmp_path)), until=step)
