@@ -251,6 +251,7 @@ def write_tiny_retriever(store: ArtifactStore, method: str = "mdr", *, seed: int
     bases = load_bases(settings.towers)
     maker = build_maker(settings.towers, samples.modalities, facts, sources, bases)
     retriever = Retriever(spec_of(settings, maker, bases), bases, seed=seed)
-    with store.write("retriever", TINY, settings={"method": method}, inputs=inputs, seeds={"seed": seed}) as writer:
+    how = {"method": method, "samples": settings.samples.model_dump(mode="json")}
+    with store.write("retriever", TINY, settings=how, inputs=inputs, seeds={"retriever": seed}) as writer:
         save_retriever(writer, retriever, bases)
     return store.open(f"retriever/{TINY}")
