@@ -8,6 +8,7 @@ import shutil
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractContextManager, aclosing, contextmanager
 from dataclasses import asdict
@@ -23,6 +24,9 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from mmd.artifacts import Artifact, ArtifactStore
+from mmd.assistant.fits import Answered
+from mmd.assistant.loading import save_policy
+from mmd.assistant.plan import Plan
 from mmd.assistant.policy import Policy
 from mmd.config import ServeSettings
 from mmd.corpora.store import Corpus
@@ -323,6 +327,19 @@ def full_store(retrieval_store: Path, student_store: Path, tmp_path_factory: pyt
 @pytest.fixture(scope="session")
 def make_student() -> Callable[..., Artifact]:
     return write_student
+
+
+def write_policy(store: ArtifactStore, **plan: Any) -> Artifact:
+    counts = Counter({Answered(("dialogue_intent", "refund_status"), "text", "text:0", "It is on its way."): 3})
+    with store.write("policy", "tiny", settings=plan) as writer:
+        save_policy(writer, Plan(**plan), counts, {})
+    return store.open("policy/tiny")
+
+
+@pytest.fixture(scope="session")
+def make_policy() -> Callable[..., Artifact]:
+    """Write the policy of a store; arguments are its plan's."""
+    return write_policy
 
 
 @pytest.fixture(scope="session")
