@@ -66,7 +66,10 @@ export class Composer {
     this.#tell("");
     const most = (await readLimits()).max_images;
     for (const file of files) {
-      if (this.#pictures.length >= most) return this.#tell(say("tooMany", { n: most }));
+      if (this.#pictures.length >= most) {
+        this.#tell(say("tooMany", { n: most }));
+        break;
+      }
       await readPicture(file).then((picture) => this.#pictures.push(picture), (err) => this.#tell(err.message));
     }
     this.#showPictures();

@@ -104,8 +104,7 @@ class Chat:
     def end(self, **how: Any) -> None:
         choice = {"index": 0, "delta": {}, "finish_reason": "stop"}
         self.send({"id": "chatcmpl-abc", "model": "mmd/tiny", "choices": [choice], "mmd": {**HOW, **how}})
-        self.send("[DONE]")
-        self.page.evaluate("hangUp()")
+        self.send("[DONE]")  # nothing is read behind it
         self.page.wait_for_selector("#send:not([hidden])")
 
     def answer(self, text: str = "Yes.", **how: Any) -> None:
@@ -158,15 +157,18 @@ def file(name: str, data: bytes, kind: str = "image/png") -> dict[str, Any]:
     return {"name": name, "mimeType": kind, "buffer": data}
 
 
-def transfer(page: Any, name: str, kind: str) -> Any:
-    """Return what a drop or a paste of one file brings along."""
-    return page.evaluate_handle(
-        """([name, type]) => {
-            const transfer = new DataTransfer()
-            transfer.items.add(new File(["x"], name, { type }))
-            return transfer
+def give(page: Any, way: str, name: str, kind: str) -> None:
+    """Drop or paste a file."""
+    page.locator("#text").evaluate(
+        """(node, [way, name, type]) => {
+            const files = new DataTransfer()
+            files.items.add(new File(["x"], name, { type }))
+            const event = way === "drop"
+                ? new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: files })
+                : new ClipboardEvent("paste", { bubbles: true, cancelable: true, clipboardData: files })
+            node.dispatchEvent(event)
         }""",
-        [name, kind],
+        [way, name, kind],
     )
 
 
@@ -292,7 +294,8 @@ def test_a_reply_that_breaks_off_says_so(chat: Chat, told: bool):  # noqa: FBT00
     chat.say("Let me ")
     if told:
         chat.send({"error": {"message": "the service failed.", "type": "x", "param": None, "code": "x"}})
-    chat.page.evaluate("hangUp()")
+    else:
+        chat.page.evaluate("hangUp()")
     chat.page.wait_for_selector(".message.failed")
     expected = "the service failed." if told else "The reply broke off."
     assert chat.page.locator(".failed [role=alert]").inner_text() == expected
@@ -357,16 +360,14 @@ def test_the_limits_are_told_before_and_when_they_are_passed(chat: Chat):
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
 def test_a_file_that_is_no_picture_is_explained(chat: Chat, way: str):
-    key = "dataTransfer" if way == "drop" else "clipboardData"
-    chat.page.dispatch_event("body" if way == "drop" else "#text", way, {key: transfer(chat.page, "a.pdf", "text/pdf")})
+    give(chat.page, way, "a.pdf", "application/pdf")
     chat.page.wait_for_selector("#error:not([hidden])")
     assert chat.page.locator("#error").inner_text().startswith("a.pdf is not a picture that can be read")
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
 def test_a_picture_is_added_by_drop_and_paste_once(chat: Chat, way: str):
-    key = "dataTransfer" if way == "drop" else "clipboardData"
-    chat.page.dispatch_event("#text", way, {key: transfer(chat.page, "a.png", "image/png")})
+    give(chat.page, way, "a.png", "image/png")
     chat.page.wait_for_selector("#composer .pictures li")
     assert chat.page.locator("#composer .pictures li").count() == 1
 
