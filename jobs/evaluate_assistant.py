@@ -28,6 +28,7 @@ from mmd.evaluation.assistant import ANSWERED, METRICS, WORDS, AssistantFindings
 from mmd.evaluation.metrics import Confusion, overall
 from mmd.evaluation.retrieval_systems import make_questions
 from mmd.intent.showcase import query_of
+from mmd.retrieval.pools import Source
 from mmd.retrieval.samples import find_samples
 
 REPLIES = pa.schema(
@@ -118,7 +119,7 @@ def evaluate(stand: Stand, split: str) -> tuple[AssistantFindings, list[AskedTur
 
 def pools_of(stand: Stand, turns: Sequence[AskedTurn], split: str) -> list[frozenset[str]]:
     """Return the responses that each turn's right ones are ranked among: its pool, the right ones in it."""
-    source = "test" if split == "test" else "train"
+    source: Source = "test" if split == "test" else "train"
     given = find_samples(stand.corpus.dialogues(None if source == "test" else "train"), stand.facts, stand.samples)
     wanted = {turn.id for turn in turns}
     samples = [sample for sample in given.samples if sample.id in wanted]
@@ -173,9 +174,9 @@ def print_findings(findings: AssistantFindings) -> None:
     """Print the table of systems, intervals being in the report, and the F1 of intents."""
     names = [name for name in (*METRICS, WORDS, ANSWERED) if any(name in row.shares for row in findings.rows)]
     table = Table(title=f"{findings.turns} answered turns, {findings.split} split", box=None, padding=(0, 1))
-    table.add_column("system", overflow="fold")
+    table.add_column("system", overflow="fold", min_width=max(len(row.system) for row in findings.rows))
     for name in names:
-        table.add_column(name, justify="right", overflow="fold", max_width=9)
+        table.add_column(name, justify="right", overflow="fold", min_width=8, max_width=8)
     for row in findings.rows:
         shares = [row.shares.get(name) for name in names]
         table.add_row(row.system, *("" if share is None else f"{share.value:.3f}" for share in shares))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mmd.assistant.assistant import Assistant
-from mmd.assistant.fits import Answered, Fits
+from mmd.assistant.fits import Answered, Fits, Intent
 from mmd.assistant.gather import Gathered, recognise
 from mmd.assistant.judging import overlap
 from mmd.assistant.plan import Plan
@@ -37,7 +37,8 @@ def count_answers(assistant: Assistant, turns: Sequence[AskedTurn]) -> Counter[A
     for start in range(0, len(turns), _TOGETHER):
         some = turns[start : start + _TOGETHER]
         for turn, answer in zip(some, recognise(assistant, some), strict=True):
-            intents = [(found.task, found.label) for found in answer.predictions] if answer else []
+            found = answer.predictions if answer else ()
+            intents: list[Intent | None] = [(one.task, one.label) for one in found]
             for intent in intents or [None]:
                 for right in turn.right:
                     text = right.title if right.modality == TEXT else ""
