@@ -172,7 +172,8 @@ def reply_table(findings: AssistantFindings, turns: Sequence[AskedTurn]) -> pa.T
 
 def print_findings(findings: AssistantFindings) -> None:
     """Print the table of systems, intervals being in the report, and the F1 of intents."""
-    names = [name for name in (*METRICS, WORDS, ANSWERED) if any(name in row.shares for row in findings.rows)]
+    printed = (*METRICS[:-1], WORDS, ANSWERED)  # as many as 80 columns hold; all are in the report
+    names = [name for name in printed if any(name in row.shares for row in findings.rows)]
     table = Table(title=f"{findings.turns} answered turns, {findings.split} split", box=None, padding=(0, 1))
     table.add_column("system", overflow="fold", min_width=max(len(row.system) for row in findings.rows))
     for name in names:
