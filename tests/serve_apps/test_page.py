@@ -1,4 +1,4 @@
-"""The page to try each part in a real browser: a dialogue with a picture, by mouse, keyboard and drop, in both languages."""
+"""The page to try each part in a real browser: by mouse, keyboard and drop, in both languages."""
 
 from __future__ import annotations
 
