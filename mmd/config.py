@@ -100,7 +100,8 @@ class ServeSettings(Settings):
     )
     rate_limit_burst: int = Field(default=60, ge=1, description="Requests that a key may send at once.")
     cors_origins: tuple[str, ...] = Field(
-        default=(), description="Origins of other sites whose pages may ask, e.g. https://shop.example; none by default."
+        default=(),
+        description="Origins of other sites whose pages may ask, as https://shop.example; none by default.",
     )
     request_timeout_s: float = Field(default=30.0, gt=0, description="Longest time to an answer, s; then 504.")
     part_timeout_s: float = Field(

@@ -65,11 +65,13 @@ class Rules:
         space: the vocabulary.
         mode_tokens: whether replies begin with their mode.
         most_spoken: words and items of a reply.
+        no_repeat: no sequence of so many tokens comes twice in a reply; 0: any may.
     """
 
     space: TokenSpace
     mode_tokens: bool
     most_spoken: int
+    no_repeat: int = 0
 
     def forbid(self, logits: Tensor, drafts: Sequence[Draft]) -> Tensor:
         """Return logits with -inf where a token may not follow a draft, shape (B, size)."""
@@ -83,10 +85,21 @@ class Rules:
         allowed[[row for row, draft in enumerate(drafts) if draft.mode == "gen"], space.items] = -np.inf
         for row, draft in enumerate(drafts):
             allowed[row, [space.token_of(emission.item) for emission in draft.emissions]] = -np.inf
+            allowed[row, self.repeating(draft)] = -np.inf
         for place, row in enumerate(undecided):
             allowed[row] = -np.inf
             allowed[row, modes] = chosen[place]
         return allowed
+
+    def repeating(self, draft: Draft) -> list[int]:
+        """Return the tokens that would complete a sequence which the draft already has."""
+        length = self.no_repeat
+        if not length:
+            return []
+        tokens = draft.tokens
+        last = tokens[len(tokens) - length + 1 :]
+        starts = range(len(tokens) - length + 1)
+        return [tokens[at + length - 1] for at in starts if tokens[at : at + length - 1] == last]
 
     def undecided(self, draft: Draft) -> bool:
         """Say whether a draft's next token is its mode."""

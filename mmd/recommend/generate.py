@@ -59,7 +59,9 @@ class Generator:
         self.settings = settings
         self.seed = seed
         self.maker = BatchMaker(tokenizer, conversations)
-        self.rules = Rules(tokenizer.space, conversations.mode_tokens, conversations.response_tokens)
+        self.rules = Rules(
+            tokenizer.space, conversations.mode_tokens, conversations.response_tokens, settings.no_repeat
+        )
         self.titles = tuple(graph.title(item) for item in range(graph.n_items))
 
     @property

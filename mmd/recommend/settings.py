@@ -166,6 +166,12 @@ class GenerationSettings(Settings):
     beams: int = Field(default=4, ge=1, description="Width of the beam.")
     top_p: float = Field(default=0.9, gt=0, le=1, description="Nucleus that samples are drawn from.")
     temperature: float = Field(default=1.0, gt=0, description="Temperature of the sampling.")
+    no_repeat: int = Field(
+        default=0,
+        ge=0,
+        description="No sequence of so many words and items comes twice in a reply: little trained students do not go "
+        "round in circles. 0: any may.",
+    )
     batch: int = Field(default=64, ge=1, description="Replies decoded together.")
 
 

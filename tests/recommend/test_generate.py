@@ -190,6 +190,31 @@ def test_a_model_that_wants_items_names_none_in_gen_mode_and_each_once_in_rec_mo
     assert [len(emission.top) for emission in named[0].emissions] == [6, 5, 4, 3, 2, 1]
 
 
+def test_a_circle_is_left_where_no_sequence_may_come_twice():
+    """The likeliest word after "see" is "it", after "it" "see"; "." comes next, and the end after that."""
+    see, it, stop = (TOKENIZER.encode_text(word)[0] for word in ("see", "it", "."))
+    logits = torch.zeros(1, SPACE.size, SPACE.size)
+    logits[0, :, see] = 2.0
+    logits[0, see, it], logits[0, see, stop], logits[0, it, see], logits[0, it, stop] = 9.0, 5.0, 9.0, 5.0
+    logits[0, stop, SPACE.eos] = 9.0
+    said = {
+        length: generator(Chain(logits), no_repeat=length).replies(samples(1), gold_modes=["gen"])[0].text
+        for length in (0, 1, 2, 3)
+    }
+    assert said == {0: "See it see it see it see it", 1: "See it.", 2: "See it see.", 3: "See it see it."}
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10_000), st.sampled_from(METHODS), st.integers(1, 4))
+def test_no_sequence_of_the_forbidden_length_comes_twice(seed: int, method: Any, length: int):
+    model = generator(chain(seed, scale=4.0), method, most=12, no_repeat=length)
+    for reply in model.replies(samples(4)):
+        assert broken_rules(reply, most=12) == []
+        tokens = reply.token_ids
+        sequences = [tokens[at : at + length] for at in range(len(tokens) - length + 1)]
+        assert len(set(sequences)) == len(sequences)
+
+
 def test_the_likelier_mode_is_decoded_and_gold_modes_replace_it():
     logits = torch.zeros(1, SPACE.size, SPACE.size)
     logits[:, SPACE.bos, SPACE.rec], logits[:, SPACE.bos, SPACE.gen] = 1.0, 0.5
