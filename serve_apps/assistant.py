@@ -131,7 +131,7 @@ class _Turn:
         answers = (self.intent, self.retrieval, self.recommended)
         told = [answer for answer in answers if answer is not None]
         problems = [problem for answer in told for problem in answer.degraded]
-        problems += [f"{part}: {self.failed[part]}" for part in PARTS if part in self.failed]
+        problems += [_problem(part, self.failed[part]) for part in PARTS if part in self.failed]
         reply = AssistantReply(
             parts=parts,
             choice=choice,
@@ -164,13 +164,17 @@ class _Turn:
 
 def nothing_left(failed: Mapping[Part, ApiError]) -> ApiError:
     """Return the error of a turn without any part: the one that passes soonest says when to come back."""
-    reasons = " ".join(f"{part}: {err}" for part, err in failed.items())
+    reasons = " ".join(_problem(part, err) for part, err in failed.items())
     for status in (429, 504):
         if any(err.status == status for err in failed.values()):
             first = next(err for err in failed.values() if err.status == status)
             return ApiError(status, first.code, reasons, retry_after_s=first.retry_after_s)
     waits = [err.retry_after_s for err in failed.values() if err.retry_after_s is not None]
     return ApiError(503, "nothing_to_serve", reasons, retry_after_s=min(waits, default=None))
+
+
+def _problem(part: Part, err: ApiError) -> str:
+    return f"{part}: {str(err).removeprefix(f'{part} is ')}"
 
 
 class TurnService:

@@ -466,9 +466,9 @@ def test_health_and_readiness(client: TestClient):
 
 def test_the_openapi_document_tells_errors_as_they_are(client: TestClient):
     document = client.get("/openapi.json").json()
-    asked = {"/v1/intent", "/v1/retrieve", "/v1/recommend"}
-    told = {"/v1/images/{image_id}", "/v1/tasks", "/v1/examples", "/healthz", "/readyz"}
-    assert set(document["paths"]) == asked | told
+    asked = {"/v1/intent", "/v1/retrieve", "/v1/recommend", "/v1/chat/completions"}
+    told = {"/v1/images/{image_id}", "/v1/tasks", "/v1/examples", "/v1/models", "/v1/models/{model}"}
+    assert set(document["paths"]) == asked | told | {"/healthz", "/readyz", "/metrics"}
     for path in asked:
         responses = document["paths"][path]["post"]["responses"]
         assert "422" not in responses
