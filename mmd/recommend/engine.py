@@ -65,12 +65,13 @@ class RecommendedItem:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Characters ``start`` to ``end`` of a reply: words, or the title of the item ``item_id``."""
+    """Characters ``start`` to ``end`` of a reply: words, or the title of the item ``item_id`` with its picture."""
 
     text: str
     start: int
     end: int
     item_id: str | None = None
+    image_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,14 +180,16 @@ class AnswerMaker:
                 yield AnswerEvent("end", answer=self.answer(event.reply, k, timings, of_context))
             else:
                 named = None if event.emission is None else self._graph.item_ids[event.emission.item]
-                yield AnswerEvent(
-                    "text" if named is None else "item", piece=Piece(event.text, at, at + len(event.text), named)
-                )
+                piece = self._piece(event.text, at, at + len(event.text), named)
+                yield AnswerEvent("text" if named is None else "item", piece=piece)
                 at += len(event.text)
 
     def _pieces(self, reply: Reply) -> Iterator[Piece]:
         for start, end, item in cut(reply.text, reply.spans):
-            yield Piece(reply.text[start:end], start, end, None if item is None else self._graph.item_ids[item])
+            yield self._piece(reply.text[start:end], start, end, None if item is None else self._graph.item_ids[item])
+
+    def _piece(self, text: str, start: int, end: int, item_id: str | None) -> Piece:
+        return Piece(text, start, end, item_id, None if item_id is None else self._images.get(item_id))
 
     def _item(self, item: int, probability: float, *, named: bool) -> RecommendedItem:
         item_id = self._graph.item_ids[item]
