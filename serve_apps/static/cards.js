@@ -5,7 +5,7 @@ import { say } from "./language.js";
 // An address that may be shown: of this service, or a picture's own bytes; null for any other.
 export function safeUrl(url) {
   if (!url) return null;
-  if (/^data:image\//i.test(url)) return url;
+  if (url.toLowerCase().startsWith("data:image/")) return url;
   try {
     const found = new URL(url, document.baseURI);
     return found.origin === location.origin ? found.href : null;
