@@ -105,10 +105,10 @@ class ServeSettings(Settings):
     )
     request_timeout_s: float = Field(default=30.0, gt=0, description="Longest time to an answer, s; then 504.")
     part_timeout_s: float = Field(
-        default=11.0,
+        default=4.0,
         gt=0,
         description="Longest wait of a conversation's turn for intent, retrieval or the student, s; it then goes on "
-        "without. At most 0.4 of request_timeout_s.",
+        "without. At most 0.4 of request_timeout_s; with a large model, longer than mllm_timeout_s.",
     )
     mllm_timeout_s: float = Field(
         default=10.0, gt=0, description="Longest wait for the large model, s; rules and probe then answer without it."

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import traceback
 from collections.abc import AsyncGenerator, Awaitable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from serve_apps.answers import RecommendResult, RetrievalResult
 from serve_apps.api import ApiError
 from serve_apps.limits import RetrievalQuery
 from serve_apps.recommend_routes import Recommending
-from serve_apps.speech import Said, StudentSpeech
+from serve_apps.speech import Said, StudentSpeech, failure_of
 
 T = TypeVar("T")
 
@@ -104,7 +103,8 @@ class _Turn:
         if all(part in self.failed for part in PARTS):
             raise nothing_left(self.failed)
         answer = self.retrieval.answer if self.retrieval else None
-        mode, probability = self.mode if self.mode and self.mode[1] is not None else (None, None)
+        told = None if "recommendation" in self.failed else self.mode
+        mode, probability = told if told and told[1] is not None else (None, None)
         return Evidence(
             intents=self.intent.predictions if self.intent else (),
             hits=answer.hits if answer else (),
@@ -221,7 +221,7 @@ class TurnService:
                 await self._open(turn, student, choice.mode)
             spoken, started = False, time.perf_counter()
             if choice.speaker == "student":
-                async with aclosing(student.words(query.id)) as words:
+                async with aclosing(student.words(query.id, self._limit_s)) as words:
                     async for said in words:
                         spoken = True
                         yield said
@@ -231,6 +231,9 @@ class TurnService:
                     yield said
             turn.timings_ms["words"] = (time.perf_counter() - started) * 1000
             await self._finish(turn, student)
+            if not spoken and "recommendation" in turn.failed:  # who was to speak did not: decide again without
+                evidence = turn.evidence()
+                choice = turn.choose(evidence)
             parts = turn.compose(choice, evidence)
             if not spoken:
                 for said in _said(parts, turn.pictures):
@@ -277,12 +280,7 @@ class TurnService:
         except TimeoutError:
             turn.failed[part] = ApiError(504, "timeout", f"no answer within {self._limit_s:g} s; try again.")
         except Exception as err:  # noqa: BLE001 (whatever a part fails of: the turn goes on without it)
-            where = "".join(traceback.format_list(traceback.extract_tb(err.__traceback__)))
-            self._log.error(  # where it happened, not what it said: that may quote the dialogue
-                "part_failed", request_id=turn.query.id, part=part, error=type(err).__name__, where=where
-            )
-            reason = f"it failed ({type(err).__name__}); the log has the reason under request id {turn.query.id}."
-            turn.failed[part] = ApiError(503, "part_failed", reason)
+            turn.failed[part] = failure_of(part, err, turn.query.id)
         finally:
             elapsed_ms = (time.perf_counter() - started) * 1000
             turn.timings_ms[part] = turn.timings_ms.get(part, 0.0) + elapsed_ms

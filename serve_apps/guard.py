@@ -125,8 +125,8 @@ class Guard:
                     await self._drain(receive, deadline)
                 raise self._too_large(size)
         exchange.body_bytes = size
-        # Also what keeps other sites out: a cross-origin page cannot send JSON without asking first (CORS), and is
-        # never allowed to.
+        # Also what keeps other sites out: a cross-origin page cannot send JSON without asking first (CORS), which
+        # serve.cors_origins alone allows.
         media = exchange.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != "application/json":
             reason = f"content type {media[:60]!r} is not taken; send application/json."

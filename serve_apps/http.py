@@ -103,7 +103,7 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST"),
-            allow_headers=("Authorization", "Content-Type"),
+            allow_headers=("*",),  # OpenAI's clients send some of their own; there are no cookies to protect
             expose_headers=("X-Request-Id", "Retry-After"),
         )
     describe = app.openapi

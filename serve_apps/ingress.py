@@ -94,10 +94,17 @@ class HandleBackend:
     async def picture(self, image_id: str) -> Image:
         """Return the picture of a response, or else of a product that can be recommended."""
         found: list[Image | Refused] = []
+        failed: ApiError | None = None
         for part in (self._retrieval, self._recommendation):
-            found.append(await self._call(functools.partial(part.picture.remote, image_id)))
+            try:
+                found.append(await self._call(functools.partial(part.picture.remote, image_id)))
+            except ApiError as err:  # the other one may have it
+                failed = err
+                continue
             if not isinstance(found[-1], Refused):
-                break
+                return found[-1]
+        if failed:  # which may have it
+            raise failed
         # Of two refusals, "not here" says more than "nothing is served".
         return accepted(min(found, key=lambda image: image.status if isinstance(image, Refused) else 0))
 

@@ -55,7 +55,8 @@ def add_key(path: Path, name: str) -> str:
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(handle, "a", encoding="utf-8") as file:
-            file.write(f"{hash_key(key)} {name}\n")
+            unfinished = path.read_bytes()[-1:] not in (b"", b"\n")  # an editor's last line may have no end
+            file.write("\n" * unfinished + f"{hash_key(key)} {name}\n")
     except OSError as err:
         raise ConfigError(f"{path}: cannot be written ({err}); name a file in a folder of yours.") from err
     return key

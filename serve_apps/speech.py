@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import traceback
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
+import structlog
+
+from mmd.assistant.types import Part
 from mmd.recommend.engine import Piece
 from mmd.recommend.online import RecommendQuery
 from mmd.recommend.types import Mode
 from serve_apps.answers import RecommendResult, StreamPiece
 from serve_apps.api import ApiError
 from serve_apps.recommend_routes import Recommending
+
+_log = structlog.get_logger("mmd.assistant")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +58,12 @@ class StudentSpeech:
         self._first = first
         return None
 
-    async def words(self, request_id: str) -> AsyncGenerator[Said]:
+    async def words(self, request_id: str, limit_s: float) -> AsyncGenerator[Said]:
         """Yield the words; white space around the whole is left out.
+
+        Args:
+            request_id: for the log.
+            limit_s: longest wait for each of them.
 
         Raises:
             Exception: the student breaks off in the middle of them. Before the first of them nothing is raised: another
@@ -60,7 +71,7 @@ class StudentSpeech:
         """
         spoken, blank = False, ""
         try:
-            while (piece := await self._next()) is not None:
+            while (piece := await self._next_within(limit_s)) is not None:
                 if piece.event.piece is None:
                     continue
                 text = blank + piece.event.piece.text if spoken else piece.event.piece.text.lstrip()
@@ -73,8 +84,7 @@ class StudentSpeech:
                 raise
             self._failure = err
         except Exception as err:
-            reason = f"the student broke off ({type(err).__name__}); see the log under request id {request_id}."
-            self._failure = ApiError(503, "part_failed", reason)
+            self._failure = failure_of("recommendation", err, request_id)
             if spoken:
                 raise
 
@@ -92,14 +102,22 @@ class StudentSpeech:
             raise ApiError(503, "part_failed", "the student broke off.")
         return self._result
 
+    async def _next_within(self, limit_s: float) -> StreamPiece | None:
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._next()
+        except TimeoutError:
+            raise ApiError(504, "timeout", f"no word within {limit_s:g} s; try again.") from None
+
     async def _next(self) -> StreamPiece | None:
         """Return the next piece; None behind the last."""
+        piece: StreamPiece | None
         if self._first is not None:
-            first, self._first = self._first, None
-            return first
-        if self._pieces is None:
+            piece, self._first = self._first, None
+        elif self._pieces is None:
             return None
-        piece = await anext(self._pieces, None)
+        else:
+            piece = await anext(self._pieces, None)
         if piece is not None and piece.result is not None:
             self._result = piece.result
         return piece
@@ -109,6 +127,14 @@ class StudentSpeech:
         if self._pieces is not None:
             await self._pieces.aclose()
         self._pieces = self._first = self._result = self._failure = None
+
+
+def failure_of(part: Part, err: Exception, request_id: str) -> ApiError:
+    """Log what a part failed of, without what it said, which may quote the dialogue; return what the caller is told."""
+    where = "".join(traceback.format_list(traceback.extract_tb(err.__traceback__)))
+    _log.error("part_failed", request_id=request_id, part=part, error=type(err).__name__, where=where)
+    reason = f"it failed ({type(err).__name__}); the log has the reason under request id {request_id}."
+    return ApiError(503, "part_failed", reason)
 
 
 def _said(text: str, piece: Piece) -> Said:

@@ -165,7 +165,8 @@ class Assistant:
         _note(turn, "retrieval", problems, answer.timings_ms, self.retrieval.artifacts)
 
     def _ask_student(self, query: AssistantQuery, turn: _Turn, choice: Choice | None) -> None:
-        """Ask the student; with a choice, again, in the mode that was chosen."""
+        """Ask the student; with a choice, again, in the mode that was chosen: in the other it said something else."""
+        turn.recommended = None
         if self.recommendation is None:
             turn.fail("recommendation", self._reason("recommendation"))
             return

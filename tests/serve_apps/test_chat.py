@@ -364,11 +364,43 @@ def test_a_student_that_breaks_off_before_its_first_word_is_replaced(full_backen
     assert seen == {(1, "done"), (3, "error")}
 
 
+def test_a_student_that_falls_silent_after_its_mode_is_replaced_within_its_limit(full_backend: Any):
+    """Who was to speak does not: the policy decides again, and its reasons tell of who spoke."""
+    full_backend.policy = policy("student")
+    silent = BreaksOff(full_backend, hangs=True)
+    limits = ServeSettings(request_timeout_s=20, part_timeout_s=0.5)
+    with TestClient(create_app(Mixed(full_backend, silent, "stream"), limits)) as client:
+        for text in TEXTS:
+            events = events_of(ask(client, text, stream=True).text)
+            turn = events[-2]["mmd"]
+            (problem,) = [told for told in turn["degraded"] if told.startswith("recommendation:")]
+            assert "within 0.5 s" in problem
+            assert content_of(events)
+            assert turn["timings_ms"]["total"] < 10_000
+            (speaker,) = [decision["choice"] for decision in turn["decisions"] if decision["step"] == "speaker"]
+            assert speaker != "student"
+
+
+def test_what_a_student_fails_of_in_the_middle_is_logged_without_the_dialogue(
+    full_backend: Any, capsys: pytest.CaptureFixture[str]
+):
+    full_backend.policy = policy("student")
+    failing = BreaksOff(full_backend, error=ValueError("a secret of the dialogue"))
+    with TestClient(create_app(Mixed(full_backend, failing, "stream"), LIMITS)) as client:
+        response = ask(client, TEXTS[2], stream=True)
+    assert "secret" not in response.text
+    logged = capsys.readouterr()
+    assert "part_failed" in logged.out + logged.err
+    assert "secret" not in logged.out + logged.err
+
+
 class BreaksOff:
     """A student whose stream ends in an error after some pieces."""
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, *, hangs: bool = False, error: Exception | None = None) -> None:
         self._backend = backend
+        self._hangs = hangs
+        self._error = error or ApiError(503, "unavailable", "a model is being replaced.")
         self.after = 1
 
     async def stream(self, query: Any) -> Any:
@@ -377,7 +409,9 @@ class BreaksOff:
             yield piece
             count += 1
             if count == self.after:
-                raise ApiError(503, "unavailable", "a model is being replaced.")
+                if self._hangs:
+                    await asyncio.sleep(60)
+                raise self._error
 
 
 def test_a_stream_is_given_up_with_its_client(full_backend: Any, serving: Callable[..., str]):

@@ -114,6 +114,14 @@ def test_the_file_has_no_key_and_is_its_owners(tmp_path: Path, capsys: pytest.Ca
     assert keys_cli.main(["new", "a b", "--file", str(path)]) == 2
 
 
+def test_a_key_is_added_behind_a_last_line_without_an_end(tmp_path: Path):
+    path = tmp_path / "keys"
+    add_key(path, "one")
+    path.write_text(path.read_text().rstrip("\n"))
+    add_key(path, "two")
+    assert sorted(read_keys(path).values()) == ["one", "two"]
+
+
 def test_keys_come_and_go_without_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(keys, "_LOOK_S", 0.0)
     path = tmp_path / "keys.txt"
