@@ -98,4 +98,4 @@ class Fits:
         given = self.responses.get(response_id, {})
         if min_seen == 0 or intent not in self.by_intent or intent in given:
             return True
-        return sum(given.values()) < min_seen
+        return sum(count for (task, _), count in given.items() if task == intent[0]) < min_seen  # once a turn and task

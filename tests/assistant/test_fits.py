@@ -53,3 +53,14 @@ def test_the_usual_answer_is_the_most_frequent_text():
 def test_nothing_counted_gives_even_nothing():
     assert Fits().base("text") == 0.0
     assert Fits().share(SIZE, "text") == 0.0
+
+
+def test_a_response_counts_once_for_a_turn_whatever_other_tasks_recognise_there():
+    """Given once, in a turn of which two tasks recognised something: seen once for another intent of either task."""
+    counts = {
+        Answered(("task", "a"), "text", "text:1"): 1,
+        Answered(("other", "b"), "text", "text:1"): 1,
+        Answered(("task", "c"), "text", "text:2"): 1,
+    }
+    assert Fits.of(counts).fits(("task", "c"), "text:1", min_seen=2)
+    assert not Fits.of(counts).fits(("task", "c"), "text:1", min_seen=1)
