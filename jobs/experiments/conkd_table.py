@@ -30,6 +30,8 @@ from mmd.recommend.settings import Start
 BACKBONES = ("kgsf", "lm")
 GAIN = 0.25
 """What the gates are to win over no KD in F1@1, relative."""
+_FAR_APART = 5.0
+"""Ratio of perplexities from which they are drawn on a logarithmic axis."""
 SHOWN = ("F1@1", "ReR@1", "PrR@1", "F1@1, per response", "perplexity", "item ratio")
 
 
@@ -159,10 +161,12 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
     config = record["config"]
     title = f"ConKD, {config['corpus']}, {config['judged_on']}: mean of {record['repeats']} seeds"
     with figures.figure(path, title, rows=len(record["table"]), columns=4, height=3.4, width=16.0) as axes:
-        for row, (backbone, table) in enumerate(record["table"].items()):
-            own = axes[4 * row : 4 * row + 4]
+        for place, (backbone, table) in enumerate(record["table"].items()):
+            own = axes[4 * place : 4 * place + 4]
             students.draw_table(own[:3], table)
-            own[1].set_yscale("log")
+            means = [row["perplexity"]["mean"] for row in table.values()]
+            if max(means) > _FAR_APART * min(means):  # the recommendation teacher alone teaches no words
+                own[1].set_yscale("log")
             own[0].set_ylabel(f"{backbone}: items named, 95 % of conversations")
             recall = [record["recall"][backbone][arm]["first named"]["all"] for arm in table]
             shown = {k: [values[k] for values in recall] for k in recall[0]}
