@@ -94,7 +94,7 @@ def test_a_capacity_is_only_asked_where_something_has_one(tmp_path: Path):
         ("sku,Title\na1,Mug\na2,Cup\n", "no 'id' column; it has sku, Title"),
         (
             "id,label\na1,Mug\na2,Cup\n",
-            r"no title column; it has id, label\. Name .* 'title' or 'name'",
+            "no title column; it has id, label. Name the column of product names 'title' or 'name'.",
         ),
         (HEADER + ROWS + "a2,Mugs,Red,Again\n", "row 5: id 'a2' was row 3's already"),
         (HEADER + "../a1,Mugs,Blue,Mug\na2,Mugs,Red,Mug\n", "row 2: id '../a1'"),

@@ -22,7 +22,7 @@ class Refusing:
         self._sources = sources
         self.seen: dict[str, str] = {}
 
-    def retrieve(self, *_: object) -> list[Any]:
+    def retrieve(self, *_: object, **__: object) -> list[Any]:
         self.seen = dict(self._sources.pictures)
         raise RequestError("nothing to go by")
 
