@@ -156,8 +156,6 @@ def test_the_list_says_what_can_be_the_large_model_and_keeps_commands_whole(
     lines = capsys.readouterr().out.splitlines()
     names = ("tiny-llava", "minilm-l6-v2")
     told = {name: next(line for line in lines if line.startswith(f"{name} ")) for name in names}
-        model: next(line for line in lines if line.startswith(f"{model} ")) for model in ("tiny-llava", "minilm-l6-v2")
-    }
     assert "yes, sees pictures" in told["tiny-llava"]
     assert told["minilm-l6-v2"].split()[-1] == "no"
     assert [line for line in lines if "pip install" in line] == [f"{m.name}: {m.install}" for m in PACKAGED]
