@@ -233,6 +233,7 @@ def test_escape_stops_a_reply(chat: Chat):
     chat.page.wait_for_selector(".message.waiting")
     chat.page.keyboard.press("Escape")
     chat.page.wait_for_selector(".message.stopped")
+    assert chat.page.locator(".message.waiting").count() == 0
 
 
 def test_a_reply_of_a_picture_alone_is_its_card(chat: Chat):
@@ -463,5 +464,7 @@ def test_every_control_has_a_name_and_what_matters_is_announced(chat: Chat):
 def test_the_page_leads_to_the_others(wide_chat: Chat):
     wide_chat.page.get_by_role("link", name="Try each part").click()
     wide_chat.page.wait_for_selector("#turns textarea")
+    assert wide_chat.page.url.endswith("/try")
     wide_chat.page.get_by_role("link", name="Chat").click()
     wide_chat.page.wait_for_selector("#composer")
+    assert wide_chat.page.url.endswith("/")
