@@ -11,6 +11,7 @@ from mmd.artifacts import Artifact, Kind
 from mmd.assistant.assistant import Assistant
 from mmd.assistant.loading import load_assistant
 from mmd.assistant.turns import AskedTurn, HeldOut, Judged, asked_turns
+from mmd.assistant.types import Part
 from mmd.corpora.store import Corpus
 from mmd.errors import ArtifactError
 from mmd.features.store import Features
@@ -20,8 +21,8 @@ from mmd.retrieval.facts import Facts
 from mmd.retrieval.settings import SampleSettings
 from mmd.schema import Image
 
-ROLES: tuple[Kind, ...] = ("gate", "index", "student")
-"""What the three parts answer with: intent, retrieval and recommendation."""
+PART_OF: Mapping[Kind, Part] = {"gate": "intent", "index": "retrieval", "student": "recommendation"}
+"""Kind of artefact → the part that answers with it."""
 
 
 def open_roles(context: JobContext) -> dict[str, Artifact]:
@@ -33,7 +34,7 @@ def open_roles(context: JobContext) -> dict[str, Artifact]:
     corpus = context.open("corpus")
     found: dict[str, Artifact] = {}
     reasons = []
-    for role in ROLES:
+    for role in PART_OF:
         try:
             part = context.open(role)
             made_from = _corpus_of(context, part)
@@ -79,7 +80,7 @@ class Stand:
     @cached_property
     def _lineage(self) -> dict[str, dict[str, Artifact]]:
         """Role → what its artefact was made from; the retriever's for the index."""
-        return {role: self.context.made_from(self.inputs[role]) for role in ROLES if role in self.inputs}
+        return {role: self.context.made_from(self.inputs[role]) for role in PART_OF if role in self.inputs}
 
     @cached_property
     def features(self) -> Features | None:
@@ -94,21 +95,15 @@ class Stand:
         """All parts that there are, in process; a part whose artefact is not among the inputs is left out."""
         config = self.context.config
         online = OnlineSettings(features=config.features, models=config.models, run_ocr=False)
-        loaded = load_assistant(
+        return load_assistant(
             self.context.store,
             self.context.name,
             settings=config.assistant,
             online=online,
             generation=config.recommend.generation,
             refs={role: artifact.ref for role, artifact in self.inputs.items() if role != "corpus"},
+            parts=[part for role, part in PART_OF.items() if role in self.inputs],
         )
-        if "gate" not in self.inputs:
-            loaded.intent = None
-        if "index" not in self.inputs:
-            loaded.retrieval = None
-        if "student" not in self.inputs:
-            loaded.recommendation = None
-        return loaded
 
     @cached_property
     def samples(self) -> SampleSettings:

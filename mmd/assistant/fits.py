@@ -1,8 +1,8 @@
 """Which responses fit an intent, and how intents are answered: counted on training dialogues.
 
-For each answered turn: the intent that was recognised before it, and the response that the agent then gave. From this
-follow the share of each modality among the answers to an intent, the responses that an intent was never answered with
-although they were given often enough for others, and the usual answer to an intent.
+For each answered turn: the intents that were recognised before it, and the responses that the agent then gave. From
+this follow the share of each modality among the answered turns of an intent, the responses that an intent was never
+answered with although they were given often enough for others, and the usual answer to an intent.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ Intent = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A response that the agent gave to an intent.
+    """How the agent answered a turn.
 
     Attributes:
-        intent: recognised before it; None where none was.
-        modality: of the response.
-        response_id: of it.
-        text: in words, where it is a text; else "".
+        intents: recognised before it, one a task; none where none was.
+        modality: of the responses.
+        response_ids: of them, without repeats.
+        text: in words, where they are a text; else "".
     """
 
-    intent: Intent | None
+    intents: tuple[Intent, ...]
     modality: str
-    response_id: str
+    response_ids: tuple[str, ...]
     text: str = ""
 
 
@@ -38,8 +38,8 @@ class Fits:
     """Counts of answers.
 
     Attributes:
-        modalities: modality → answers of it, over all intents and turns without one.
-        by_intent: intent → modality → answers.
+        modalities: modality → turns answered in it, those without an intent included.
+        by_intent: intent → modality → turns answered in it.
         responses: response id → intent → how often it was given to it.
         usual: intent → the text that answered it most often (ties: the first in the alphabet).
     """
@@ -51,39 +51,39 @@ class Fits:
 
     @classmethod
     def of(cls, counts: Mapping[Answered, int]) -> Fits:
-        """Sort counted answers of training dialogues."""
+        """Sort counted turns of training dialogues."""
         modalities: Counter[str] = Counter()
         by_intent: defaultdict[Intent, Counter[str]] = defaultdict(Counter)
         responses: defaultdict[str, Counter[Intent]] = defaultdict(Counter)
         texts: defaultdict[Intent, Counter[str]] = defaultdict(Counter)
         for answer, count in counts.items():
             modalities[answer.modality] += count
-            if answer.intent is None:
-                continue
-            by_intent[answer.intent][answer.modality] += count
-            responses[answer.response_id][answer.intent] += count
-            if answer.text:
-                texts[answer.intent][answer.text] += count
+            for intent in answer.intents:
+                by_intent[intent][answer.modality] += count
+                if answer.text:
+                    texts[intent][answer.text] += count
+                for response_id in answer.response_ids:
+                    responses[response_id][intent] += count
         usual = {intent: min(said, key=lambda text: (-said[text], text)) for intent, said in texts.items()}
         return cls(dict(modalities), dict(by_intent), dict(responses), usual)
 
     @cached_property
     def answers(self) -> int:
-        """How many answers were counted."""
+        """How many turns were counted."""
         return sum(self.modalities.values())
 
     def asked(self, intent: Intent) -> int:
-        """How many answers an intent got."""
+        """How many turns with an intent were answered."""
         return sum(self.by_intent.get(intent, {}).values())
 
     def base(self, modality: str) -> float:
-        """Return the share of a modality among all answers, in [0, 1]; 0 without answers."""
+        """Return the share of a modality among all answered turns, in [0, 1]; 0 without any."""
         return self.modalities.get(modality, 0) / self.answers if self.answers else 0.0
 
     def share(self, intent: Intent, modality: str) -> float:
-        """Return the share of a modality among the answers to an intent.
+        """Return the share of a modality among the answered turns of an intent.
 
-        One answer of average modality is added, so that an intent that is hardly known says little, and one that is
+        One turn of average modality is added, so that an intent that is hardly known says little, and one that is
         not known nothing.
         """
         given = self.by_intent.get(intent, {}).get(modality, 0)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mmd.assistant.assistant import Assistant
-from mmd.assistant.fits import Answered, Fits, Intent
+from mmd.assistant.fits import Answered, Fits
 from mmd.assistant.gather import Gathered, recognise
 from mmd.assistant.judging import overlap
 from mmd.assistant.plan import Plan
@@ -32,17 +32,15 @@ T = TypeVar("T")
 
 
 def count_answers(assistant: Assistant, turns: Sequence[AskedTurn]) -> Counter[Answered]:
-    """Count what training answered to which intent, the intents being those that are recognised, as they will be."""
+    """Count how training answered, the intents being those that are recognised, as they will be."""
     counts: Counter[Answered] = Counter()
     for start in range(0, len(turns), _TOGETHER):
         some = turns[start : start + _TOGETHER]
         for turn, answer in zip(some, recognise(assistant, some), strict=True):
-            found = answer.predictions if answer else ()
-            intents: list[Intent | None] = [(one.task, one.label) for one in found]
-            for intent in intents or [None]:
-                for right in turn.right:
-                    text = right.title if right.modality == TEXT else ""
-                    counts[Answered(intent, right.modality, right.id, text)] += 1
+            intents = tuple((one.task, one.label) for one in answer.predictions) if answer else ()
+            given = tuple(dict.fromkeys(right.id for right in turn.right))
+            text = turn.right[0].title if turn.modality == TEXT else ""
+            counts[Answered(intents, turn.modality, given, text)] += 1
     return counts
 
 

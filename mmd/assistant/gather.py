@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from mmd.assistant.assistant import Assistant, evidence_of, intent_query, recommend_query
 from mmd.assistant.turns import AskedTurn
-from mmd.assistant.types import Choice, Evidence, Part
+from mmd.assistant.types import PARTS, Choice, Evidence
 from mmd.errors import MmdError
 from mmd.intent.engine import IntentAnswer
 from mmd.recommend.engine import RecommendAnswer
@@ -73,27 +73,19 @@ def gather(
         replies = _replies(assistant, some)
         for offset, turn in enumerate(some):
             answer, own = ranked[offset], replies[offset]
-            absent = {
-                part
-                for part, there in (("intent", intents[start + offset]), ("retrieval", answer), ("recommendation", own))
-                if not there
-            }
+            told = (intents[start + offset], answer, own)
+            absent = frozenset(part for part, found_out in zip(PARTS, told, strict=True) if found_out is None)
             spoken = None if own is None else own[0]
             cut = None if answer is None else replace(answer, hits=first_of_each(answer.hits, candidates))
             found.append(
                 Gathered(
                     turn,
-                    evidence_of(intents[start + offset], cut, spoken, frozenset(_parts(absent))),
+                    evidence_of(intents[start + offset], cut, spoken, absent),
                     {} if own is None else {_mode(reply): reply for reply in own},
                     _within(answer, pools[start + offset]) if pools is not None else None,
                 )
             )
     return found
-
-
-def _parts(names: set[str]) -> Iterator[Part]:
-    parts: tuple[Part, ...] = ("intent", "retrieval", "recommendation")
-    return (part for part in parts if part in names)
 
 
 def _mode(reply: RecommendAnswer) -> Mode | None:
@@ -139,19 +131,16 @@ def _replies(assistant: Assistant, turns: Sequence[AskedTurn]) -> list[tuple[Rec
         return part.answer([part.prepare(query) for query in queries])
 
     own = _each(turns, lambda some: ask(some, [None] * len(some)))
-    rows = [row for row, reply in enumerate(own) if reply is not None and reply.mode_probability is not None]
-    others: list[Mode | None] = [_other(own[row]) for row in rows]
-    told = ask([turns[row] for row in rows], others) if rows else []
-    second = dict(zip(rows, told, strict=True))
+    others: dict[int, Mode] = {
+        row: "gen" if reply.mode == "rec" else "rec"
+        for row, reply in enumerate(own)
+        if reply is not None and reply.mode_probability is not None
+    }
+    told = ask([turns[row] for row in others], list(others.values())) if others else []
+    second = dict(zip(others, told, strict=True))
     return [
         None if reply is None else (reply, second[row]) if row in second else (reply,) for row, reply in enumerate(own)
     ]
-
-
-def _other(reply: RecommendAnswer | None) -> Mode | None:
-    if reply is None:
-        return None
-    return "gen" if reply.mode == "rec" else "rec"
 
 
 def _each(turns: Sequence[AskedTurn], ask: Callable[[Sequence[AskedTurn]], Sequence[A]]) -> list[A | None]:

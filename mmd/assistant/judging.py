@@ -9,6 +9,7 @@ from mmd.assistant.reasons import is_sorry
 from mmd.assistant.turns import AskedTurn
 from mmd.assistant.types import PRODUCT, TEXT, ReplyPart
 from mmd.intent.textnorm import normalise
+from mmd.recommend.words import split_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +76,4 @@ def overlap(said: str, right: str) -> float:
 
 
 def _words(text: str) -> list[str]:
-    words: list[str] = []
-    for token in normalise(text).split():
-        word = ""
-        for character in token:
-            if not character.isalnum():
-                continue
-            if "⺀" <= character <= "鿿":
-                words += [word, character]
-                word = ""
-            else:
-                word += character
-        words.append(word)
-    return [word for word in words if word]
+    return [word for word in split_words(text) if any(character.isalnum() for character in word)]

@@ -6,7 +6,8 @@ the counted answers of training dialogues.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import astuple
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from mmd.assistant.fits import Answered, Fits
 from mmd.assistant.plan import Plan
 from mmd.assistant.policy import Policy
 from mmd.assistant.settings import AssistantSettings
-from mmd.assistant.types import Part
+from mmd.assistant.types import PARTS, Part
 from mmd.errors import ArtifactError, MmdError
 from mmd.intent.engine import IntentEngine
 from mmd.intent.online import OnlineSettings
@@ -28,15 +29,16 @@ from mmd.retrieval import loading as retrieving
 POLICY_FILE = "policy.json"
 ANSWERS = pa.schema(
     [
-        ("task", pa.string()),
-        ("label", pa.string()),
+        ("tasks", pa.list_(pa.string())),
+        ("labels", pa.list_(pa.string())),
         ("modality", pa.string()),
-        ("response_id", pa.string()),
+        ("response_ids", pa.list_(pa.string())),
         ("text", pa.string()),
         ("count", pa.int64()),
     ]
 )
-"""``task`` and ``label``: the intent that was recognised, null for none; ``text``: of answers in words."""
+"""How often training answered so. ``tasks`` and ``labels``: the intents that were recognised, none for none;
+``text``: of answers in words."""
 UNFITTED = "policy: none was fitted, the parts have equal votes and every response fits every intent"
 
 T = TypeVar("T")
@@ -48,26 +50,22 @@ def save_policy(writer: ArtifactWriter, plan: Plan, counts: Mapping[Answered, in
     Args:
         writer: of an artefact of kind ``policy``.
         plan: that was chosen.
-        counts: answer of a training dialogue → how often it was given.
+        counts: how a turn of a training dialogue was answered → how often.
         tried: what the choice rests on, for readers.
     """
     writer.write_json(POLICY_FILE, {"plan": plan.model_dump(mode="json"), "tried": dict(tried)})
     rows = [
         {
-            "task": answer.intent[0] if answer.intent else None,
-            "label": answer.intent[1] if answer.intent else None,
+            "tasks": [task for task, _ in answer.intents],
+            "labels": [label for _, label in answer.intents],
             "modality": answer.modality,
-            "response_id": answer.response_id,
+            "response_ids": list(answer.response_ids),
             "text": answer.text,
             "count": count,
         }
-        for answer, count in sorted(counts.items(), key=lambda pair: _order(pair[0]))
+        for answer, count in sorted(counts.items(), key=lambda pair: astuple(pair[0]))
     ]
     writer.write_table("answers", pa.Table.from_pylist(rows, schema=ANSWERS))
-
-
-def _order(answer: Answered) -> tuple[tuple[str, str], str, str, str]:
-    return answer.intent or ("", ""), answer.modality, answer.response_id, answer.text
 
 
 def load_policy(artifact: Artifact, settings: AssistantSettings | None = None) -> Policy:
@@ -90,8 +88,8 @@ def load_policy(artifact: Artifact, settings: AssistantSettings | None = None) -
 
 
 def _answered(row: Mapping[str, Any]) -> Answered:
-    intent = None if row["task"] is None else (row["task"], row["label"])
-    return Answered(intent, row["modality"], row["response_id"], row["text"])
+    intents = tuple(zip(row["tasks"], row["labels"], strict=True))
+    return Answered(intents, row["modality"], tuple(row["response_ids"]), row["text"])
 
 
 def load_assistant(
@@ -102,6 +100,7 @@ def load_assistant(
     online: OnlineSettings | None = None,
     generation: GenerationSettings | None = None,
     refs: Mapping[str, str] | None = None,
+    parts: Collection[Part] = PARTS,
 ) -> Assistant:
     """Load what there is of an assistant: newest artefacts of a corpus, or those that ``refs`` names.
 
@@ -112,17 +111,20 @@ def load_assistant(
         online: of extractors and models.
         generation: how the student decodes.
         refs: role (``policy``, ``gate``, ``index``, ``student`` …) → ``kind/name@version``.
+        parts: that are wanted.
 
     Raises:
         ArtifactError: a wanted version is not there.
     """
     refs, online, missing = dict(refs or {}), online or OnlineSettings(), dict[Part, str]()
 
-    def there(part: Part, load: Callable[[], T], *roles: str) -> T | None:
+    def there(part: Part, load: Callable[[], T], role: str) -> T | None:
+        if part not in parts:
+            return None
         try:
             return load()
         except MmdError as err:
-            if any(role in refs for role in roles):
+            if role in refs:
                 raise
             missing[part] = str(err)
             return None

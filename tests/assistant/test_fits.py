@@ -8,11 +8,11 @@ from mmd.assistant.fits import Answered, Fits
 
 SIZE, REFUND = ("t", "size"), ("t", "refund")
 COUNTS = {
-    Answered(SIZE, "image", "image:chart"): 3,
-    Answered(SIZE, "text", "text:a", "see the chart"): 1,
-    Answered(REFUND, "text", "text:b", "it is on its way"): 3,
-    Answered(REFUND, "text", "text:c", "two days"): 2,
-    Answered(None, "text", "text:d", "hello"): 1,
+    Answered((SIZE,), "image", ("image:chart",)): 3,
+    Answered((SIZE,), "text", ("text:a",), "see the chart"): 1,
+    Answered((REFUND,), "text", ("text:b",), "it is on its way"): 3,
+    Answered((REFUND,), "text", ("text:c",), "two days"): 2,
+    Answered((), "text", ("text:d",), "hello"): 1,
 }
 
 
@@ -58,9 +58,21 @@ def test_nothing_counted_gives_even_nothing():
 def test_a_response_counts_once_for_a_turn_whatever_other_tasks_recognise_there():
     """Given once, in a turn of which two tasks recognised something: seen once for another intent of either task."""
     counts = {
-        Answered(("task", "a"), "text", "text:1"): 1,
-        Answered(("other", "b"), "text", "text:1"): 1,
-        Answered(("task", "c"), "text", "text:2"): 1,
+        Answered((("task", "a"), ("other", "b")), "text", ("text:1",)): 1,
+        Answered((("task", "c"),), "text", ("text:2",)): 1,
     }
     assert Fits.of(counts).fits(("task", "c"), "text:1", min_seen=2)
     assert not Fits.of(counts).fits(("task", "c"), "text:1", min_seen=1)
+
+
+def test_a_turn_that_shows_three_products_is_one_turn():
+    """Of two turns with the intent one shows three products, one says a word: half and half."""
+    intent = ("task", "a")
+    counts = {
+        Answered((intent, ("other", "b")), "product", ("product:1", "product:2", "product:3")): 1,
+        Answered((intent,), "text", ("text:1",), "hello"): 1,
+    }
+    fits = Fits.of(counts)
+    assert (fits.answers, fits.asked(intent)) == (2, 2)
+    assert fits.base("product") == 0.5
+    assert fits.share(intent, "product") == pytest.approx((1 + 0.5) / 3)

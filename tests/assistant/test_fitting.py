@@ -24,9 +24,9 @@ from tests.assistant.parts import FULL_HITS, TASK, hit, prediction, student
 
 SIZE = (TASK, "ask_size")
 COUNTS = {
-    Answered(SIZE, "image", "image:chart"): 9,
-    Answered((TASK, "refund"), "text", "text:hello", "hello"): 9,
-    Answered(None, "product", "product:mug"): 2,
+    Answered((SIZE,), "image", ("image:chart",)): 9,
+    Answered(((TASK, "refund"),), "text", ("text:hello",), "hello"): 9,
+    Answered((), "product", ("product:mug",)): 2,
 }
 
 

@@ -22,9 +22,9 @@ from tests.assistant.parts import FULL_HITS, TASK, hit, prediction, student
 SIZE = (TASK, "ask_size")
 FITS = Fits.of(
     {
-        Answered(SIZE, "image", "image:chart"): 9,
-        Answered(SIZE, "text", "text:usual", "see the chart"): 1,
-        Answered((TASK, "recommend_one"), "product", "product:mug"): 10,
+        Answered((SIZE,), "image", ("image:chart",)): 9,
+        Answered((SIZE,), "text", ("text:usual",), "see the chart"): 1,
+        Answered(((TASK, "recommend_one"),), "product", ("product:mug",)): 10,
     }
 )
 

@@ -330,7 +330,7 @@ def make_student() -> Callable[..., Artifact]:
 
 
 def write_policy(store: ArtifactStore, **plan: Any) -> Artifact:
-    counts = Counter({Answered(("dialogue_intent", "refund_status"), "text", "text:0", "It is on its way."): 3})
+    counts = Counter({Answered((("dialogue_intent", "refund_status"),), "text", ("text:0",), "It is on its way."): 3})
     with store.write("policy", "tiny", settings=plan) as writer:
         save_policy(writer, Plan(**plan), counts, {})
     return store.open("policy/tiny")
