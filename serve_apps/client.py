@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -12,11 +13,15 @@ from pydantic import BaseModel, ValidationError
 from mmd.config import ServeSettings
 from mmd.errors import RequestError
 
+KEY_VARIABLE = "MMD_API_KEY"
+
 M = TypeVar("M", bound=BaseModel)
 
 
 class ServiceClient:
     """A client of a running service, one connection a request.
+
+    Sends the API key of the environment's ``MMD_API_KEY``, where there is one.
 
     Args:
         settings: where it listens, and how long it may take.
@@ -27,6 +32,8 @@ class ServiceClient:
         self._host = everywhere.get(settings.host, settings.host)
         self._port = settings.port
         self._timeout_s = settings.request_timeout_s + 5
+        key = os.environ.get(KEY_VARIABLE)
+        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
 
     def get(self, path: str) -> str:
         """Return the body of a page.
@@ -59,7 +66,7 @@ class ServiceClient:
     def _exchange(self, method: str, path: str, body: str | None) -> str:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
         try:
-            connection.request(method, path, body, {"Content-Type": "application/json"})
+            connection.request(method, path, body, self._headers)
             response = connection.getresponse()
             text = response.read().decode()
         except (OSError, http.client.HTTPException) as err:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -20,7 +22,7 @@ from mmd.log import configure_logging
 from mmd.recommend.online import RecommendQuery
 from mmd.schema import Image
 from serve_apps.answers import RecommendResult, RetrievalResult, StreamPiece, to_ready
-from serve_apps.api import ApiError, ExamplesResponse, ReadyResponse, TasksResponse
+from serve_apps.api import ApiError, ExamplesResponse, Part, ReadyResponse, TasksResponse
 from serve_apps.asking import late_answer
 from serve_apps.assistant import ServedPolicy
 from serve_apps.http import create_app
@@ -29,6 +31,8 @@ from serve_apps.policy import PolicySeat
 from serve_apps.replica import PartStatus, Refused
 
 RETRY_AFTER_S = 1
+_STATUS_S = 2.0  # a probe must not wait for a part that is gone
+_STATUS_KEPT_S = 1.0  # anybody may ask, and no question of theirs shall take a place in the models' queues for long
 
 T = TypeVar("T")
 
@@ -57,6 +61,7 @@ class HandleBackend:
         self._recommendation = recommendation
         self._timeout_s = timeout_s
         self._seat = seat
+        self._told: tuple[float, ReadyResponse | None] = (0.0, None)
 
     @property
     def policy(self) -> ServedPolicy:
@@ -80,11 +85,26 @@ class HandleBackend:
 
     async def stream(self, query: RecommendQuery) -> AsyncGenerator[StreamPiece]:
         """Reply to one dialogue piece by piece."""
+        begun = retried = False
+        while True:
+            with _explained():
+                try:
+                    async with aclosing(self._pieces(query)) as pieces:
+                        async for piece in pieces:
+                            begun = True
+                            yield piece
+                except RayActorError:  # before the first piece, asking again is repeatable
+                    if begun or retried:
+                        raise
+                    retried = True
+                    continue
+            return
+
+    async def _pieces(self, query: RecommendQuery) -> AsyncGenerator[StreamPiece]:
         pieces: Any = self._recommendation.options(stream=True).stream.remote(query)
         try:
             while True:
-                with _explained():
-                    piece: StreamPiece | Refused = await anext(pieces)
+                piece: StreamPiece | Refused = await anext(pieces)
                 yield accepted(piece)
         except StopAsyncIteration:
             return
@@ -119,10 +139,36 @@ class HandleBackend:
         return found
 
     async def ready(self) -> ReadyResponse:
-        """Return what answers."""
-        handles = (self._intent, self._retrieval, self._recommendation)
-        parts: list[PartStatus] = await asyncio.gather(*(self._call(handle.status.remote) for handle in handles))
-        return to_ready([*parts, await self._seat.status()])
+        """Return what answers; asked again within a second, the same.
+
+        Raises:
+            ApiError: 503, no part does.
+        """
+        told_at, told = self._told
+        if told is None or time.monotonic() - told_at > _STATUS_KEPT_S:
+            handles: dict[Part, DeploymentHandle[Any]] = {
+                "intent": self._intent,
+                "retrieval": self._retrieval,
+                "recommendation": self._recommendation,
+            }
+            parts = await asyncio.gather(*(self._status(part, handle) for part, handle in handles.items()))
+            told = to_ready([*parts, await self._seat.status()])
+            self._told = time.monotonic(), told
+        return told
+
+    async def _status(self, part: Part, handle: DeploymentHandle[Any]) -> PartStatus:
+        """Return what a part says of itself; that it is there where it has no time to, else that it is not."""
+        try:
+            async with asyncio.timeout(min(_STATUS_S, self._timeout_s)):
+                with _explained():
+                    status: PartStatus = await handle.status.remote()
+                    return status
+        except TimeoutError:
+            return PartStatus(part, absent="it does not answer now; try again in a moment.")
+        except ApiError as err:
+            if err.status == HTTPStatus.TOO_MANY_REQUESTS:
+                return PartStatus(part, degraded=(f"{part}: {err}",))
+            return PartStatus(part, absent=str(err))
 
     async def _call(self, ask: Callable[[], Awaitable[T]]) -> T:
         try:

@@ -24,8 +24,10 @@ from serve_apps.api import ApiError
 
 PUBLIC = frozenset({"/", "/try", "/docs", "/openapi.json", "/healthz", "/readyz"})
 """Paths that need no key: the pages, the API document and the probes; nothing there answers a dialogue."""
-PUBLIC_FOLDERS = ("/static/", "/v1/images/")
+PICTURES = "/v1/images/"
+PUBLIC_FOLDERS = ("/static/", PICTURES)
 """Files of the pages, and pictures: their names are hashes that only answers tell, and a page cannot send a key."""
+_NOBODY = ""  # no key has this name: the bucket of all who ask for pictures without one
 _LINE = re.compile(r"([0-9a-f]{64})\s+([A-Za-z0-9._-]{1,64})")
 _LOOK_S = 1.0  # how often the file is looked at
 
@@ -144,21 +146,28 @@ class Admission:
     def __call__(self, headers: Headers, path: str) -> str | None:
         """Return the name of the key; None for paths that need none.
 
+        Pictures take a place in the models' queues: who asks for them without a key shares one bucket with all others.
+
         Raises:
             ApiError: 401 without a known key, 429 where it has asked too often.
         """
         if path in PUBLIC or path.startswith(PUBLIC_FOLDERS):
+            if path.startswith(PICTURES):
+                self._take(_NOBODY, "pictures have been asked for too often")
             return None
         scheme, _, key = headers.get("authorization", "").partition(" ")
         name = self._ring.name_of(key.strip()) if scheme.lower() == "bearer" and key.strip() else None
         if name is None:
             reason = "no valid API key; send the header Authorization: Bearer KEY (`mmd keys new` makes one)."
             raise ApiError(401, "invalid_api_key", reason)
+        self._take(name, "this key has asked too often")
+        return name
+
+    def _take(self, name: str, refused: str) -> None:
         if wait_s := self._buckets.take(name):
             wait = math.ceil(wait_s)
-            reason = f"this key has asked too often; try again in {wait} s (serve.rate_limit_per_minute)."
+            reason = f"{refused}; try again in {wait} s (serve.rate_limit_per_minute)."
             raise ApiError(429, "rate_limited", reason, retry_after_s=wait)
-        return name
 
 
 def admission(settings: ServeSettings) -> Admission | None:

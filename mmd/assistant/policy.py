@@ -101,7 +101,11 @@ class Policy:
             decisions=(
                 self._intent_decision(evidence, asked),
                 self._modality_decision(verdict, intent),
-                Decision("speaker", speaker, speaker_reason(speaker, verdict.modality, evidence, self.plan)),
+                Decision(
+                    "speaker",
+                    speaker,
+                    speaker_reason(speaker, verdict.modality, evidence, self.plan, usual=intent in self.fits.usual),
+                ),
                 Decision("products", source, products_reason(source, verdict.modality, evidence, fitting)),
             ),
             hits=hits,

@@ -64,19 +64,24 @@ def modality_reason(
     )
 
 
-def speaker_reason(speaker: Speaker, modality: str, evidence: Evidence, plan: Plan) -> Sentence:
-    """Say why somebody says the words."""
+def speaker_reason(speaker: Speaker, modality: str, evidence: Evidence, plan: Plan, *, usual: bool) -> Sentence:
+    """Say why somebody says the words; ``usual``: whether training has a usual answer to the intent."""
     if speaker == "student":
-        return _student_reason(modality, by_choice=plan.words == "student")
+        return _student_reason(modality, by_choice=plan.words == "student", found=evidence.has("retrieval"))
     if speaker == "retrieval":
         return _retrieval_reason(modality, alone=not evidence.has("recommendation"))
+    if not usual:
+        return both(
+            "Neither retrieval nor the student has anything to say, and no usual answer to the intent is known.",
+            "检索与学生模型均未给出内容，也没有该意图的常用回答。",
+        )
     return both(
         "Neither retrieval nor the student has anything to say, so the usual answer to the intent is given.",
         "检索与学生模型均未给出内容，因此给出该意图的常用回答。",
     )
 
 
-def _student_reason(modality: str, *, by_choice: bool) -> Sentence:
+def _student_reason(modality: str, *, by_choice: bool, found: bool) -> Sentence:
     if modality == PRODUCT:
         return both("The student says the words that name its products.", "由学生模型说出推荐商品的话。")
     if modality != TEXT:
@@ -89,6 +94,8 @@ def _student_reason(modality: str, *, by_choice: bool) -> Sentence:
             "The student answers in its own words, which came closer to the right ones on held-out dialogues.",
             "由学生模型作答：在留出的对话中它更接近正确回答。",
         )
+    if not found:
+        return both("The student answers: retrieval is not there.", "由学生模型作答：检索未作答。")
     return both("The student answers: retrieval found no sentence.", "由学生模型作答：检索没有找到合适的句子。")
 
 

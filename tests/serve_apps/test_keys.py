@@ -48,7 +48,7 @@ def test_only_who_has_a_key_is_answered(keyed: Callable[..., tuple[TestClient, s
         assert refused.headers["www-authenticate"] == "Bearer"
         assert refused.json()["error"]["code"] == "invalid_api_key"
         assert refused.json()["error"]["type"] == "authentication_error"
-        assert set(SECURITY_HEADERS) <= {name.title() for name in refused.headers} | set(SECURITY_HEADERS)
+        assert {name.lower() for name in SECURITY_HEADERS} <= set(refused.headers)
         assert refused.headers["x-request-id"]
         assert key not in refused.text
 
@@ -79,6 +79,17 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(keyed: Callable[...
     assert [response.status_code for response in statuses] == [200, 200, 429]
     assert 1 <= int(statuses[2].headers["retry-after"]) <= 60
     assert client.get("/healthz").status_code == 200
+
+
+def test_pictures_without_a_key_have_one_bucket_for_all_and_no_part_in_that_of_a_key(
+    keyed: Callable[..., tuple[TestClient, str]],
+):
+    client, key = keyed(rate_limit_per_minute=1, rate_limit_burst=2)
+    asked = [client.get(f"/v1/images/{name * 64}").status_code for name in "012"]
+    assert asked[2] == 429
+    assert 429 not in asked[:2]
+    assert client.get("/v1/models", headers=bearer(key)).status_code == 200
+    assert [client.get("/readyz").status_code for _ in range(4)] == [200] * 4
 
 
 def test_a_bucket_refills_evenly_and_no_further_than_its_size():

@@ -30,12 +30,12 @@ from mmd.intent.online import OnlineExtractors, OnlineFeatures
 from mmd.intent.rulebase import RuleBase
 from mmd.recommend.online import RecommendQuery
 from mmd.schema import DIALOGUES, Dialogue, Turn
-from serve_apps.api import ApiError
+from serve_apps.api import ApiError, Part
 from serve_apps.app import AppArgs, build, refs_from
 from serve_apps.examples import data_url
 from serve_apps.ingress import HandleBackend
 from serve_apps.intent import IntentReplica
-from serve_apps.replica import Refused
+from serve_apps.replica import PartStatus, Refused
 from serve_apps.run import check_artifacts, check_port, main
 
 CONFIG = Path(__file__).resolve().parents[2] / "serve_apps" / "serve_config.yaml"
@@ -221,7 +221,7 @@ class Handle:
     def __init__(self, *failures: Exception | float) -> None:
         self._failures = list(failures)
         self.calls = 0
-        self.tasks = self
+        self.tasks = self.status = self
 
     def remote(self) -> Any:
         async def call() -> str:
@@ -257,6 +257,55 @@ def test_a_full_queue_is_429_and_a_late_answer_504():
     with pytest.raises(ApiError) as late:
         call(1.0)
     assert late.value.status == 504
+
+
+class Answering(Handle):
+    """A part that is there, unless it fails."""
+
+    def __init__(self, part: Part, *failures: Exception | float) -> None:
+        super().__init__(*failures)
+        self._part = part
+
+    def remote(self) -> Any:
+        async def call() -> PartStatus:
+            await Handle.remote(self)
+            return PartStatus(self._part)
+
+        return call()
+
+
+class Seat:
+    """A policy that is there."""
+
+    async def status(self) -> PartStatus:
+        return PartStatus("policy")
+
+
+def test_what_answers_is_told_while_a_part_is_down_hangs_or_is_full():
+    from ray.exceptions import RayActorError
+    from ray.serve.exceptions import BackPressureError
+
+    full = BackPressureError(num_queued_requests=9, max_queued_requests=8)
+
+    def ready(failure: Exception | float) -> Any:
+        parts = Answering("intent"), Answering("retrieval"), Answering("recommendation", failure)
+        backend = HandleBackend(*parts, 0.2, Seat())  # type: ignore[arg-type]
+
+        async def twice() -> Any:
+            first, second = await backend.ready(), await backend.ready()
+            assert first is second
+            assert [part.calls for part in parts] == [1, 1, 1]  # kept for a second
+            return first
+
+        return asyncio.run(twice())
+
+    for failure in (RayActorError(), 5.0):
+        told = ready(failure)
+        assert (told.status, told.answers) == ("ready", ("intent", "retrieval"))
+        assert told.degraded[0].startswith("recommendation: ")
+    busy = ready(full)
+    assert busy.answers == ("intent", "retrieval", "recommendation")
+    assert "too many requests" in busy.degraded[0]
 
 
 class Streaming:
@@ -306,6 +355,8 @@ def test_a_stream_that_fails_is_told_as_other_failures_are_and_given_up():
     assert asyncio.run(collect(full)) == ([], 429, True)
     assert asyncio.run(collect(unknown)) == ([], 400, True)
     assert asyncio.run(collect("a", RayActorError())) == (["a"], 503, True)
+    assert asyncio.run(collect(RayActorError(), "a")) == (["a"], 200, True)  # nothing was told yet: asked again
+    assert asyncio.run(collect(RayActorError(), RayActorError(), "a")) == ([], 503, True)
 
 
 def test_the_builder_refuses_unknown_arguments():
