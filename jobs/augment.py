@@ -21,7 +21,6 @@ from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.table import Table
 
 from jobs.fit_intent import lineage_of_rules
 from jobs.glue.cluster import quiet_data, ray_cluster, worker_count, worker_errors
@@ -41,6 +40,7 @@ from mmd.intent.samples import FOLDER, ORIGINAL, SAMPLES, Sample, sample_to_row
 from mmd.intent.settings import AugmentSettings
 from mmd.models.resolve import require_kind
 from mmd.models.settings import ModelSettings
+from mmd.tables import plain_table
 
 ROWS_PER_SHARD = 256  # rows carry pictures
 ORIGINALS_PER_CHUNK = 64
@@ -293,7 +293,7 @@ def metrics_of(counts: Counts) -> dict[str, Any]:
 
 def print_counts(counts: Counts) -> None:
     """Print how many samples each task has, by what made them."""
-    table = Table("task", "originals", "copies", "dropped", title="training samples")
+    table = plain_table("task", "originals", "copies", "dropped", title="training samples")
     for task, told in counts.to_json().items():
         copies, dropped = (", ".join(f"{n} {name}" for name, n in told[key].items()) for key in ("copies", "dropped"))
         table.add_row(task, str(told["originals"]), copies or "none", dropped or "none")

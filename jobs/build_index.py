@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from rich.table import Table
 
 from jobs.featurize import absolute_store
 from jobs.glue.cluster import quiet_data, ray_cluster, worker_count, worker_errors
@@ -37,6 +36,7 @@ from mmd.retrieval.structures import Choice, Vectors, choose_kind, describe_kind
 from mmd.retrieval.tuning import build_index
 from mmd.retrieval.types import RESPONSES, Response, SampleSet
 from mmd.schema import IMAGES, image_to_row
+from mmd.tables import plain_table
 
 if TYPE_CHECKING:
     pass
@@ -196,7 +196,7 @@ def metrics_of(rows: Sequence[tuple[str, ResponseIndex]]) -> dict[str, Any]:
 
 def print_indices(rows: Sequence[tuple[str, ResponseIndex]]) -> None:
     """Print each index's structure, the reason for it, and what it finds."""
-    table = Table("modality", "responses", "structure", "recall@10", "why")
+    table = plain_table("modality", "responses", "structure", "recall@10", "why")
     for modality, index in rows:
         found = f"{index.tuned.recall:.3f}" if index.tuned.queries else "exact"
         table.add_row(modality, f"{len(index):,}", index.kind, found, index.choice.reason)

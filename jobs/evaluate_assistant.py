@@ -15,10 +15,11 @@ import sys
 from collections.abc import Sequence
 
 import pyarrow as pa
-from rich.table import Table
+from rich.table import Column
 
 from jobs.glue.assistant import Stand, lineage_of
 from jobs.glue.entry import JobContext, console, main
+from jobs.glue.reporting import add_artifact, add_split, reported
 from mmd.artifacts import Artifact, version_for
 from mmd.assistant.assistant import Assistant
 from mmd.assistant.gather import gather
@@ -26,10 +27,12 @@ from mmd.assistant.turns import AskedTurn
 from mmd.errors import CorpusError
 from mmd.evaluation.assistant import ANSWERED, METRICS, WORDS, AssistantFindings, measure
 from mmd.evaluation.metrics import Confusion, overall
+from mmd.evaluation.recommend_systems import Judged
 from mmd.evaluation.retrieval_systems import make_questions
 from mmd.intent.showcase import query_of
 from mmd.retrieval.pools import Source
 from mmd.retrieval.samples import find_samples
+from mmd.tables import plain_table
 
 REPLIES = pa.schema(
     [
@@ -50,13 +53,8 @@ REPLIES = pa.schema(
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add which policy, and on what."""
-    parser.add_argument("--policy", metavar="REF", help="policy/NAME@VERSION; default: the corpus's newest")
-    parser.add_argument(
-        "--split",
-        choices=("test", "validation"),
-        default="test",
-        help="validation: the held-out part of the training split; the test split is not opened",
-    )
+    add_artifact(parser, "policy")
+    add_split(parser)
 
 
 def run(context: JobContext) -> Artifact:
@@ -65,11 +63,9 @@ def run(context: JobContext) -> Artifact:
     Raises:
         CorpusError: the split has no answered turn.
     """
-    if wanted := context.options.get("policy"):
-        context = context.pinned(context.store.open(wanted).of_kind("policy", "name one of `mmd artifacts list`."))
+    asked = reported(context, "policy", "assistant")
+    context, split, name = asked.context, asked.split, asked.name
     inputs, config = lineage_of(context.open("policy"), context), context.config
-    split = context.options.get("split") or "test"
-    name = f"{context.name}-assistant" if split == "test" else f"{context.name}-assistant-{split}"
     settings = {
         "split": split,
         "assistant": config.assistant.model_dump(mode="json", include={"candidates", "cards"}),
@@ -91,13 +87,13 @@ def run(context: JobContext) -> Artifact:
     return context.store.open(f"report/{name}@{version_for('report', settings, inputs, seeds)}")
 
 
-def evaluate(stand: Stand, split: str) -> tuple[AssistantFindings, list[AskedTurn]]:
+def evaluate(stand: Stand, split: Judged) -> tuple[AssistantFindings, list[AskedTurn]]:
     """Measure everything; return the turns, too.
 
     Raises:
         CorpusError: the split has no answered turn.
     """
-    turns = stand.turns("validation" if split == "validation" else "test")
+    turns = stand.turns(split)
     if not turns:
         raise CorpusError(
             f"{stand.corpus.artifact.ref}: no dialogue of the split {split} has an answer of the agent; give some "
@@ -174,10 +170,12 @@ def print_findings(findings: AssistantFindings) -> None:
     """Print the table of systems, intervals being in the report, and the F1 of intents."""
     printed = (*METRICS[:-1], WORDS, ANSWERED)  # as many as 80 columns hold; all are in the report
     names = [name for name in printed if any(name in row.shares for row in findings.rows)]
-    table = Table(title=f"{findings.turns} answered turns, {findings.split} split", box=None, padding=(0, 1))
-    table.add_column("system", overflow="fold", min_width=max(len(row.system) for row in findings.rows))
-    for name in names:
-        table.add_column(name, justify="right", overflow="fold", min_width=8, max_width=8)
+    width = max(len(row.system) for row in findings.rows)
+    table = plain_table(
+        Column("system", overflow="fold", min_width=width),
+        *(Column(name, justify="right", overflow="fold", min_width=8, max_width=8) for name in names),
+        title=f"{findings.turns} answered turns, {findings.split} split",
+    )
     for row in findings.rows:
         shares = [row.shares.get(name) for name in names]
         table.add_row(row.system, *("" if share is None else f"{share.value:.3f}" for share in shares))

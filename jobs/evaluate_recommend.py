@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from jobs.evaluate import pictures_of
 from jobs.glue.entry import JobContext, console, main
+from jobs.glue.reporting import add_artifact, add_split, reported
 from mmd.artifacts import Artifact, ArtifactWriter, version_for
 from mmd.corpora.store import Corpus
 from mmd.evaluation.recommend_bench import Bench, in_places, listen_to_all, parameters, rank_by_all, student_words
@@ -40,7 +41,7 @@ from mmd.evaluation.recommend_report import (
     render_recommend,
     speaker_table,
 )
-from mmd.evaluation.recommend_systems import Judged, Ranked, Speaker
+from mmd.evaluation.recommend_systems import Ranked, Speaker
 
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 
@@ -86,13 +87,8 @@ TRACES = pa.schema(
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add which student, and on what."""
-    parser.add_argument("--student", metavar="REF", help="student/NAME@VERSION; default: the corpus's newest")
-    parser.add_argument(
-        "--split",
-        choices=("test", "validation"),
-        default="test",
-        help="validation: the held-out part of the training split, for choices; the test split is not opened",
-    )
+    add_artifact(parser, "student")
+    add_split(parser)
 
 
 def run(context: JobContext) -> Artifact:
@@ -101,11 +97,9 @@ def run(context: JobContext) -> Artifact:
     Raises:
         CorpusError: the split has no response to evaluate.
     """
-    if wanted := context.options.get("student"):
-        context = context.pinned(context.store.open(wanted).of_kind("student", "name one of `mmd artifacts list`."))
+    asked = reported(context, "student", "recommend")
+    context, split, name = asked.context, asked.split, asked.name
     inputs, config = context.lineage("student"), context.config
-    split: Judged = context.options.get("split") or "test"
-    name = f"{context.name}-recommend" if split == "test" else f"{context.name}-recommend-{split}"
     settings = {
         "split": split,
         "generation": config.recommend.generation.model_dump(mode="json"),

@@ -24,6 +24,7 @@ import pyarrow as pa
 from jobs.evaluate import pictures_of
 from jobs.featurize import absolute_store
 from jobs.glue.entry import JobContext, console, main
+from jobs.glue.reporting import add_artifact, reported
 from mmd.artifacts import Artifact, ArtifactWriter, version_for
 from mmd.corpora.store import Corpus
 from mmd.evaluation.ranking import CORPUS, Questions
@@ -71,15 +72,14 @@ RANKS = pa.schema(
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add which retriever."""
-    parser.add_argument("--retriever", metavar="REF", help="retriever/NAME@VERSION; default: the corpus's newest")
+    add_artifact(parser, "retriever")
 
 
 def run(context: JobContext) -> Artifact:
     """Write report/NAME-retrieval unless the same retriever was reported before."""
-    if wanted := context.options.get("retriever"):
-        context = context.pinned(context.store.open(wanted).of_kind("retriever", "name one of `mmd artifacts list`."))
-    inputs, name = context.lineage("retriever"), f"{context.name}-retrieval"
-    config = context.config
+    asked = reported(context, "retriever", "retrieval")
+    context, name = asked.context, asked.name
+    inputs, config = context.lineage("retriever"), context.config
     settings = {
         "evaluation": config.evaluation.model_dump(mode="json", include={"show_dialogues", "bootstrap_resamples"}),
         "pools": config.retrieval.pools.model_dump(mode="json"),

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from jobs.glue.cluster import quiet_data, quiet_logger, ray_cluster, worker_count
 from jobs.glue.entry import JobContext, console, main
@@ -78,6 +77,7 @@ from mmd.models.ahead import ahead
 from mmd.models.course import TrainState
 from mmd.models.resolve import resolve
 from mmd.models.settings import ModelSettings
+from mmd.tables import plain_table
 
 _BATCHES_AHEAD = 4
 _OPERATION = {"mlflow_uri", "max_failures", "checkpoint_every", "threads"}  # change how, not what
@@ -462,7 +462,9 @@ def metrics_of(results: Sequence[RunResult]) -> dict[str, Any]:
 
 def print_results(results: Sequence[RunResult]) -> None:
     """Print each run's course."""
-    table = Table("run", "samples", "steps", "first loss", "last loss", "held-out weighted F1", title="fine-tuning")
+    table = plain_table(
+        "run", "samples", "steps", "first loss", "last loss", "held-out weighted F1", title="fine-tuning"
+    )
     for result in results:
         state = result.state
         scores = state.validations[-1]["weighted_f1"] if state.validations else {}

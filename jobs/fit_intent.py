@@ -17,8 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-
 from jobs.glue.entry import JobContext, console, main
 from mmd.artifacts import Artifact, version_for
 from mmd.corpora.store import Corpus
@@ -34,6 +32,7 @@ from mmd.intent.probe import FittedProbe, fit_probe, save_probes
 from mmd.intent.rulebase import RuleBase
 from mmd.intent.settings import ProbeSettings
 from mmd.intent.types import IntentExample, Probabilities
+from mmd.tables import plain_table
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def print_choices(choices: Mapping[str, Choice]) -> None:
     """Print each task's held-out scores and the gate that was chosen."""
     systems = list(dict.fromkeys(system for choice in choices.values() for system in choice.alone))
     columns = ("gate", "cross-fitted", "how")
-    table = Table("task", *systems, *columns, title="held-out weighted F1 (training part)", title_justify="left")
+    table = plain_table("task", *systems, *columns, title="held-out weighted F1 (training part)")
     for task, choice in choices.items():
         found = choice.chosen
         alone = [f"{choice.alone[s]:.3f}" if s in choice.alone else "–" for s in systems]

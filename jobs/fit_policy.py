@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import sys
 
-from rich.table import Table
-
 from jobs.glue.assistant import Stand, open_roles
 from jobs.glue.entry import JobContext, console, main
 from mmd.artifacts import Artifact, version_for
@@ -23,6 +21,7 @@ from mmd.assistant.fitting import Fitted, count_answers, fit_plan
 from mmd.assistant.gather import gather
 from mmd.assistant.loading import save_policy
 from mmd.errors import CorpusError
+from mmd.tables import plain_table
 
 
 def run(context: JobContext) -> Artifact:
@@ -70,9 +69,7 @@ def print_tried(fitted: Fitted) -> None:
         note = "note: no dialogue was held out of all parts' training, so nothing was chosen: equal votes"
         console.print(note, style="yellow", markup=False, soft_wrap=True)
         return
-    table = Table(title=f"chosen on {fitted.turns} validation turns", box=None, padding=(0, 1))
-    for heading in ("choice", "candidate", "score"):
-        table.add_column(heading, overflow="fold")
+    table = plain_table("choice", "candidate", "score", title=f"chosen on {fitted.turns} validation turns")
     for name, scores in fitted.tried.items():
         for candidate, score in sorted(scores.items(), key=lambda pair: -pair[1])[:3]:
             table.add_row(name, candidate, f"{score:.4f}")

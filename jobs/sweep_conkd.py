@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from jobs.distill import ask_teachers
 from jobs.featurize import absolute_store
 from jobs.glue.cluster import quiet_logger, ray_cluster
@@ -21,6 +19,7 @@ from mmd.errors import ArtifactError
 from mmd.evaluation.recommend_systems import Questions
 from mmd.recommend.steps import StepPlan
 from mmd.recommend.sweep import TRIED, Trial, by_gate, choose, points_of
+from mmd.tables import plain_table
 
 if TYPE_CHECKING:
     from mmd.recommend.runs import Ground
@@ -140,9 +139,8 @@ def print_trial(told: Mapping[str, Any]) -> None:
 
 def print_trials(trials: Sequence[Trial], chosen: Trial, limit: float, cutoff: int) -> None:
     """Print the table of trials, the chosen one marked, and what to type to distil with it."""
-    table = Table(title=f"held-out responses; perplexity at most {limit:.3f}", title_justify="left")
-    for column in (*TRIED, "validations", f"F1@{cutoff}", "perplexity", "item ratio"):
-        table.add_column(column)
+    heads = (*TRIED, "validations", f"F1@{cutoff}", "perplexity", "item ratio")
+    table = plain_table(*heads, title=f"held-out responses; perplexity at most {limit:.3f}")
     for trial in sorted(trials, key=lambda trial: -trial.kept["f1"]):
         mark = "*" if trial is chosen else ""
         numbers = [f"{trial.kept[key]:.4g}" for key in ("f1", "perplexity", "item_ratio")]

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pyarrow.parquet as pq
-from rich.table import Table
 
 from jobs.featurize import absolute_store, compute_texts
 from jobs.glue.cluster import quiet_data, quiet_logger, ray_cluster, worker_errors
@@ -51,6 +50,7 @@ from mmd.retrieval.training import (
 )
 from mmd.retrieval.types import Response, Sample
 from mmd.schema import text_id
+from mmd.tables import plain_table
 
 if TYPE_CHECKING:
     from mmd.retrieval.methods import Retriever
@@ -322,14 +322,14 @@ def metrics_of(plan: BatchPlan, division: Division, state: TrainState, retriever
 def tell(trained: Trained, artifact: Artifact) -> None:
     """Print the parts' parameters and the validations."""
     job, _, state = trained
-    table = Table("part", "parameters", title=job.config.retrieval.method, title_justify="left")
+    table = plain_table("part", "parameters", title=job.config.retrieval.method)
     for part, count in artifact.read_json(TRAINING_FILE)["parameters"].items():
         table.add_row(part, f"{count:,}")
     console.print(table)
     if not state.validations:
         return
     names = list(state.validations[0]["by_modality"])
-    table = Table("step", "R@1", *names, "intent", title="validation", title_justify="left")
+    table = plain_table("step", "R@1", *names, "intent", title="validation")
     for found in state.validations:
         intent = found["intent_accuracy"]
         marks = "*" if found["step"] == state.best_step else ""

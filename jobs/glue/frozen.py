@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-from rich.table import Table
 
 from jobs.glue.cluster import quiet_data, ray_cluster, worker_count, worker_errors
 from jobs.glue.entry import JobContext, console
@@ -29,6 +28,7 @@ from mmd.models.hidden import Piece, SpanStates, Vector
 from mmd.models.mllm import load_mllm
 from mmd.models.settings import ModelSettings
 from mmd.models.threads import torch_threads
+from mmd.tables import plain_table
 
 TRAINING_FILE = "training.json"
 _SPREAD_FROM = 4_000  # samples from which starting Ray's processes, each with its model, pays
@@ -133,7 +133,9 @@ def read_originals(samples: Samples) -> list[Sample]:
 
 def print_results(results: Sequence[FrozenResult], layer: int) -> None:
     """Print what held-out dialogues say of each task's heads."""
-    table = Table("task", "samples", "weighted F1", "with hints", title=f"heads on layer {layer}, held out by fold")
+    table = plain_table(
+        "task", "samples", "weighted F1", "with hints", title=f"heads on layer {layer}, held out by fold"
+    )
     for result in results:
         scores = [f"{f1:.3f}" for f1 in result.weighted_f1.values()] or ["–", "–"]
         table.add_row(result.task.task, str(result.samples), *scores)

@@ -30,6 +30,7 @@ from mmd.evaluation.intent import (
 from mmd.evaluation.metrics import Interval
 from mmd.evaluation.pictures import PictureEffect
 from mmd.intent.gate import THRESHOLD_ARMS, TaskGate
+from mmd.tables import plain_table
 
 PictureSource = Callable[[Sequence[str]], Mapping[str, bytes]]
 _RULES_SHOWN = 4
@@ -143,7 +144,7 @@ def _pool_words(share: float) -> str:
 def summary_table(summary: Summary) -> Table:
     """Return the headline for the terminal: a row a system, a column a task; below, what the gate gained."""
     names, rows = system_names(summary), {**summary.tasks, "overall": summary.overall}
-    table = Table("weighted F1", *rows, title="test split", title_justify="left")
+    table = plain_table("weighted F1", *rows, title="test split")
     for system, name in names.items():
         table.add_row(name, *(_score(scores.get(system)) for scores in rows.values()))
     table.add_section()

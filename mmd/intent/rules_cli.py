@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from mmd.artifacts import Artifact, ArtifactStore, version_for
 from mmd.config import DEFAULT_PATH, AppConfig, load_config
@@ -29,6 +28,7 @@ from mmd.intent.rules import UNMEASURED, Rule
 from mmd.intent.types import IntentExample
 from mmd.intent.wording import describe_predicate, describe_rule
 from mmd.schema import Dialogue, Image, Turn
+from mmd.tables import plain_table
 
 _console = Console(highlight=False, soft_wrap=True)
 
@@ -174,9 +174,7 @@ def _show(args: argparse.Namespace) -> int:
     rules = _chosen(base, args.task, args.label)
     for task, label in dict.fromkeys((rule.task, rule.label) for rule in rules):
         own = [rule for rule in rules if (rule.task, rule.label) == (task, label)]
-        table = Table(title=f"{task} → {label}", title_justify="left")
-        for column in ("rule", "if", "right", "of", "≥"):
-            table.add_column(column, overflow="fold")
+        table = plain_table("rule", "if", "right", "of", "≥", title=f"{task} → {label}")
         for rule in own[: args.limit]:
             table.add_row(*(_escape(cell) for cell in _row(rule, base, args)))
         _console.print(table)

@@ -187,7 +187,8 @@ class RetrievalEngine:
         ranked = [cut(found, depth) for found in self._search(inputs, plans, depth, timer)]
         if self.reranker:
             with timer.stage("rerank"):
-                ranked = [self._rerank(q, found) for q, found in zip(queries, ranked, strict=True)]
+                again = self._rerank_each if each else self._rerank
+                ranked = [again(q, found) for q, found in zip(queries, ranked, strict=True)]
         return [
             RetrievalAnswer(
                 hits=tuple(Hit(self.responses[key], score) for key, score in cut(found, k)),
@@ -267,9 +268,16 @@ class RetrievalEngine:
             vectors: NDArray[np.float32] = self.retriever.embed_queries(inputs, modality).float().cpu().numpy()
         return vectors
 
+    def _rerank_each(self, query: Query, found: Ranked) -> Ranked:
+        """Look at the first ``depth`` of every modality again, so that their best scores are of one scale."""
+        by_modality: dict[str, Ranked] = defaultdict(list)
+        for key, score in found:
+            by_modality[self.responses[key].modality].append((key, score))
+        return sorted((hit for own in by_modality.values() for hit in self._rerank(query, own)), key=by_score)
+
     def _rerank(self, query: Query, found: Ranked) -> Ranked:
         """Order the first ``depth`` anew; what lies below keeps its place, and its score stays below theirs."""
-        if not self.reranker or len(found) < 2:
+        if not self.reranker or not found:
             return found
         head, tail = found[: self.reranker.depth], found[self.reranker.depth :]
         scores = self.reranker.scores(query, [self.responses[key] for key, _ in head])

@@ -169,3 +169,14 @@ def test_a_reranker_orders_the_first_few_and_leaves_the_rest_below():
     scores = [hit.score for hit in answer.hits]
     assert scores == sorted(scores, reverse=True)
     assert "rerank" in answer.timings_ms
+
+
+def test_every_modality_has_a_second_look_of_its_own_where_each_is_ranked():
+    """Two pictures or two texts fit into the look; were it one look over all, a modality could be left below it."""
+    [answer] = engine("mdr", reranker=Backwards()).retrieve([ask("1 0.1")], k=2, each=True)
+    assert [(hit.response.id, hit.score) for hit in answer.hits] == [
+        ("image:b", 98.0),
+        ("text:b", 98.0),
+        ("image:a", 97.0),
+        ("text:a", 97.0),
+    ]
