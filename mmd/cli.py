@@ -50,6 +50,7 @@ JOBS = {
 }
 SERVING = {
     "serve": ("serve_apps.run", "serve a trained corpus online"),
+    "chat": ("serve_apps.chat_cli", "talk with a running service in the terminal"),
     "keys": ("serve_apps.keys_cli", "make API keys for the service"),
 }
 COMMANDS = ("config", "artifacts", "rules", "models")

@@ -76,7 +76,8 @@ class Rules:
     def forbid(self, logits: Tensor, drafts: Sequence[Draft]) -> Tensor:
         """Return logits with -inf where a token may not follow a draft, shape (B, size)."""
         space, allowed = self.space, logits.clone()
-        allowed[:, [*space.silent, space.pad, space.bos]] = -np.inf
+        # A model without padding of its own pads with its end (GPT-2, SmolLM2), which must stay sayable.
+        allowed[:, sorted({*space.silent, space.pad, space.bos} - {space.eos})] = -np.inf
         modes = [space.rec, space.gen]
         undecided = [row for row, draft in enumerate(drafts) if self.undecided(draft)]
         chosen = allowed[undecided][:, modes]

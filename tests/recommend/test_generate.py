@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -382,3 +382,14 @@ def test_a_language_model_keeps_the_same_rules_in_batches_and_in_streams(method:
 
 def test_no_contexts_no_replies():
     assert generator(chain()).replies([]) == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_that_pads_with_its_end_can_end(method: Any):
+    """As GPT-2 and SmolLM2, which have no padding of their own."""
+    backbone = chain()
+    backbone.space = replace(SPACE, pad=SPACE.eos, silent=tuple(t for t in SPACE.silent if t != SPACE.eos))
+    with torch.no_grad():
+        backbone.table[..., SPACE.eos] = 50.0
+    replies = generator(backbone, method).replies(samples(6))
+    assert {len(reply.token_ids) for reply in replies} == {3}  # the mode, a word or an item, the end

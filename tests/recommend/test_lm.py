@@ -233,6 +233,18 @@ def test_gpt2_which_counts_positions_and_names_its_parts_otherwise_works(tokeniz
         assert step_error(model, make(tokenizer, samples())) <= 1e-4
 
 
+@pytest.mark.parametrize("pad", [None, "eos"])
+def test_an_end_that_pads_too_is_no_silent_token(pad: str | None):
+    """GPT-2 has no padding, SmolLM2 pads with its end: either must be able to say that a reply is over."""
+    fresh = build_tokenizer(TINY, ConversationSettings(), (), GRAPH)
+    assert isinstance(fresh, LmTokenizer)
+    own = fresh.encoder.tokenizer
+    own.pad_token = own.convert_ids_to_tokens(fresh.encoder.end_id) if pad else None
+    space = LmTokenizer(fresh.encoder, ITEMS).space
+    assert space.pad == space.eos
+    assert space.eos not in space.silent
+
+
 @pytest.mark.slow
 def test_smollm2_takes_a_training_step():
     settings = BackboneSettings(kind="lm", model="smollm2-135m")

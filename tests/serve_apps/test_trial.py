@@ -72,7 +72,7 @@ def test_what_is_not_answered_is_told_and_counted(
     trial, printed = attempt(tiny_store, port, 2)
     assert trial == Trials(Trial(asked=2, right=0, degraded=0, latencies_ms=()), Trial(), Trial())
     assert not trial.all_answered
-    assert printed.count("no answer: 127.0.0.1:") == 2
+    assert printed.count("no answer: http://127.0.0.1:") == 2
     assert "HTTP 500" in printed
 
 
@@ -152,7 +152,7 @@ def test_recommendation_is_tried_where_it_is_served(
     full_backend.failure = RuntimeError("broken")
     broken, printed = attempt(full_store, port, 2)
     assert not broken.all_answered
-    assert printed.count("no reply: 127.0.0.1:") == broken.recommendation.asked
+    assert printed.count("no reply: http://127.0.0.1:") == broken.recommendation.asked
 
 
 def test_of_a_dialogue_the_last_turn_that_names_a_product_is_asked_for(student_store: Path):
