@@ -10,7 +10,8 @@ again, and a run that was finished is not repeated. The losses are those of one 
 
     mmd train_teachers                                                     the built-in shop corpus
     mmd train_teachers --corpus redial=../shared/data/redial
-    mmd train_teachers --set recommend.backbone.kind=lm --set recommend.backbone.model=smollm2-135m
+    mmd train_teachers --set recommend.backbone.kind=lm --set recommend.backbone.model=smollm2-135m \
+        --set recommend.dialogue.learning_rate=5e-5
     mmd train_teachers --set recommend.train.workers=2
 """
 

@@ -196,10 +196,15 @@ def draw_ranker(graph: ItemGraph, samples: Sequence[ResponseSample]) -> LoadedRe
     from mmd.recommend.recommender import LoadedRecommender, build_recommender
     from mmd.recommend.settings import RecommenderSettings
 
-    mentions = [
+    settings = RecommenderSettings()
+    model = build_recommender(graph, mentions_of(samples), settings, ConversationSettings(), 0).eval()
+    return LoadedRecommender(model, model.spec.maker())
+
+
+def mentions_of(samples: Sequence[ResponseSample]) -> list[MentionSample]:
+    """Return the items that responses name."""
+    return [
         MentionSample(sample.id, sample.dialogue_id, "train", "agent", sample.context, item, novel=True)
         for sample in samples
         for item in sample.response.items
     ]
-    model = build_recommender(graph, mentions, RecommenderSettings(), ConversationSettings(), 0).eval()
-    return LoadedRecommender(model, model.spec.maker())

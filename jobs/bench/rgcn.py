@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from jobs.glue.records import spread
 from mmd.artifacts import ArtifactStore
+from mmd.errors import ArtifactError
 from mmd.models.threads import torch_threads
 from mmd.recommend.conversations import Conversations
 from mmd.recommend.samples import divide_samples, mention_samples
@@ -100,8 +101,15 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ground(options: Mapping[str, Any]) -> tuple[ItemGraph, Sequence[MentionSample]]:
-    """Return the graph and training mentions, validation dialogues left out."""
-    conversations = Conversations(ArtifactStore(options["store"]).open(f"graph/{options['graph']}"))
+    """Return the graph and training mentions, validation dialogues left out.
+
+    Raises:
+        ArtifactError: the graph has no edges.
+    """
+    artifact = ArtifactStore(options["store"]).open(f"graph/{options['graph']}")
+    conversations = Conversations(artifact)
+    if not len(conversations.graph.edges):
+        raise ArtifactError(f"{artifact.ref}: has no edges, so there is nothing to time; name a corpus with a graph.")
     settings = ConversationSettings()
     found = [sample for one in conversations.dialogues("train") for sample in mention_samples(one, settings)]
     return conversations.graph, divide_samples(found, settings.validation_fraction, 0).train

@@ -28,6 +28,8 @@ from mmd.evaluation.recommend_pairs import Comparison, Difference, Verdict
 from mmd.recommend.settings import Start
 
 BACKBONES = ("kgsf", "lm")
+LM_RATES: Mapping[str, float] = {"dialogue.learning_rate": 5e-5, "student.learning_rate": 5e-5}
+"""A language model that can talk already would forget it at the rate of a network from scratch."""
 GAIN = 0.25
 """What the gates are to win over no KD in F1@1, relative."""
 _FAR_APART = 5.0
@@ -57,7 +59,8 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
     start = {"distill.start": options["start"]} if options.get("start") else {}
     found = {}
     for backbone in options["backbones"]:
-        units = students.units_of(arms, options["seeds"], {"backbone.kind": backbone, **start})
+        common = {"backbone.kind": backbone, **start, **(LM_RATES if backbone == "lm" else {})}
+        units = students.units_of(arms, options["seeds"], common)
         found[backbone] = students.run_units(options, units, judged, f"students, {backbone}")
     evaluation = domains.open_context(options, options["corpus"]).config.evaluation
     fields = {

@@ -1,9 +1,11 @@
 """Who speaks where: the item mass m_t that the dialogue teacher sees, by kind of turn and place.
 
-m_t is the soft gate's λ_t, and the hard gate's against η. It is read at every token of right responses: at items, at
-words of responses that name one, and in talk. Area under the ROC curve says how well it tells items from words; curves
-say what each η would give to the recommendation teacher; traces follow a few conversations. Nothing is trained here but
-teachers that are not there yet.
+m_t is the soft gate's λ_t, and the hard gate's against η. It is read at every token of right responses, as distillation
+reads it: behind their mode, at items, at words of responses that name one, and in talk. Area under the ROC curve says
+how well it tells items from words. With mode tokens the teacher has read whether the response names an item, so that
+telling turns apart is nearly given; what is found is the place within a turn that names one (``items in their turns``).
+Curves say what each η would give to the recommendation teacher; traces follow a few conversations. Nothing is trained
+here but teachers that are not there yet.
 
 Words of dialogues are told of simulated corpora only, unless ``evaluation.show_dialogues`` is ``always``.
 
@@ -38,8 +40,7 @@ _TURNS = 6  # of a conversation at most in a picture
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the corpus and whose responses are read."""
-    students.add_options(parser)
-    parser.set_defaults(seeds=1)
+    retrievers.add_judging(parser)
 
 
 def run(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,7 +51,13 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
         teacher = train_teachers.run(context)
     found = traces_of(context.pinned(teacher), judged)
     return {
-        "config": students.config_of(options, judged) | {"teacher": teacher.ref},
+        "config": {
+            "corpus": context.name,
+            "graph": context.open("graph").ref,
+            "teacher": teacher.ref,
+            "judged_on": judged,
+            "recommend": context.config.recommend.model_dump(mode="json", exclude={"enabled"}),
+        },
         "repeats": 1,
         "samples": {"responses": len(found), "that name an item": sum(t.mode == "rec" for t in found)},
         "item_mass": {kind: summary(masses) for kind, masses in masses_by_place(found).items()},
@@ -179,8 +186,8 @@ def histogram(axes: Any, record: Mapping[str, Any]) -> None:  # noqa: ANN401 (ma
     axes.set_yscale("log")
     axes.set_xlabel("item mass $m_t$, the soft gate's $\\lambda_t$")
     axes.set_ylabel("share of tokens")
-    auc = record["auc"]["items"]
-    axes.set_title("" if auc is None else f"AUC items against words {auc:.3f}")
+    auc = record["auc"]["items in their turns"]
+    axes.set_title("" if auc is None else f"AUC items against words of their turns {auc:.3f}")
     axes.legend(fontsize=7)
 
 

@@ -1,6 +1,8 @@
 """What mode tokens are worth: replies that begin with [REC] or [GEN] against replies without, teachers alike.
 
-Perplexity counts the mode as a token where there is one, so that of words alone is compared.
+A mode is one more token, and what follows it is easier to foresee. Compared is therefore ``perplexity a word``: the
+nats of a response, its mode's among them, over its words, items and end. What would be named first is left out: with
+modes it is asked behind [REC], without them in place of the first word.
 
     mmd experiment mode_tokens --corpus shop --seeds 3
 """
@@ -14,8 +16,10 @@ from typing import Any
 
 from jobs.experiments import figures, students
 from jobs.experiments.students import ARMS, NO_KD
+from mmd.evaluation.recommend_pairs import Comparison, mode_uncounted
 
 WITHOUT = ", no mode"
+A_WORD = "perplexity a word"
 SHOWN = ("F1@1", "ReR@1", "PrR@1", "F1@1, per response", "item ratio")
 
 
@@ -32,7 +36,23 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
         variants |= {arm: ARMS[arm], arm + WITHOUT: {**ARMS[arm], "conversations.mode_tokens": False}}
     field, record = students.compare_variants(options, variants, "mode tokens")
     pairs = {arm: (arm, arm + WITHOUT) for arm in options["arms"]}
-    return {**record, "with_against_without": students.pairs_json(field, pairs, SHOWN)}
+    words = by_word(field)
+    for name, row in record["table"].items():
+        row[A_WORD] = students.measure_json(words, name, "perplexity")
+    compared = students.pairs_json(field, pairs, SHOWN)
+    for arm, told in students.pairs_json(words, pairs, ("perplexity",)).items():
+        compared[arm][A_WORD] = told["perplexity"]
+    del record["recall"]
+    return {**record, "with_against_without": compared}
+
+
+def by_word(field: Comparison) -> Comparison:
+    """Return a comparison whose perplexities are a word, whether a mode comes before it or not."""
+    runs = {
+        name: rows if name.endswith(WITHOUT) else [mode_uncounted(one) for one in rows]
+        for name, rows in field.runs.items()
+    }
+    return Comparison(runs, field.groups, field.resamples, field.seed)
 
 
 def plot(record: Mapping[str, Any], path: Path) -> None:
@@ -40,4 +60,4 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
     config = record["config"]
     title = f"With and without mode tokens, {config['corpus']}, {config['judged_on']}"
     with figures.figure(path, title, columns=3, height=3.6, width=13.0) as axes:
-        students.draw_table(axes, record["table"], perplexity="word perplexity")
+        students.draw_table(axes, record["table"], perplexity=A_WORD)

@@ -54,10 +54,15 @@ class Unit:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add corpus and seeds."""
+    """Add corpus, whose samples judge, and seeds."""
+    add_judging(parser)
+    parser.add_argument("--seeds", type=int, default=3, help="repeats, each with its own seed (default: %(default)s)")
+
+
+def add_judging(parser: argparse.ArgumentParser) -> None:
+    """Add corpus, and whose samples judge."""
     domains.add_options(parser)
     parser.add_argument("--corpus", default="shop", help="corpus in the store (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="repeats, each with its own seed (default: %(default)s)")
     parser.add_argument(
         "--judge",
         choices=("auto", "test", "validation"),

@@ -250,9 +250,7 @@ def table_of(field: Comparison, outcomes: Sequence[Mapping[str, Any]]) -> dict[s
         said = [outcome["speaker"] for outcome in told]
         row: dict[str, Any] = {}
         for measure in MEASURES:
-            interval = field.value(name, measure)
-            spread = figures.spread_of(field.by_seed(name, measure).tolist())
-            row[measure] = {**spread, "interval": [round(interval.low, 4), round(interval.high, 4)]}
+            row[measure] = measure_json(field, name, measure)
         for n in GRAMS:
             row[f"DIST-{n}"] = figures.spread_of([one[f"DIST-{n}"]["by_responses"] for one in said])
             row[f"DIST-{n}, per gram"] = figures.spread_of([one[f"DIST-{n}"]["by_grams"] for one in said])
@@ -261,6 +259,13 @@ def table_of(field: Comparison, outcomes: Sequence[Mapping[str, Any]]) -> dict[s
         row["ms per token"] = figures.spread_of([one["ms_per_token"]["batch"] for one in said])
         table[name] = row
     return table
+
+
+def measure_json(field: Comparison, name: str, measure: str) -> dict[str, Any]:
+    """Return mean, range over seeds and interval of a variant's measure."""
+    interval = field.value(name, measure)
+    spread = figures.spread_of(field.by_seed(name, measure).tolist())
+    return {**spread, "interval": [round(interval.low, 4), round(interval.high, 4)]}
 
 
 def training_of(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

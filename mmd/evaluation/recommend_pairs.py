@@ -57,6 +57,17 @@ def response_sums(hits: Sequence[ItemHits], likelihoods: Sequence[Likelihood]) -
     return np.array(rows, dtype=np.float64).reshape(-1, COLUMNS)
 
 
+def mode_uncounted(rows: Sums) -> Sums:
+    """Return sums in which the mode is no token, while what it cost stays: rows (n, COLUMNS) of replies that begin so.
+
+    The mode follows from the words, so that the nats of both are those of the words without a mode; over as many words,
+    perplexities of models with and without mode tokens are of one kind.
+    """
+    found = rows.copy()
+    found[..., _TOKENS] -= found[..., _RESPONSES]
+    return found
+
+
 @dataclass(frozen=True)
 class Difference:
     """How much more of a measure one system has than another.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmd.evaluation.metrics import Interval
-from mmd.evaluation.recommend_pairs import COLUMNS, MEASURES, Comparison, Difference, response_sums
+from mmd.evaluation.recommend_pairs import COLUMNS, MEASURES, Comparison, Difference, mode_uncounted, response_sums
 from mmd.evaluation.recommending import ItemHits, Likelihood
 from mmd.recommend.replies import Emission
 
@@ -120,3 +120,13 @@ def test_systems_without_a_run_of_each_seed_are_not_compared():
     one = said([True], 1.0)
     with pytest.raises(ValueError, match="'b': 1"):
         Comparison({"a": [one, one], "b": [one]}, ["x"])
+
+
+def test_a_mode_costs_its_nats_and_is_no_word():
+    """Two replies of 4 and 3 tokens with their modes, 6 and 4 nats: 10 nats over 5 words."""
+    rows = np.zeros((2, COLUMNS))
+    rows[:, -3:] = [[6.0, 4, 1], [4.0, 3, 1]]
+    counted, words = (MEASURES["perplexity"](found.sum(axis=0)) for found in (rows, mode_uncounted(rows)))
+    assert counted == pytest.approx(math.exp(10 / 7))
+    assert words == pytest.approx(math.exp(10 / 5))
+    assert rows[0, -2] == 4

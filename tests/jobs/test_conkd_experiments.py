@@ -279,7 +279,7 @@ def test_pictures_are_drawn_from_records(
 def test_the_dialogue_teacher_is_read_without_training(job: JobContext, tmp_path: Path):
     config = tmp_path / "config.json"
     config.write_text(job.config.model_dump_json())
-    options = {"corpus": "tiny:shop", "judge": "auto", "seeds": 1, "config": config}
+    options = {"corpus": "tiny:shop", "judge": "auto", "config": config}
     record = json.loads(json.dumps(gate_by_turn.run(options)))
     gate_by_turn.plot(record, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

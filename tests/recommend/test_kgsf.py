@@ -185,3 +185,16 @@ def test_a_catalogue_without_edges_is_enough(graph: str):
     loss.backward()
     assert loss.isfinite()
     assert not any(weight.grad.is_sparse for weight in backbone.parameters() if weight.grad is not None)
+
+
+def test_what_is_read_and_what_is_said_are_one_table():
+    """Neither words nor items have output weights of their own: a changed row changes its own logit and no other."""
+    made, batch = build(), make(samples())
+    with torch.no_grad():
+        states, memory = made.states(batch)
+        said, rows = states[:, 0], torch.arange(len(batch))
+        before, item = made.head(said, rows, memory), made.space.first_item + 1
+        made.words.weight[5] += 1.0
+        memory.table[item] += 1.0
+        changed = (made.head(said, rows, memory) - before).abs().amax(dim=0)
+    assert changed.nonzero()[:, 0].tolist() == [5, item]
