@@ -50,6 +50,7 @@ JOBS = {
 }
 SERVING = {
     "serve": ("serve_apps.run", "serve a trained corpus online"),
+    "load": ("serve_apps.load_cli", "send a running service requests at a fixed rate and report"),
     "chat": ("serve_apps.chat_cli", "talk with a running service in the terminal"),
     "keys": ("serve_apps.keys_cli", "make API keys for the service"),
 }

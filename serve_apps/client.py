@@ -47,7 +47,7 @@ class ServiceClient:
             raise RequestError(f"{self.url}: not an address of a service; give one like http://127.0.0.1:8000.")
         self._timeout_s = settings.request_timeout_s + 5
         key = os.environ.get(KEY_VARIABLE)
-        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
 
     def get(self, path: str) -> str:
         """Return the body of a page.
@@ -97,7 +97,7 @@ class ServiceClient:
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         connection = kind(str(self._parts.hostname), self._port, timeout=self._timeout_s)
         try:
-            connection.request(method, f"{self._parts.path}{path}", body, self._headers)
+            connection.request(method, f"{self._parts.path}{path}", body, self.headers)
             response = connection.getresponse()
             if response.status != http.client.OK:
                 told = response.read().decode(errors="replace")

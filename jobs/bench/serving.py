@@ -12,9 +12,7 @@ benchmark asks /v1/intent; ``serving_retrieval`` and ``serving_recommend`` ask t
 from __future__ import annotations
 
 import argparse
-import asyncio
 import socket
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,15 +20,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from jobs.glue.cluster import ray_cluster
 from mmd.artifacts import ArtifactStore
 from mmd.config import load_config
 from mmd.corpora.store import Corpus
-from mmd.errors import CorpusError
-from mmd.intent.engine import IntentEngine, IntentQuery, shape_of
-from mmd.schema import Dialogue, Turn
+from mmd.intent.engine import IntentEngine, IntentQuery
+from mmd.loadtest.generator import Load
+from mmd.loadtest.questions import renewed, request_of, text_dialogues
+from mmd.loadtest.report import percentiles, summarise
+from mmd.schema import Dialogue
 
 WARMUP_REQUESTS = 40
 DIRECT_CALLS = 200
@@ -85,16 +83,16 @@ def measure_part(part: ServedPart, options: Mapping[str, Any]) -> dict[str, Any]
     dialogues = text_dialogues(Corpus(store.open(f"corpus/{options['corpus']}")), labelled=part.labelled)
     rate, seconds = float(options["rate"]), float(options["seconds"])
     answer = part.load(store, options["corpus"])
-    fresh = [renewed(dialogues[n % len(dialogues)], n) for n in range(DIRECT_CALLS + WARMUP_REQUESTS)]
+    fresh = [another(dialogues[n % len(dialogues)], n) for n in range(DIRECT_CALLS + WARMUP_REQUESTS)]
     direct_fresh = measure_direct(answer, fresh)
     direct_known = measure_direct(answer, fresh)
     with serving(store.root, options["corpus"]) as url:
-        asyncio.run(load(url + part.path, fresh[:WARMUP_REQUESTS], rate))
+        load(url, part.path, fresh[:WARMUP_REQUESTS], rate)
         count = int(rate * seconds)
         first = 10_000  # numbers that no earlier text carries
-        distinct = [renewed(dialogues[n % len(dialogues)], first + n) for n in range(count)]
-        served_fresh = asyncio.run(load(url + part.path, distinct, rate))
-        served_known = asyncio.run(load(url + part.path, distinct, rate))
+        distinct = [another(dialogues[n % len(dialogues)], first + n) for n in range(count)]
+        served_fresh = load(url, part.path, distinct, rate)
+        served_known = load(url, part.path, distinct, rate)
     return {
         "config": {
             "path": part.path,
@@ -116,23 +114,9 @@ def measure_part(part: ServedPart, options: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def text_dialogues(corpus: Corpus, *, labelled: bool) -> list[Dialogue]:
-    """Return the training dialogues without pictures; only those with labels where these are asked for.
-
-    Raises:
-        CorpusError: there is none.
-    """
-    found = [d for d in corpus.dialogues("train") if shape_of(d) == "text" and (d.labels or not labelled)]
-    if not found:
-        raise CorpusError(f"{corpus.artifact.ref}: no training dialogue is text only; measure on another corpus.")
-    return found
-
-
-def renewed(dialogue: Dialogue, number: int) -> Dialogue:
+def another(dialogue: Dialogue, number: int) -> Dialogue:
     """Return the dialogue with a number in its last turn, so that its text is new."""
-    last = dialogue.turns[-1]
-    turns = (*dialogue.turns[:-1], Turn(last.speaker, f"{last.text} {number}", last.image_ids, last.item_ids))
-    return replace(dialogue, id=f"{dialogue.id}-{number}", turns=turns, labels={})
+    return replace(dialogue, id=f"{dialogue.id}-{number}", turns=renewed(dialogue.turns, number), labels={})
 
 
 def measure_direct(answer: Answer, dialogues: Sequence[Dialogue]) -> dict[str, float]:
@@ -145,38 +129,9 @@ def measure_direct(answer: Answer, dialogues: Sequence[Dialogue]) -> dict[str, f
     return percentiles(times[WARMUP_REQUESTS:])
 
 
-async def load(url: str, dialogues: Sequence[Dialogue], rate: float) -> dict[str, Any]:
-    """Send one request a dialogue at a fixed rate; return latencies, stages and status codes."""
-    times: list[float] = []
-    stages: dict[str, list[float]] = {}
-    statuses: dict[str, int] = {}
-
-    async def send(client: httpx.AsyncClient, dialogue: Dialogue, due: float) -> None:
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        turns = [{"speaker": t.speaker, "text": t.text, "item_ids": list(t.item_ids)} for t in dialogue.turns]
-        response = await client.post(url, json={"turns": turns})
-        times.append((time.perf_counter() - due) * 1000)
-        statuses[str(response.status_code)] = statuses.get(str(response.status_code), 0) + 1
-        if response.status_code == 200:
-            for stage, elapsed in response.json()["timings_ms"].items():
-                stages.setdefault(stage, []).append(elapsed)
-
-    limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
-    async with httpx.AsyncClient(timeout=60, limits=limits) as client:
-        start = time.perf_counter() + 0.1
-        await asyncio.gather(*(send(client, d, start + n / rate) for n, d in enumerate(dialogues)))
-    return {
-        "latency_ms": percentiles(times),
-        "stage_ms_median": {stage: round(statistics.median(values), 2) for stage, values in stages.items()},
-        "status": statuses,
-    }
-
-
-def percentiles(times_ms: Sequence[float]) -> dict[str, float]:
-    """Return the median, 90th and 99th percentile and the maximum, in milliseconds."""
-    cuts = statistics.quantiles(times_ms, n=100, method="inclusive")
-    found = {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98], "max": max(times_ms)}
-    return {name: round(value, 2) for name, value in found.items()}
+def load(url: str, path: str, dialogues: Sequence[Dialogue], rate: float) -> dict[str, Any]:
+    """Send one request a dialogue at a fixed rate, none of them twice; return what came of them."""
+    return summarise(Load(url, rate, retries=0).run([request_of(one.turns, path) for one in dialogues]))
 
 
 @contextmanager

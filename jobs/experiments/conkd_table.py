@@ -169,7 +169,7 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
             students.draw_table(own[:3], table)
             means = [row["perplexity"]["mean"] for row in table.values()]
             if max(means) > _FAR_APART * min(means):  # the recommendation teacher alone teaches no words
-                own[1].set_yscale("log")
+                figures.plain_log(own[1])
             own[0].set_ylabel(f"{backbone}: items named, 95 % of conversations")
             recall = [record["recall"][backbone][arm]["first named"]["all"] for arm in table]
             shown = {k: [values[k] for values in recall] for k in recall[0]}

@@ -99,6 +99,15 @@ def crowded(axes: Any) -> None:  # noqa: ANN401 (matplotlib's axes)
     axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(handles))
 
 
+def plain_log(axes: Any) -> None:  # noqa: ANN401 (matplotlib's axes)
+    """Make the y axis logarithmic, its numbers written as one reads them."""
+    from matplotlib.ticker import StrMethodFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+
+
 def legend_below(axes: Any) -> None:  # noqa: ANN401 (matplotlib's axes)
     """Put the legend of one of a figure's axes below all of them."""
     handles, names = axes.get_legend_handles_labels()

@@ -335,7 +335,7 @@ def draw_table(axes: Sequence[Any], table: Mapping[str, Any], perplexity: str = 
         of_words, names, {perplexity: [with_interval(row[perplexity]) for row in table.values()]}, label=perplexity
     )
     grams = {f"DIST-{n}": [row[f"DIST-{n}"] for row in table.values()] for n in GRAMS}
-    figures.interval_bars(of_grams, names, grams, label="distinct n-grams a response, range of seeds")
+    figures.interval_bars(of_grams, names, grams, label="distinct n-grams a response")
     for ax in axes:
         figures.crowded(ax)
 

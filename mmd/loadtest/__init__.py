@@ -1,0 +1,1 @@
+"""Load on a running service: requests at a fixed rate whatever the answers take, and what came of them."""
