@@ -91,6 +91,12 @@ class ServeSettings(Settings):
     max_request_megapixels: float = Field(
         default=80.0, gt=0, description="Pixels of a request's distinct pictures together, 10^6 px."
     )
+    image_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Hosts from which pictures are fetched by https, as images.shop.example; none by default: pictures "
+        "come as data URLs. Private addresses and redirects are refused whatever is listed.",
+    )
+    image_fetch_s: float = Field(default=3.0, gt=0, description="Longest time to fetch a picture, s.")
     api_keys_file: str | None = Field(
         default=None,
         description="File with the hash of an API key a line, see `mmd keys new`; null: everybody may ask.",

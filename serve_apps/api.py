@@ -12,7 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mmd.errors import RequestError
 
-IMAGE_HELP = "A picture as a data URL: data:image/png;base64,… (PNG, JPEG, WebP, GIF or BMP)."
+IMAGE_HELP = (
+    "A picture as a data URL: data:image/png;base64,… (PNG, JPEG, WebP, GIF or BMP); an https address only of hosts "
+    "that the service was told to trust."
+)
 Stage = Literal["decode", "pictures", "texts", "decide", "wait", "total"]
 RetrievalStage = Literal["decode", "pictures", "encode", "search", "rerank", "wait", "total"]
 Part = Literal["intent", "retrieval", "recommendation"]
@@ -48,7 +51,7 @@ class TextPart(Wire):
 
 
 class ImageUrl(Wire):
-    """The address of a picture; only data URLs are accepted."""
+    """The address of a picture."""
 
     url: str = Field(description=IMAGE_HELP)
     detail: Literal["auto", "low", "high", "original"] | None = Field(default=None, description="Accepted and ignored.")

@@ -35,6 +35,7 @@ from serve_apps.api import (
 )
 from serve_apps.chat_api import ChatRequest
 from serve_apps.recommend_api import RecommendRequest
+from serve_apps.remote import fetch_picture, is_remote
 
 _CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp")
@@ -77,12 +78,12 @@ class RetrievalQuery:
 
 @dataclass(frozen=True, slots=True)
 class DraftTurn:
-    """A turn whose pictures are still data URLs, each with the path of its field for error messages."""
+    """A turn whose pictures are still addresses, each with the path of its field for error messages."""
 
     speaker: Speaker
     text: str
     where: str
-    images: tuple[tuple[str, str], ...] = ()  # (field path, data URL)
+    images: tuple[tuple[str, str], ...] = ()  # (field path, address)
     item_ids: tuple[str, ...] = ()
 
 
@@ -236,17 +237,17 @@ def _check_encodable(turn: DraftTurn) -> None:
 
 
 def read_payload(url: str, where: str, limits: ServeSettings) -> SentPicture:
-    """Take the picture's file out of a data URL.
+    """Take the picture's file out of a data URL, or fetch it from a trusted host.
 
     Args:
-        url: the data URL.
+        url: where it is.
         where: path of its field, for error messages.
         limits: of bytes.
 
     Raises:
         ApiError: 400, or 413 when it has too many bytes.
     """
-    data = _decode(_payload(url, where), where, limits)
+    data = fetch_picture(url, where, limits) if is_remote(url) else _decode(_payload(url, where), where, limits)
     return SentPicture(image_id(data), data, where)
 
 
@@ -293,9 +294,6 @@ def _picture_limits(limits: ServeSettings) -> LimitSettings:
 
 def _payload(url: str, where: str) -> str:
     """Return the base64 part of a data URL."""
-    if url[:6].lower() in ("http:/", "https:"):
-        message = f"{where}: pictures are not fetched from the network. Send the picture itself as a data URL."
-        raise ApiError(400, "remote_image", message, where)
     head, comma, payload = url.partition(",")
     kinds = ", ".join(MEDIA_TYPES)
     if not comma or not head.lower().startswith("data:"):
