@@ -2,6 +2,7 @@
 import { Composer } from "./composer.js";
 import { ReplyError, complete, toMessages } from "./completions.js";
 import { exampleNode, picturesOf } from "./examples.js";
+import { askForKey } from "./key.js";
 import { current, say, speak } from "./language.js";
 import { $ } from "./nodes.js";
 import { acceptFiles } from "./pictures.js";
@@ -202,6 +203,7 @@ function start() {
   new ResizeObserver(() => state.follows && toEnd()).observe($("log")); // words come, pictures load
   acceptFiles(document.body, (files) => composer.add(files));
   setLanguage(current());
+  askForKey(() => loadExamples().then(() => composer.focus()));
   composer.focus();
   Promise.all([readLimits().then(() => composer.show()), loadExamples(), checkServed()]).catch(() => {
     $("problem").textContent = say("offline");

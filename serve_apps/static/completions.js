@@ -1,7 +1,8 @@
 // POST /v1/chat/completions as a stream, and what of a conversation fits into one request.
 import { readEvents } from "./events.js";
-import { explain } from "./service.js";
+import { ask } from "./key.js";
 import { say } from "./language.js";
+import { explain } from "./service.js";
 
 const ITEMS_ASKED = 5;
 const BODY_SHARE = 0.9; // of the largest body; the rest is for JSON around words and pictures
@@ -33,14 +34,14 @@ export async function* complete(messages, language, signal) {
 }
 
 async function send(messages, language, signal) {
-  const response = await fetch("v1/chat/completions", {
+  const response = await ask("v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ messages, stream: true, mmd: { k: ITEMS_ASKED, language } }),
     signal,
   });
   if (response.ok) return response;
-  const again = response.status >= 500 || [408, 429].includes(response.status);
+  const again = response.status >= 500 || [401, 408, 429].includes(response.status);
   throw new ReplyError(await explain(response), again);
 }
 

@@ -1,7 +1,8 @@
 // What the pages ask of the service beside answers: its limits, what it serves, and what it says of an error.
+import { ask } from "./key.js";
 import { say } from "./language.js";
 
-const read = async (path) => (await fetch(path)).json();
+const read = async (path) => (await ask(path)).json();
 
 let limits = null;
 
@@ -13,8 +14,9 @@ export function readLimits() {
 }
 
 export const readReady = () => read("readyz");
-export const readExamples = async () => (await read("v1/examples")).examples;
-export const readTasks = async () => (await read("v1/tasks")).tasks;
+// None where a key is wanted first.
+export const readExamples = async () => (await read("v1/examples")).examples ?? [];
+export const readTasks = async () => (await read("v1/tasks")).tasks ?? [];
 
 // Why a response is an error, in words.
 export async function explain(response) {

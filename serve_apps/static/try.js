@@ -7,6 +7,7 @@ import { acceptFiles, readPicture, thumbnail } from "./pictures.js";
 import { ITEMS_ASKED, MODES, beginning, grown, recommendedNodes } from "./recommended.js";
 import { readEvents } from "./events.js";
 import { HITS_ASKED, modalityName, retrievedNodes } from "./retrieved.js";
+import { ask as send, askForKey } from "./key.js";
 import { explain, readExamples, readReady, readTasks } from "./service.js";
 
 const state = {
@@ -137,7 +138,7 @@ function dialogueTurns() {
 }
 
 async function request(path, body) {
-  const response = await fetch(path, {
+  const response = await send(path, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(body),
@@ -303,6 +304,7 @@ function start() {
     if (index >= 0) addPictures(state.turns[index], index, files);
   });
   setLanguage(current());
+  askForKey(() => Promise.all([loadTasks(), loadExamples()]));
   Promise.all([loadServed(), loadTasks(), loadExamples()]).catch(() => showError(say("offline")));
 }
 
