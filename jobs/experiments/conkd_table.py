@@ -10,26 +10,29 @@ say so, does not when all say the opposite, else it is open.
     mmd experiment conkd_table --corpus shop --seeds 3
     mmd experiment conkd_table --corpus redial --seeds 3 --judge test --own-teachers
     mmd experiment conkd_table --corpus redial --seeds 3 --judge test --start scratch
+    mmd experiment conkd_table --corpus redial --seeds 3 --judge test --tuned
     mmd experiment conkd_table --corpus shop --backbones kgsf lm --set recommend.backbone.model=smollm2-135m
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from jobs.experiments import domains, figures, retrievers, students
 from jobs.experiments.students import ARMS, NO_KD
-from jobs.glue.entry import console
+from jobs.glue.entry import JobContext, console
+from jobs.sweep_conkd import SWEEP_FILE
 from mmd.evaluation.recommend_pairs import Comparison, Difference, Verdict
 from mmd.recommend.settings import Start
 
 BACKBONES = ("kgsf", "lm")
 LM_RATES: Mapping[str, float] = {"dialogue.learning_rate": 5e-5, "student.learning_rate": 5e-5}
 """A language model that can talk already would forget it at the rate of a network from scratch."""
+TUNED = "tuned "
 GAIN = 0.25
 """What the gates are to win over no KD in F1@1, relative."""
 _FAR_APART = 5.0
@@ -50,12 +53,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "(default: recommend.distill.start)",
     )
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), help="arms beside no KD")
+    parser.add_argument(
+        "--tuned", action="store_true", help="also the gates among them with what `sweep_gates --method conkd` chose"
+    )
 
 
 def run(options: Mapping[str, Any]) -> dict[str, Any]:
     """Train every arm with every seed on every backbone."""
     judged = retrievers.judged_on(options)
     arms = {name: ARMS[name] for name in ARMS if name == NO_KD or name in options["arms"]}
+    if options.get("tuned"):
+        arms |= tuned_arms(students.open_graph(options), options["arms"])
     start = {"distill.start": options["start"]} if options.get("start") else {}
     found = {}
     for backbone in options["backbones"]:
@@ -96,6 +104,24 @@ def differences(field: Comparison, base: str) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- claims
+
+
+def tuned_arms(context: JobContext, gates: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return arms with the settings that held-out training dialogues chose.
+
+    Args:
+        context: of the corpus.
+        gates: hard, soft or both; other arms have nothing to choose.
+
+    Raises:
+        ArtifactError: nothing was swept.
+    """
+    swept = context.store.open(f"gate/{context.name}-conkd").read_json(SWEEP_FILE)["by_gate"]
+    return {
+        f"{TUNED}{gate}": {f"distill.{key}": value for key, value in swept[gate]["point"].items()}
+        for gate in gates
+        if gate in swept
+    }
 
 
 @dataclass(frozen=True)
@@ -151,6 +177,12 @@ def _claims(backbone: str) -> Iterator[tuple[str, str, str, str, str]]:
         yield gate, "static", "F1@1", "more", f"{gate} gate: F1@1 above the static gate's"
         yield gate, "dialogue", "F1@1", "more", f"{gate} gate: F1@1 above the dialogue teacher's alone"
         yield "recommendation", gate, "perplexity", "more", f"recommendation teacher alone: talks worse than {gate}"
+        tuned = f"{TUNED}{gate}"
+        yield tuned, NO_KD, "F1@1", "gain", f"{tuned} gate: F1@1 more than {GAIN:.0%} above no KD"
+        yield tuned, NO_KD, "F1@1", "more", f"{tuned} gate: F1@1 above no KD"
+        yield tuned, NO_KD, "perplexity", "no more", f"{tuned} gate: perplexity not worse than without KD"
+        yield tuned, gate, "F1@1", "more", f"{tuned} gate: F1@1 above that of the default settings"
+        yield tuned, "static", "F1@1", "more", f"{tuned} gate: F1@1 above the static gate's"
     better, other = ("hard", "soft") if backbone == "kgsf" else ("soft", "hard")
     size = "small" if backbone == "kgsf" else "large"
     yield better, other, "F1@1", "more", f"the {better} gate suits the {size} backbone better"

@@ -276,6 +276,26 @@ def test_pictures_are_drawn_from_records(
         assert SUMS not in json.dumps(record["outcomes"])
 
 
+def test_tuned_arms_have_what_the_sweep_chose_for_each_gate(job: JobContext, tmp_path: Path):
+    points = {gate: {"gate": gate, "eta": 0.2, "gamma": 0.9, "temperature": 2.0} for gate in ("hard", "soft")}
+    context = JobContext(job.config.model_copy(update={"store": str(tmp_path)}))
+    with pytest.raises(ArtifactError, match="gate/tiny-conkd"):
+        conkd_table.tuned_arms(context, ["hard"])
+    with context.store.write("gate", "tiny-conkd", settings={}) as writer:
+        writer.write_json(
+            sweep_conkd.SWEEP_FILE, {"by_gate": {gate: {"point": point} for gate, point in points.items()}}
+        )
+    assert list(conkd_table.tuned_arms(context, ["static", "hard", "soft"])) == ["tuned hard", "tuned soft"]
+    assert conkd_table.tuned_arms(context, ["hard"]) == {
+        "tuned hard": {
+            "distill.gate": "hard",
+            "distill.eta": 0.2,
+            "distill.gamma": 0.9,
+            "distill.temperature": 2.0,
+        }
+    }
+
+
 def test_the_dialogue_teacher_is_read_without_training(job: JobContext, tmp_path: Path):
     config = tmp_path / "config.json"
     config.write_text(job.config.model_dump_json())
