@@ -17,6 +17,7 @@ BENCHES = (
     "serving",
     "serving_retrieval",
     "serving_recommend",
+    "service",
     "rules_cv",
     "finetune",
     "zero",

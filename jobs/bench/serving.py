@@ -12,15 +12,13 @@ benchmark asks /v1/intent; ``serving_retrieval`` and ``serving_recommend`` ask t
 from __future__ import annotations
 
 import argparse
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.glue.cluster import ray_cluster
+from jobs.bench.harness import served
 from mmd.artifacts import ArtifactStore
 from mmd.config import load_config
 from mmd.corpora.store import Corpus
@@ -86,13 +84,13 @@ def measure_part(part: ServedPart, options: Mapping[str, Any]) -> dict[str, Any]
     fresh = [another(dialogues[n % len(dialogues)], n) for n in range(DIRECT_CALLS + WARMUP_REQUESTS)]
     direct_fresh = measure_direct(answer, fresh)
     direct_known = measure_direct(answer, fresh)
-    with serving(store.root, options["corpus"]) as url:
-        load(url, part.path, fresh[:WARMUP_REQUESTS], rate)
+    with served(load_config(), store, options["corpus"]) as deployed:
+        load(deployed.url, part.path, fresh[:WARMUP_REQUESTS], rate)
         count = int(rate * seconds)
         first = 10_000  # numbers that no earlier text carries
         distinct = [another(dialogues[n % len(dialogues)], first + n) for n in range(count)]
-        served_fresh = load(url, part.path, distinct, rate)
-        served_known = load(url, part.path, distinct, rate)
+        served_fresh = load(deployed.url, part.path, distinct, rate)
+        served_known = load(deployed.url, part.path, distinct, rate)
     return {
         "config": {
             "path": part.path,
@@ -132,37 +130,3 @@ def measure_direct(answer: Answer, dialogues: Sequence[Dialogue]) -> dict[str, f
 def load(url: str, path: str, dialogues: Sequence[Dialogue], rate: float) -> dict[str, Any]:
     """Send one request a dialogue at a fixed rate, none of them twice; return what came of them."""
     return summarise(Load(url, rate, retries=0).run([request_of(one.turns, path) for one in dialogues]))
-
-
-@contextmanager
-def serving(store: str, corpus: str) -> Iterator[str]:
-    """Run the service on a local cluster for the length of the ``with``; yields its address."""
-    from ray import serve
-
-    from serve_apps.app import AppArgs, build
-
-    config = load_config()
-    settings = config.serve.model_copy(update={"max_replicas": 1})
-    args = AppArgs(
-        store=store,
-        corpus=corpus,
-        serve=settings,
-        features=config.features,
-        models=config.models,
-        generation=config.recommend.generation,
-    )
-    with ray_cluster(config.cluster):
-        port = free_port()
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        try:
-            serve.run(build(args), name="bench")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            serve.shutdown()  # type: ignore[no-untyped-call]  # upstream has no annotation
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

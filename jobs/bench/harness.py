@@ -1,0 +1,236 @@
+"""A service of this machine to be measured: started, asked new questions, deployed anew, its memory watched."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from jobs.glue.cluster import ray_cluster
+from mmd.artifacts import ArtifactStore
+from mmd.config import AppConfig, load_config
+from mmd.corpora.store import Corpus
+from mmd.loadtest.generator import Load, Outcome, Request
+from mmd.loadtest.questions import CHAT, asked_of, renewed, request_of, text_dialogues
+from mmd.schema import Turn
+
+APP = "bench"
+WARMUP = 40
+WITHOUT: Mapping[str, tuple[str, ...]] = {
+    "retrieval": ("index", "retriever"),
+    "recommendation": ("student", "teacher"),
+}
+"""Part → kinds of artefacts without which it is not served."""
+
+
+class Bench:
+    """Questions, and services that answer them."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.rate, self.seconds = float(options["rate"]), float(options["seconds"])
+        self.turns, self.corpus = int(options["turns"]), str(options["corpus"])
+        self.store = ArtifactStore(str(Path(options["store"]).resolve()))
+        self.config: AppConfig = load_config()
+        dialogues = text_dialogues(Corpus(self.store.open(f"corpus/{self.corpus}")))
+        self._questions = [asked_of(dialogue) for dialogue in dialogues]
+        self._asked = itertools.count()
+
+    def questions(self, count: int) -> list[tuple[Turn, ...]]:
+        """Return conversations of texts that no earlier one had."""
+        numbers = itertools.islice(self._asked, count)
+        return [renewed(self._questions[number % len(self._questions)], number) for number in numbers]
+
+    def requests(self, count: int, *, stream: bool = False) -> list[Request]:
+        """Return requests of texts that no earlier one had."""
+        return [request_of(turns, CHAT, stream=stream) for turns in self.questions(count)]
+
+    @contextmanager
+    def service(self, store: ArtifactStore | None = None) -> Iterator[Service]:
+        """Serve the corpus's artefacts, warmed up, for the length of the ``with``."""
+        store = store or self.store
+        with served(self.config, store, self.corpus) as deployed:
+            service = Service(deployed, self, store)
+            service.load(rate=5.0, seconds=WARMUP / 5.0)
+            yield service
+
+    @contextmanager
+    def without(self, part: str) -> Iterator[ArtifactStore]:
+        """Yield a copy of the store that lacks what a part answers with."""
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / "store"
+            shutil.copytree(self.store.root, place, ignore=shutil.ignore_patterns(".*", "report", *WITHOUT[part]))
+            yield ArtifactStore(str(place))
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """An application on a local cluster.
+
+    Attributes:
+        url: where it listens.
+        config: its settings.
+        store: of its artefacts.
+        corpus: whose artefacts answer.
+    """
+
+    url: str
+    config: AppConfig
+    store: ArtifactStore
+    corpus: str
+
+    def deploy(self, **refs: str) -> None:
+        """Serve, or go on serving with other artefacts; with one replica a model, so that scaling blurs nothing.
+
+        Args:
+            refs: kind → reference; the newest of other kinds.
+        """
+        from ray import serve
+
+        from serve_apps.app import AppArgs, build, refs_from
+
+        intent, retrieval, recommendation, policy = refs_from(list(refs.values()))
+        args = AppArgs(
+            store=self.store.root,
+            corpus=self.corpus,
+            serve=self.config.serve.model_copy(update={"max_replicas": 1}),
+            features=self.config.features,
+            models=self.config.models,
+            assistant=self.config.assistant,
+            generation=self.config.recommend.generation,
+            intent=intent,
+            retrieval=retrieval,
+            recommendation=recommendation,
+            policy=policy,
+        )
+        serve.run(build(args), name=APP)
+
+
+@contextmanager
+def served(config: AppConfig, store: ArtifactStore, corpus: str) -> Iterator[Deployed]:
+    """Serve a corpus's artefacts on a local cluster for the length of the ``with``."""
+    from ray import serve
+
+    with ray_cluster(config.cluster):
+        port = free_port()
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        try:
+            deployed = Deployed(f"http://127.0.0.1:{port}", config, store, corpus)
+            deployed.deploy()
+            yield deployed
+        finally:
+            serve.shutdown()  # type: ignore[no-untyped-call]  # upstream has no annotation
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service under measurement.
+
+    Attributes:
+        deployed: the application.
+        bench: whose questions it is asked.
+        store: of its artefacts.
+    """
+
+    deployed: Deployed
+    bench: Bench
+    store: ArtifactStore
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return self.deployed.url
+
+    def deploy(self, **refs: str) -> None:
+        """Go on serving with other artefacts, kind → reference."""
+        self.deployed.deploy(**refs)
+
+    def load(self, *, rate: float, seconds: float, retries: int = 0, stream: bool = False) -> list[Outcome]:
+        """Send new questions at a rate."""
+        asked = self.bench.requests(max(1, round(rate * seconds)), stream=stream)
+        return Load(self.url, rate, retries).run(asked)
+
+    def versions(self, kind: str) -> list[str]:
+        """Return what the store has of a kind for the corpus, the oldest first."""
+        return [a.ref for a in self.store.find(kind) if a.ref.startswith(f"{kind}/{self.bench.corpus}@")]
+
+    def pids(self, deployment: str) -> list[int]:
+        """Return the processes of a deployment's replicas."""
+        title = f"ray::ServeReplica:{APP}:{deployment}"
+        running = psutil.process_iter(["cmdline"])
+        return [one.pid for one in running if (one.info["cmdline"] or [""])[0].startswith(title)]
+
+
+@contextmanager
+def meanwhile(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Do something in a thread until the ``with`` ends; what it raises is raised there."""
+    over, failed = threading.Event(), []
+
+    def guarded() -> None:
+        try:
+            work(over)
+        except Exception as err:  # noqa: BLE001 (raised below, in the caller's thread)
+            failed.append(err)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+@dataclass
+class Memory:
+    """Memory of all of this machine's Ray processes and of this one, over time.
+
+    Attributes:
+        rows: seconds from the start, MiB.
+    """
+
+    rows: list[tuple[float, float]] = field(default_factory=list)
+
+    def watch(self, over: threading.Event) -> None:
+        """Look every second."""
+        start = time.monotonic()
+        while not over.wait(1.0):
+            self.rows.append((time.monotonic() - start, _memory_mib()))
+
+    def told(self) -> dict[str, float]:
+        """Return the largest, and how fast it grew over the second half."""
+        half = self.rows[len(self.rows) // 2 :]
+        slope = statistics.linear_regression(*zip(*half, strict=True)).slope * 60 if len(half) > 2 else 0.0
+        return {
+            "peak_mib": round(max((mib for _, mib in self.rows), default=0.0), 1),
+            "slope_mib_a_minute": round(slope, 2),
+        }
+
+
+def _memory_mib() -> float:
+    total = 0
+    for one in psutil.process_iter(["cmdline", "memory_info"]):
+        title = " ".join(one.info["cmdline"] or ())
+        if one.pid == os.getpid() or title.startswith("ray::") or "/ray/" in title:
+            total += one.info["memory_info"].rss - one.info["memory_info"].shared if one.info["memory_info"] else 0
+    return total / 2**20

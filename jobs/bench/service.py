@@ -1,0 +1,240 @@
+"""The whole assistant under load: steady, overloaded, with replicas killed, with a part down, and swapped meanwhile.
+
+Requests are conversations' turns (``/v1/chat/completions``) of the corpus's training dialogues, each of a new text, in
+an open loop (:mod:`mmd.loadtest.generator`). The service runs on a local cluster of this machine, whose processes'
+memory is summed up every second; the generator is one of them. Each scenario is told apart:
+
+* ``steady``: intent and retrieval, no student, ``--rate`` a second; memory's slope over the second half;
+* ``turn``: the whole turn with the student, a request after the other, and streamed; the same asked in this process;
+* ``overload``: the rate that the service holds is looked for, then three times as much is sent;
+* ``kill``: a model's replica is killed (SIGKILL) every ten seconds, each model in turn; clients ask again once;
+* ``down``: retrieval, then the student are not served at all;
+* ``swap``: rule base, index and student are deployed anew, one after the other, in turn with older versions.
+
+    mmd bench service --corpus shop                    all of them, about twenty minutes
+    mmd bench service --scenarios steady --seconds 300 --rate 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jobs.bench.harness import WARMUP, WITHOUT, Bench, Memory, Service, meanwhile
+from jobs.glue.entry import console
+from mmd.errors import ConfigError
+from mmd.loadtest.generator import Load, Outcome
+from mmd.loadtest.report import percentiles, summarise
+
+MODELS = ("intent", "retrieval", "recommendation")
+OVER = 3.0
+"""Times the rate that the service holds."""
+KILL_EVERY_S = 10.0
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this benchmark's options."""
+    parser.add_argument("--store", default="artifacts", help="artefact store (default: %(default)s)")
+    parser.add_argument("--corpus", default="shop", help="trained corpus (default: %(default)s)")
+    parser.add_argument("--scenarios", nargs="+", choices=tuple(SCENARIOS), default=list(SCENARIOS))
+    parser.add_argument("--rate", type=float, default=20.0, help="of steady and swap, requests a second")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of a load (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=100, help="turns asked one by one (default: %(default)s)")
+
+
+def run(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the scenarios, each with a service of its own."""
+    bench = Bench(options)
+    found = {}
+    for name in options["scenarios"]:
+        console.print(f"{name} …", markup=False)
+        found[name] = SCENARIOS[name](bench)
+    return {"config": {k: v for k, v in options.items() if k != "store"}, "repeats": 1, **found}
+
+
+# ---------------------------------------------------------------- scenarios
+
+
+def steady(bench: Bench) -> dict[str, Any]:
+    """Ask for turns of intent and retrieval at a fixed rate."""
+    memory = Memory()
+    with bench.without("recommendation") as store, bench.service(store) as service, meanwhile(memory.watch):
+        found = summarise(service.load(rate=bench.rate, seconds=bench.seconds))
+    wanted = {"p50": 40.0, "p99": 200.0}
+    reached = all(found["latency_ms"][key] <= value for key, value in wanted.items()) and not found["failed"]
+    return {**found, "memory": memory.told(), "target_ms": wanted, "reached": reached and not found["refused"]}
+
+
+def turn(bench: Bench) -> dict[str, Any]:
+    """Ask for whole turns one by one: whole, streamed, and of the same objects in this process."""
+    from mmd.assistant.loading import load_assistant
+    from mmd.assistant.types import AssistantQuery
+    from mmd.intent.online import OnlineSettings
+
+    config = bench.config
+    online = OnlineSettings(features=config.features, models=config.models)
+    assistant = load_assistant(
+        bench.store, bench.corpus, settings=config.assistant, online=online, generation=config.recommend.generation
+    )
+    times = []
+    for number, asked in enumerate(bench.questions(WARMUP + bench.turns)):
+        started = time.perf_counter()
+        assistant.answer(AssistantQuery(str(number), asked))
+        times.append((time.perf_counter() - started) * 1000)
+    with bench.service() as service:
+        whole = summarise(_one_by_one(service, stream=False))
+        streamed = summarise(_one_by_one(service, stream=True))
+    direct = percentiles(times[WARMUP:])
+    overhead = round(whole["latency_ms"]["p50"] - direct["p50"], 2)
+    return {
+        "whole": whole,
+        "streamed": streamed,
+        "direct_ms": direct,
+        "overhead_p50_ms": overhead,
+        "targets_ms": {"whole p50": 400.0, "first words p50": 150.0, "overhead p50": 20.0},
+        "reached": {
+            "whole p50": whole["latency_ms"]["p50"] <= 400.0,
+            "first words p50": streamed["first_words_ms"]["p50"] <= 150.0,
+            "overhead p50": overhead <= 20.0,
+        },
+    }
+
+
+def _one_by_one(service: Service, *, stream: bool) -> list[Outcome]:
+    asked = service.bench.requests(service.bench.turns, stream=stream)
+    return [Load(service.url, 1.0, retries=0).run([one])[0] for one in asked]
+
+
+def overload(bench: Bench) -> dict[str, Any]:
+    """Look for the rate that is held, and send three times as much."""
+    with bench.service() as service:
+        capacity, tried = _capacity(service)
+        unloaded = summarise(service.load(rate=max(1.0, capacity / 4), seconds=10.0))
+        outcomes = service.load(rate=OVER * capacity, seconds=bench.seconds)
+        over_at = time.monotonic()
+        recovered = _recovery_s(service, over_at, limit_ms=2 * unloaded["latency_ms"]["p99"])
+    found = summarise(outcomes)
+    accepted_p99 = found["latency_ms"].get("p99", 0.0)
+    return {
+        "held_per_s": capacity,
+        "tried_per_s": tried,
+        "unloaded": unloaded,
+        "overloaded": found,
+        "recovered_s": recovered,
+        "targets": {"statuses": ["200", "429"], "accepted p99 over unloaded p99": 3.0, "recovered_s": 10.0},
+        "reached": {
+            "statuses": set(found["status"]) <= {"200", "429"} and not found["errors"],
+            "accepted p99": accepted_p99 <= 3 * unloaded["latency_ms"]["p99"],
+            "recovered": recovered <= 10.0,
+        },
+    }
+
+
+def _capacity(service: Service) -> tuple[float, dict[str, float]]:
+    """Return the largest tried rate of which nothing is refused and p90 stays below a second, and p90 by rate."""
+    held, tried = 1.0, {}
+    for rate in (2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0):
+        found = summarise(service.load(rate=rate, seconds=8.0))
+        p90 = found["latency_ms"].get("p90", float("inf"))
+        tried[f"{rate:g}"] = p90
+        if found["refused"] or found["failed"] or p90 > 1000.0:
+            break
+        held = rate
+    time.sleep(5.0)  # what is queued is answered before anything else is measured
+    return held, tried
+
+
+def _recovery_s(service: Service, since: float, limit_ms: float) -> float:
+    """Return the seconds after which a request is answered as fast as without load, 60 at most."""
+    while time.monotonic() - since < 60.0:
+        [one] = service.load(rate=1.0, seconds=1.0)
+        if one.answered and one.ms <= limit_ms:
+            return round(time.monotonic() - since, 1)
+    return 60.0
+
+
+def kill(bench: Bench) -> dict[str, Any]:
+    """Kill models' replicas while clients ask."""
+    killed: list[str] = []
+
+    def killer(service: Service) -> Callable[[threading.Event], None]:
+        def work(over: threading.Event) -> None:
+            for deployment in itertools.cycle(MODELS):
+                if over.wait(KILL_EVERY_S):
+                    return
+                for pid in service.pids(deployment)[:1]:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(deployment)
+
+        return work
+
+    with bench.service() as service, meanwhile(killer(service)):
+        outcomes = service.load(rate=10.0, seconds=bench.seconds, retries=1)
+    found = summarise(outcomes)
+    share = found["answered"] / found["requests"]
+    reached = {"answered": share >= 0.999, "nothing hangs": not found["hung"]}
+    return {**found, "killed": killed, "answered_share": share, "target_share": 0.999, "reached": reached}
+
+
+def down(bench: Bench) -> dict[str, Any]:
+    """Ask while a part is not served."""
+    found = {}
+    for part in WITHOUT:
+        with bench.without(part) as store, bench.service(store) as service:
+            told = summarise(service.load(rate=5.0, seconds=10.0))
+        found[part] = {**told, "reached": told["answered"] == told["degraded"] == told["requests"]}
+    return found
+
+
+def swap(bench: Bench) -> dict[str, Any]:
+    """Deploy other artefacts while clients ask: rule bases and indices at the full rate, students at a quarter."""
+    with bench.without("recommendation") as store, bench.service(store) as service:
+        models = _swapped(service, ("rulebase", "index"), bench.rate)
+    with bench.service() as service:
+        student = _swapped(service, ("student",), bench.rate / 4)
+    return {"models": models, "student": student}
+
+
+def _swapped(service: Service, kinds: Sequence[str], rate: float) -> dict[str, Any]:
+    """Load a service while each kind goes to its oldest version and back, in turn.
+
+    Raises:
+        ConfigError: there is one version of each only.
+    """
+    versions = {kind: refs for kind in kinds if len(refs := service.versions(kind)) > 1}
+    if not versions:
+        raise ConfigError(
+            f"swap: the store has one version of {' and '.join(kinds)}; make another, as by "
+            "`mmd pipeline --set seed=1`, or leave the scenario out."
+        )
+    done: list[str] = []
+
+    def work(over: threading.Event) -> None:
+        now = {kind: refs[-1] for kind, refs in versions.items()}
+        for place in itertools.cycle((0, -1)):
+            for kind, refs in versions.items():
+                if over.wait(2.0):
+                    return
+                now[kind] = refs[place]
+                service.deploy(**now)
+                done.append(now[kind])
+
+    with meanwhile(work):
+        found = summarise(service.load(rate=rate, seconds=service.bench.seconds))
+    return {**found, "swaps": len(done), "kinds": list(versions), "reached": found["answered"] == found["requests"]}
+
+
+SCENARIOS: Mapping[str, Callable[[Bench], dict[str, Any]]] = {
+    "steady": steady,
+    "turn": turn,
+    "overload": overload,
+    "kill": kill,
+    "down": down,
+    "swap": swap,
+}

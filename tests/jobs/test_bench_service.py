@@ -1,0 +1,67 @@
+"""The bench of the whole service: what it counts, and that every scenario runs on a small store."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.bench import service
+from jobs.bench.harness import Bench, Memory, meanwhile
+from mmd.errors import ConfigError
+
+
+def options_of(store: Path, *words: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    service.add_options(parser)
+    return vars(parser.parse_args(["--store", str(store), "--corpus", "tiny", *words]))
+
+
+def test_memory_is_told_by_its_peak_and_by_the_slope_of_the_second_half():
+    """Growth while everything is loaded does not count: 100 MiB in the first half, then 2 MiB in every 10 s."""
+    rows = [(0.0, 0.0), (10.0, 100.0), (20.0, 100.0), (30.0, 102.0), (40.0, 104.0), (50.0, 106.0)]
+    assert Memory(rows).told() == {"peak_mib": 106.0, "slope_mib_a_minute": 12.0}
+    assert Memory().told() == {"peak_mib": 0.0, "slope_mib_a_minute": 0.0}
+
+
+def test_memory_of_this_process_is_seen():
+    memory = Memory()
+    with meanwhile(memory.watch):
+        threading.Event().wait(1.3)
+    assert memory.told()["peak_mib"] > 50
+
+
+def test_what_fails_meanwhile_fails_the_measurement():
+    def work(_: threading.Event) -> None:
+        raise OSError("no such process")
+
+    with pytest.raises(OSError, match="no such process"), meanwhile(work):
+        pass
+
+
+def test_no_question_is_asked_twice_and_a_part_can_be_left_out(tiny_store: Path):
+    bench = Bench(options_of(tiny_store))
+    asked = [str(one.body) for one in (*bench.requests(150), *bench.requests(150, stream=True))]
+    assert len(set(asked)) == 300
+    (tiny_store / "student").mkdir()
+    with bench.without("recommendation") as store:
+        assert not (Path(store.root) / "student").exists()
+        assert store.open("rulebase/tiny").ref == bench.store.open("rulebase/tiny").ref
+    (tiny_store / "student").rmdir()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_scenarios_run_on_a_small_store(tiny_store: Path):
+    """Rule base and probe alone are served: turns are answered, marked degraded."""
+    words = ("--scenarios", "steady", "kill", "down", "--seconds", "12", "--rate", "5")
+    record = service.run(options_of(tiny_store, *words))
+    assert record["steady"]["answered"] == record["steady"]["requests"] == 60
+    assert record["kill"]["killed"] == ["intent"]
+    assert all(record["down"][part]["reached"] for part in ("retrieval", "recommendation"))
+    with pytest.raises(ConfigError, match="one version of rulebase and index"):
+        service.run(options_of(tiny_store, "--scenarios", "swap"))
