@@ -123,7 +123,7 @@ class DistillSettings(Settings):
     teachers: Teachers = Field(default="both", description="Which teachers speak; with one of them there is no gate.")
     eta: float = Field(default=0.3, description="Hard gate: item mass from which on the recommendation teacher speaks.")
     static: float = Field(default=0.5, ge=0, le=1, description="Static gate: share of the recommendation teacher.")
-    gamma: float = Field(default=0.6, ge=0, le=1, description="Share of the teachers in the loss.")
+    gamma: float = Field(default=0.9, ge=0, le=1, description="Share of the teachers in the loss.")
     temperature: float = Field(default=1.0, gt=0, description="Temperature of the teachers' distributions.")
     one_hot: bool = Field(default=False, description="Whether teachers say only their likeliest token.")
     top_tokens: int = Field(default=64, ge=1, description="Tokens a position that the cache keeps of φ.")
