@@ -1,8 +1,9 @@
 """Measure the assistant on the turns that the agent of the test split answered, against each of its parts.
 
-Makes the artefact report/NAME-assistant with metrics.json and the table replies: right modality, right response (among
-all, and in a pool of 50 a modality), right product, F1 of words and share of turns answered, of the policy with all
-parts, with each of them absent, and with each of them alone; F1 of the intents of labelled dialogues.
+Makes the artefact report/NAME-assistant with report.html (self-contained), metrics.json and the table replies: right
+modality, right response (among all, and in a pool of 50 a modality), right product, F1 of words and share of turns
+answered, of the policy with all parts, with each of them absent, and with each of them alone; F1 of the intents of
+labelled dialogues; example turns with the reasons of every decision.
 
     mmd evaluate_assistant                        the newest policy of the built-in shop corpus
     mmd evaluate_assistant --split validation     the held-out part of the training split, on which it was chosen
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 from rich.table import Column
 
+from jobs.evaluate import pictures_of
 from jobs.glue.assistant import Stand, lineage_of
 from jobs.glue.entry import JobContext, console, main
 from jobs.glue.reporting import add_artifact, add_split, reported
@@ -26,6 +28,7 @@ from mmd.assistant.gather import gather
 from mmd.assistant.turns import AskedTurn
 from mmd.errors import CorpusError
 from mmd.evaluation.assistant import ANSWERED, METRICS, WORDS, AssistantFindings, measure
+from mmd.evaluation.assistant_report import AssistantContent, render_assistant
 from mmd.evaluation.metrics import Confusion, overall
 from mmd.evaluation.recommend_systems import Judged
 from mmd.evaluation.retrieval_systems import make_questions
@@ -34,6 +37,7 @@ from mmd.retrieval.pools import Source
 from mmd.retrieval.samples import find_samples
 from mmd.tables import plain_table
 
+_SHOWN = {"show_dialogues", "examples", "bootstrap_resamples"}
 REPLIES = pa.schema(
     [
         ("system", pa.dictionary(pa.int32(), pa.string())),
@@ -71,20 +75,25 @@ def run(context: JobContext) -> Artifact:
         "assistant": config.assistant.model_dump(mode="json", include={"candidates", "cards"}),
         "generation": config.recommend.generation.model_dump(mode="json"),
         "pools": config.retrieval.pools.model_dump(mode="json", include={"size", "seed"}),
-        "evaluation": config.evaluation.model_dump(mode="json", include={"bootstrap_resamples"}),
+        "evaluation": config.evaluation.model_dump(mode="json", include=_SHOWN),
     }
     seeds = {"bootstrap": config.seed}
     if found := context.existing("report", settings, inputs, seeds, name):
         return found
-    findings, turns = evaluate(Stand(context, inputs), split)
+    stand = Stand(context, inputs)
+    findings, turns = evaluate(stand, split)
+    content = content_of(stand, findings, turns)
     with context.store.write(
         "report", name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
     ) as writer:
+        writer.write_bytes("report.html", render_assistant(content, config.seed).encode())
         writer.write_json("metrics.json", findings.to_json() | {"made_from": {r: a.ref for r, a in inputs.items()}})
         writer.metrics = {"turns": findings.turns, **findings.headline}
         writer.write_table("replies", reply_table(findings, turns))
     print_findings(findings)
-    return context.store.open(f"report/{name}@{version_for('report', settings, inputs, seeds)}")
+    report = context.store.open(f"report/{name}@{version_for('report', settings, inputs, seeds)}")
+    console.print(report.path("report.html"), markup=False, soft_wrap=True)
+    return report
 
 
 def evaluate(stand: Stand, split: Judged) -> tuple[AssistantFindings, list[AskedTurn]]:
@@ -111,6 +120,29 @@ def evaluate(stand: Stand, split: Judged) -> tuple[AssistantFindings, list[Asked
         seed=seed,
     )
     return findings, turns
+
+
+def content_of(stand: Stand, findings: AssistantFindings, turns: Sequence[AskedTurn]) -> AssistantContent:
+    """Return what the page is made of."""
+    evaluation, plan = stand.context.config.evaluation, stand.assistant.policy.plan
+    votes = ", ".join(f"{part} {weight:g}" for part, weight in plan.votes.items())
+    return AssistantContent(
+        name=stand.context.name,
+        findings=findings,
+        turns=turns,
+        chosen={
+            "votes on the modality": f"{votes}; retrieval's at temperature {plan.temperature:g}",
+            "responses that fit an intent": f"believed complete from {plan.min_seen} uses on"
+            if plan.min_seen
+            else "all",
+            "words by": "the student" if plan.words == "student" else "retrieval",
+            "products by": "the student" if plan.products == "student" else "retrieval",
+        },
+        provenance={role: artifact.ref for role, artifact in stand.inputs.items()},
+        resamples=evaluation.bootstrap_resamples,
+        examples=evaluation.examples,
+        show=pictures_of(stand.context, stand.corpus) is not None,
+    )
 
 
 def pools_of(stand: Stand, turns: Sequence[AskedTurn], split: str) -> list[frozenset[str]]:

@@ -71,6 +71,7 @@ def test_the_report_has_every_system_and_the_served_reply(fitted: tuple[JobConte
     assert report.input_ref("policy") == policy.ref
     found = report.read_json("metrics.json")
     assert list(found["systems"]) == ["assistant", "intent alone", "retrieval alone"]
+    assert "retrieval alone" in report.read_bytes("report.html").decode()
     stand = Stand(context, {role: context.store.open(report.input_ref(role)) for role in report.manifest.inputs})
     rows = report.read_table("replies", evaluate_assistant.REPLIES).to_pylist()
     assistant = load_assistant(context.store, "tiny", settings=context.config.assistant)

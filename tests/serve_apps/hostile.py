@@ -1,0 +1,34 @@
+"""The hostile corpus: requests that mean harm, made by families, each case with the statuses that are right for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tests.serve_apps import hostile_bodies, hostile_http, hostile_pictures, hostile_words
+from tests.serve_apps.hostile_case import Case
+
+FAMILIES: Mapping[str, Callable[[Any], Iterator[Case]]] = {
+    family.__name__: family
+    for family in (
+        hostile_bodies.not_json,
+        hostile_bodies.odd_json,
+        hostile_bodies.odd_names,
+        hostile_bodies.fields,
+        hostile_bodies.roles,
+        hostile_bodies.limits,
+        hostile_words.words,
+        hostile_words.streams,
+        hostile_pictures.addresses,
+        hostile_pictures.data_urls,
+        hostile_pictures.files,
+        hostile_http.paths,
+        hostile_http.queries,
+        hostile_http.methods,
+        hostile_http.bodies,
+        hostile_http.headers,
+        hostile_http.keys,
+        hostile_http.origins,
+    )
+}
+"""Name → makes the cases of a family from the API document."""

@@ -1,0 +1,302 @@
+"""Pictures: addresses in their place, data URLs that lie, files that unpack to too much or are two things at once."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import PIL.Image
+
+from tests.serve_apps.hostile_case import CHAT, EITHER, INTENT, RECOMMEND, REFUSED, RETRIEVE, TAKEN, Case, says, sent
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_LOOKING = (INTENT, RETRIEVE, CHAT)
+
+# ---------------------------------------------------------------- addresses and data URLs
+
+_ADDRESSES = (
+    "http://169.254.169.254/latest/meta-data/iam/security-credentials/",
+    "http://metadata.google.internal/computeMetadata/v1/",
+    "http://localhost:8265/api/jobs/",
+    "http://127.0.0.1:6379/",
+    "http://127.1/",
+    "http://2130706433/",
+    "http://0x7f000001/",
+    "http://017700000001/",
+    "http://0.0.0.0:8000/metrics",
+    "http://[::1]/",
+    "http://[::ffff:127.0.0.1]/",
+    "http://[fe80::1%25eth0]/",
+    "http://10.0.0.1@127.0.0.1/",
+    "http://example.com#@127.0.0.1/",
+    "http://127.0.0.1.nip.io/",
+    "http:\\\\127.0.0.1\\",
+    "http:127.0.0.1",
+    "hTtPs://example.com/a.png",
+    "https://example.com/a.png\r\nhost: 127.0.0.1",
+    "http://example.com/%0d%0aset-cookie:x",
+    "//127.0.0.1/a.png",
+    " http://127.0.0.1/",
+    "\thttp://127.0.0.1/",
+    "file:///etc/passwd",
+    "file://localhost/etc/passwd",
+    "FILE:/etc/passwd",
+    "/etc/passwd",
+    "../../../../etc/passwd",
+    "\\\\127.0.0.1\\share\\a.png",
+    "C:\\Windows\\win.ini",
+    "ftp://127.0.0.1/a.png",
+    "gopher://127.0.0.1:6379/_FLUSHALL",
+    "dict://127.0.0.1:11211/stats",
+    "ldap://127.0.0.1/",
+    "jar:http://127.0.0.1/a.jar!/a.png",
+    "s3://bucket/key",
+    "gs://bucket/key",
+    "hdfs://127.0.0.1/a.png",
+    "javascript:alert(1)",
+    "blob:https://example.com/1",
+    "about:blank",
+    "view-source:http://127.0.0.1/",
+    "php://filter/resource=/etc/passwd",
+    "\x00",
+    "\ud800",
+    "\u202edata:image/png;base64,AAAA",
+    "x" * 1_000_000,
+)
+
+
+def addresses(_: Any) -> Iterator[Case]:
+    """Where a picture should be: places that nobody shall be sent to."""
+    for number, url in enumerate(_ADDRESSES):
+        for path in _LOOKING:
+            yield sent(f"{number}_{url[:40]!a}_{path}", says(path, "look", url), REFUSED, path)
+        # /v1/recommend reads no pictures, and fetches none either.
+        yield sent(f"{number}_{url[:40]!a}_{RECOMMEND}", says(RECOMMEND, "look", url), EITHER, RECOMMEND)
+
+
+def _url(data: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def data_urls(_: Any) -> Iterator[Case]:
+    """Data URLs whose heads or payloads are not what they should be."""
+    sound = base64.b64encode(_file("PNG") + b"\xfb\xff\xfb\xff").decode()  # all signs of the alphabet
+    script = base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>").decode()
+    refused = {
+        "no_comma": f"data:image/png;base64{sound}",
+        "no_media_type": f"data:;base64,{sound}",
+        "nothing": "data:",
+        "comma_only": "data:,",
+        "half_a_type": f"data:image;base64,{sound}",
+        "wildcard": f"data:image/*;base64,{sound}",
+        "tiff": f"data:image/tiff;base64,{sound}",
+        "eps": f"data:image/x-eps;base64,{base64.b64encode(b'%!PS-Adobe-3.0 EPSF-3.0').decode()}",
+        "svg": f"data:image/svg+xml;base64,{script}",
+        "svg_in_png": f"data:image/png;base64,{script}",
+        "html": f"data:text/html;base64,{script}",
+        "xml": f"data:application/xml;base64,{script}",
+        "json": "data:application/json;base64,e30=",
+        "percent": "data:image/png,%89PNG%0D%0A%1A%0A",
+        "percent_base64": "data:image/png;base64," + sound.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"),
+        "url_alphabet": f"data:image/png;base64,{sound.replace('+', '-').replace('/', '_')}-_",
+        "charset": f"data:image/png;charset=utf-8;base64,{sound}",
+        "base64_twice": f"data:image/png;base64;base64,{sound}",
+        "spaces_in_head": f"data: image/png; base64,{sound}",
+        "space_before": f" data:image/png;base64,{sound}",
+        "line_breaks": "data:image/png;base64," + "\r\n".join(sound[i : i + 20] for i in range(0, len(sound), 20)),
+        "padding_only": "data:image/png;base64,====",
+        "padding_within": "data:image/png;base64,AA==AAAA",
+        "not_ascii": "data:image/png;base64,\u00e9\u00e9\u00e9\u00e9",
+        "full_width": "data:image/png;base64,\uff21\uff21\uff21\uff21",
+        "half": "data:image/png;base64,\ud800AAA",
+        "nul": "data:image/png;base64,\0\0\0\0",
+        "nested": "data:image/png;base64," + base64.b64encode(f"data:image/png;base64,{sound}".encode()).decode(),
+        "comma_first": f"data:image/png,;base64,{sound}",
+        "long_head": f"data:image/{'x' * 1_000_000};base64,{sound}",
+        "long_parameter": f"data:image/png;{'x' * 1_000_000};base64,{sound}",
+        "script_in_head": "data:<script>alert(1)</script>;base64,AAAA",
+        "fragment": f"data:image/png;base64,{sound}#x",
+    }
+    for number, (name, url) in enumerate(refused.items()):
+        path = _LOOKING[number % len(_LOOKING)]
+        yield sent(name, says(path, "", url), REFUSED, path)
+    yield sent("too_much_padding", says(INTENT, "", f"data:image/png;base64,{sound}========"), EITHER)
+    yield sent("loud", says(INTENT, "", f"DATA:IMAGE/PNG;BASE64,{sound}"), TAKEN)
+    yield sent("jpeg_that_is_png", says(INTENT, "", f"data:image/jpeg;base64,{sound}"), EITHER)
+
+
+# ---------------------------------------------------------------- files
+
+
+def _file(kind: str, size: tuple[int, int] = (16, 12), mode: str = "RGB", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.new(mode, size).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _png(width: int, height: int, *chunks: bytes, bits: int = 8, colour: int = 2, pixels: bytes | None = None) -> bytes:
+    """Return a PNG of any claims; its pixels are zeros of the right number unless given."""
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    rows = bytes((1 + (width * channels * bits + 7) // 8) * min(height, 64)) if pixels is None else pixels
+    head = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    return _PNG + head + b"".join(chunks) + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
+
+
+def _gif(screen: tuple[int, int], frame: tuple[int, int], frames: int = 1) -> bytes:
+    """Return a GIF whose frames may be larger than its screen; each has one pixel's worth of data."""
+    head = b"GIF89a" + struct.pack("<HHBBB", *screen, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    one = b"," + struct.pack("<HHHHB", 0, 0, *frame, 0) + b"\x02\x02\x44\x01\x00"
+    return head + one * frames + b";"
+
+
+def _segment(marker: int, data: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(data) + 2) + data
+
+
+def many_scans(blocks_per_side: int, scans: int) -> bytes:
+    """Return a grey progressive JPEG whose scans each say in a few bytes that all its blocks stay as they are.
+
+    A decoder visits every block in every scan (ITU-T T.81, G.1.2.2: a run of end-of-band codes).
+    """
+    side, blocks = blocks_per_side * 8, blocks_per_side**2
+    head = _segment(0xDB, bytes([0, *[1] * 64])) + _segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
+    tables = _segment(0xC4, bytes([0x00, 1, *[0] * 15, 0x00])) + _segment(0xC4, bytes([0x10, 1, *[0] * 15, 0xE0]))
+    first = _segment(0xDA, b"\1\1\0\0\0\0") + bytes((blocks + 7) // 8)
+    runs, left = "", blocks  # code 0: a run of 2^14 blocks and as many more as 14 bits say
+    while left > 0:
+        run = min(left, 2**15 - 1)
+        runs, left = f"{runs}0{max(0, run - 2**14):014b}", left - run
+    runs += "1" * (-len(runs) % 8)
+    coded = int(runs, 2).to_bytes(len(runs) // 8, "big").replace(b"\xff", b"\xff\x00")
+    return b"\xff\xd8" + head + tables + first + (_segment(0xDA, b"\1\1\0\1\x3f\0") + coded) * scans + b"\xff\xd9"
+
+
+def _webp(width: int, height: int) -> bytes:
+    """Return a lossless WebP of one pixel on a canvas of any size."""
+    pixel = _file("WEBP", (1, 1), lossless=True)[12:]
+    extent = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    body = b"WEBP" + b"VP8X" + struct.pack("<IB3x", 10, 0) + extent + pixel
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def _bmp(width: int, height: int, bits: int = 24, compression: int = 0) -> bytes:
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 1_000, 0, 0, 54) + head + bytes(1_000)
+
+
+_TEXT = zlib.compress(bytes(60 * 2**20), 9)  # 60 MiB in 60 KiB
+
+
+def _bombs() -> Iterator[tuple[str, bytes]]:
+    """Yield files that claim, or unpack to, more than is taken."""
+    yield "png_100000", _png(100_000, 100_000, pixels=b"")
+    yield "png_2_to_the_31", _png(2**31 - 1, 2**31 - 1, pixels=b"")
+    yield "png_line", _png(2**31 - 1, 1, pixels=b"")
+    yield "png_8000_in_one_bit", _png(8_000, 8_000, bits=1, colour=0)
+    yield "png_text", _png(4, 4, _chunk(b"zTXt", b"k\0\0" + _TEXT))
+    yield "png_texts", _png(4, 4, *[_chunk(b"zTXt", b"k%d\0\0" % n + zlib.compress(bytes(2**20))) for n in range(99)])
+    yield "png_itext", _png(4, 4, _chunk(b"iTXt", b"k\0\1\0\0\0" + _TEXT))
+    yield "png_profile", _png(4, 4, _chunk(b"iCCP", b"k\0\0" + _TEXT))
+    yield "gif_screen", _gif((65_535, 65_535), (1, 1))
+    yield "gif_frame", _gif((1, 1), (65_535, 65_535))
+    yield "gif_line", _gif((65_535, 1), (65_535, 65_535))
+    yield "webp_canvas", _webp(16_383, 16_383)
+    yield "bmp_2_to_the_31", _bmp(2**31 - 1, 2**31 - 1)
+    yield "bmp_upside_down", _bmp(100_000, -100_000)
+    yield "bmp_run_length", _bmp(60_000, 60_000, bits=8, compression=1)
+    yield "jpeg_65500", b"\xff\xd8" + _segment(0xC0, struct.pack(">BHHB", 8, 65_500, 65_500, 1) + b"\1\x11\0")
+    yield "jpeg_many_scans", many_scans(790, 4_000)
+
+
+def _damaged() -> Iterator[tuple[str, bytes]]:
+    """Yield files that break off or contradict themselves."""
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
+        whole = _file(kind, (64, 64))
+        yield f"{kind}_head", whole[:13]
+        yield f"{kind}_half", whole[: len(whole) // 2]
+        yield f"{kind}_no_end", whole[:-12]
+        yield f"{kind}_zeroed", whole[:30] + bytes(len(whole) - 30)
+        yield f"{kind}_ones", whole[:30] + b"\xff" * (len(whole) - 30)
+    yield "png_no_pixels", _PNG + _chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0)) + _chunk(b"IEND", b"")
+    yield "png_0_by_0", _png(0, 0)
+    yield "png_0_high", _png(7, 0)
+    yield "png_wrong_sum", _png(4, 4)[:-20] + b"\0\0\0\0" + _png(4, 4)[-16:]
+    yield "png_two_heads", _png(4, 4, _chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)))
+    yield "png_depth_7", _png(4, 4, bits=7)
+    yield "png_no_palette", _png(4, 4, colour=3)
+    yield "png_chunk_of_4_gib", _PNG + b"\xff\xff\xff\xffIHDR"
+    yield "png_too_few_rows", _png(400, 4_000)
+    yield "gif_no_frame", _gif((9, 9), (9, 9), frames=0)
+    yield "gif_0_by_0", _gif((0, 0), (0, 0))
+    yield "bmp_no_bits", _bmp(4, 4, bits=0)
+    yield "bmp_3_bits", _bmp(4, 4, bits=3)
+    yield "bmp_compression_99", _bmp(4, 4, compression=99)
+    yield "bmp_negative", _bmp(-4, -4)
+    yield "jpeg_0_by_0", b"\xff\xd8" + _segment(0xC0, struct.pack(">BHHB", 8, 0, 0, 1) + b"\1\x11\0")
+    yield "jpeg_markers_only", b"\xff\xd8" + b"\xff\xd0" * 10_000 + b"\xff\xd9"
+    yield "jpeg_fill_only", b"\xff\xd8" + b"\xff" * 1_000_000
+    yield "jpeg_17_parts", b"\xff\xd8" + _segment(0xC0, struct.pack(">BHHB", 8, 8, 8, 17) + b"\1\x11\0" * 17)
+
+
+def _strange() -> Iterator[tuple[str, bytes]]:
+    """Yield files that some decoders read, or read as something else."""
+    still = _file("JPEG", (64, 64))
+    yield "cmyk", _file("JPEG", (64, 64), "CMYK")
+    yield "grey_16_bit", _png(8, 8, bits=16, colour=0)
+    yield "colour_16_bit", _png(8, 8, bits=16, colour=6)
+    yield "one_bit", _png(8, 8, bits=1, colour=0)
+    yield "palette", _png(8, 8, _chunk(b"PLTE", b"\xff" * 6), colour=3)
+    yield "palette_seen_through", _png(8, 8, _chunk(b"PLTE", b"\xff" * 6), _chunk(b"tRNS", b"\0\x7f"), colour=3)
+    yield "palette_short", _png(8, 8, _chunk(b"PLTE", b"\xff" * 3), pixels=b"\0\xff\xff\xff\xff\xff\xff\xff\xff" * 8, colour=3)
+    yield "seen_through_wrongly", _png(8, 8, _chunk(b"tRNS", b"\0"))
+    yield "exif_garbage", still[:2] + _segment(0xE1, b"Exif\0\0" + b"\xff" * 400) + still[2:]
+    yield "exif_loop", still[:2] + _segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\1\0\x69\x87\4\0\1\0\0\0\x08\0\0\0\x08\0\0\0") + still[2:]
+    yield "exif_9", still[:2] + _segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\x09\0\0\0\0\0\0\0") + still[2:]
+    yield "many_exifs", still[:2] + _segment(0xE1, b"Exif\0\0" + b"\0" * 60_000) * 100 + still[2:]
+    yield "profile_garbage", still[:2] + _segment(0xE2, b"ICC_PROFILE\0\1\1" + b"\xff" * 400) + still[2:]
+    yield "mpo_garbage", still[:2] + _segment(0xE2, b"MPF\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 200) + still[2:]
+    yield "photoshop_garbage", still[:2] + _segment(0xED, b"Photoshop 3.0\x008BIM" + b"\xff" * 200) + still[2:]
+    yield "adobe_garbage", still[:2] + _segment(0xEE, b"Adobe" + b"\xff" * 7) + still[2:]
+    yield "zip_behind", still + b"PK\3\4" + b"\0" * 26 + b"PK\5\6" + b"\0" * 18
+    yield "page_behind", _file("GIF") + b"<html><script>alert(1)</script>"
+    yield "script_as_comment", _file("GIF")[:-1] + b"!\xfe\x08*/alert(\0;"
+    yield "program_behind", _file("BMP") + b"\x7fELF" + bytes(60)
+    yield "photo_cd_within", _file("WEBP", (64, 64)).ljust(2_048, b"\0") + b"PCD_" + bytes(4_000)
+    yield "animated_gif", _gif((8, 8), (8, 8), frames=20_000)
+    yield "animated_png", _png(8, 8, _chunk(b"acTL", struct.pack(">II", 2**31, 0)))
+    yield "tall", _png(1, 64)
+    yield "wide", _png(20_000, 1)
+    yield "one_pixel", _png(1, 1)
+
+
+def _not_pictures() -> Iterator[tuple[str, bytes]]:
+    """Yield files of other formats, those among them that Pillow would hand to another program."""
+    yield "postscript", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n"
+    yield "page", b"%PDF-1.7\n1 0 obj<</Type/Catalog>>endobj\n"
+    yield "svg", b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
+    yield "zip", b"PK\3\4" + bytes(100)
+    yield "gzip", b"\x1f\x8b\x08" + bytes(100)
+    yield "pickle", b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R."
+    yield "program", b"\x7fELF" + bytes(100)
+    yield "font", b"\0\1\0\0" + bytes(100)
+    yield "url_file", b"[InternetShortcut]\nURL=http://127.0.0.1/\n"
+    yield "msl", b'<image><read filename="/etc/passwd"/></image>'
+    for kind in ("TIFF", "ICO", "PPM", "TGA", "PCX", "SGI", "JPEG2000", "DDS", "PDF", "EPS"):
+        yield kind.lower(), _file(kind)
+
+
+def files(_: Any) -> Iterator[Case]:
+    """What a data URL may hold."""
+    families = (("bomb", _bombs(), REFUSED), ("damaged", _damaged(), EITHER), ("strange", _strange(), EITHER))
+    for kind, found, statuses in (*families, ("other", _not_pictures(), REFUSED)):
+        for number, (name, data) in enumerate(found):
+            path = _LOOKING[number % len(_LOOKING)]
+            yield sent(f"{kind}_{name}", says(path, "look", _url(data)), statuses, path, secret=data[13:45])
