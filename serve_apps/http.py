@@ -39,13 +39,14 @@ from serve_apps.chat_routes import Chatting, add_chat
 from serve_apps.examples import media_type
 from serve_apps.guard import Guard, error_response
 from serve_apps.keys import admission
-from serve_apps.limits import read_intent_query, read_retrieval_query
+from serve_apps.limits import most_commas, read_intent_query, read_retrieval_query
 from serve_apps.pages import add_pages
 from serve_apps.recommend_routes import add_recommend
 from serve_apps.telemetry import MEDIA_TYPE, Telemetry
 
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _CODES = {404: "not_found", 405: "method_not_allowed"}
+_QUOTED = 200  # characters of what a client wrote that a refusal repeats
 
 
 class Backend(Chatting, Protocol):
@@ -82,6 +83,7 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
         "recommends products: each by itself, and all together as a conversation that OpenAI's clients can hold.",
         docs_url=None,  # the ready-made pages load scripts from other hosts; /docs is our own
         redoc_url=None,
+        redirect_slashes=False,  # where to would be the Host header's word
         responses={code: ERRORS[code] for code in (401, 500, 503)},
     )
     telemetry, asked = Telemetry(), Asked(settings)
@@ -95,6 +97,7 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
         Guard,
         max_body_bytes=limit,
         body_timeout_s=body_timeout_s,
+        max_commas=most_commas(settings),
         observe=telemetry.request,
         admit=admission(settings),
     )
@@ -210,8 +213,8 @@ def _add_errors(app: FastAPI) -> None:
     async def http_error(request: Request, err: HTTPException) -> JSONResponse:
         if err.status_code == 400:  # the framework's own words for a body that no parser takes
             return error_response(ApiError(400, "invalid_json", "the body is not valid JSON in UTF-8. See /docs."))
-        what = {404: "there is nothing here", 405: f"{request.method} is not taken here"}
-        message = f"{request.url.path[:200]}: {what.get(err.status_code, str(err.detail))}. See /docs."
+        what = {404: "there is nothing here", 405: f"{request.method[:_QUOTED]} is not taken here"}
+        message = f"{request.url.path[:_QUOTED]}: {what.get(err.status_code, str(err.detail))}. See /docs."
         return error_response(ApiError(err.status_code, _CODES.get(err.status_code, "http_error"), message))
 
 
@@ -221,8 +224,8 @@ def explain_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "it breaks off")
         return ApiError(400, "invalid_json", f"the body is not valid JSON: {reason}. See /docs for its shape.")
-    path = field_path(first["loc"][1:])
-    message = str(first["msg"]).removeprefix("Value error, ")
+    path = field_path(first["loc"][1:])[:_QUOTED]
+    message = str(first["msg"]).removeprefix("Value error, ")[:_QUOTED]
     kinds = {"missing": "missing_field", "extra_forbidden": "unknown_field"}
     where = f"{path}: " if path else ""
     return ApiError(400, kinds.get(first["type"], "invalid_value"), f"{where}{message}. See /docs.", path or None)

@@ -37,6 +37,7 @@ from serve_apps.chat_api import ChatRequest
 from serve_apps.recommend_api import RecommendRequest
 from serve_apps.remote import fetch_picture, is_remote
 
+_OTHER_COMMAS = 10_000  # of fields that change nothing, and of instructions, which are left out
 _CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp")
 _ADVICE = {
@@ -161,6 +162,12 @@ def read_dialogue(
     _check_pixels(list(sent.values()), limits)
     pictures = {image.id: decode_picture(image, limits) for image in sent.values()}
     return Dialogue(id=request_id, source="request", split="test", turns=tuple(done)), pictures
+
+
+def most_commas(limits: ServeSettings) -> int:
+    """Return how many commas a request within the limits can have: in its texts, between its fields, and some more."""
+    fields = 8 * (limits.max_turns + limits.max_images) + limits.max_item_ids
+    return limits.max_text_chars + fields + _OTHER_COMMAS
 
 
 def has_pictures(request: Spoken) -> bool:

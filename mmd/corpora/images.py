@@ -27,6 +27,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"RIFF", b"BM")
 _REMOTE = ("http:", "https:", "ftp:", "s3:", "gs:")
 _MEGA = 10**6
+_SCANNED_MEGAPIXELS = 4_000  # of all scans of a JPEG; encoders write 1 to 20 scans, and 100 of 40 megapixels take 0.2 s
 _KNOWN_MAX = 200_000  # about 40 MB of hashes and sizes a process
 # Pillow warns of large pictures through the warnings module, whose filters belong to all threads.
 _header_lock = threading.Lock()
@@ -48,6 +49,8 @@ def check_image(data: bytes, limits: LimitSettings) -> tuple[str, int, int]:
     _check_bytes(len(data), limits)
     with _open_header(data) as picture:
         width, height = _checked_size(picture, limits)
+        if picture.format in ("JPEG", "MPO"):
+            _check_scans(data, width * height)
         try:
             picture.draft("L", (max(1, width // 8), max(1, height // 8)))  # does nothing to other formats
             picture.load()
@@ -78,6 +81,15 @@ def _checked_size(picture: PIL.Image.Image, limits: LimitSettings) -> tuple[int,
             f"{width} x {height} pixels; data.limits.max_image_megapixels allows {limits.max_image_megapixels:g}",
         )
     return width, height
+
+
+def _check_scans(data: bytes, pixels: int) -> None:
+    """Refuse a JPEG of very many scans: one that changes nothing takes 50 bytes, and a pass over all pixels."""
+    scans = data.count(b"\xff\xda")  # among compressed pixels this marker cannot occur
+    if scans * max(pixels, _MEGA) > _SCANNED_MEGAPIXELS * _MEGA:
+        raise BadRecordError(
+            "image_bomb", f"{scans} scans of {pixels / _MEGA:.1f} megapixels; save it as a baseline JPEG"
+        )
 
 
 def _check_bytes(size: int, limits: LimitSettings) -> None:

@@ -7,15 +7,19 @@ import io
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
+from mmd.corpora.images import FORMATS
+
 
 def decode_rgb(data: bytes) -> PillowImage.Image:
     """Decode a picture to RGB at its stored orientation and size; what is transparent becomes white.
+
+    Only as a format that pictures are checked as (:func:`~mmd.corpora.images.check_image`): a file can be two things.
 
     Raises:
         ValueError: the bytes are no complete picture, or hold more pixels than Pillow's bomb limit.
     """
     try:
-        with PillowImage.open(io.BytesIO(data)) as image:
+        with PillowImage.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.has_transparency_data:
                 layered = image.convert("RGBA")
                 white = PillowImage.new("RGBA", layered.size, "white")

@@ -11,6 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from mmd.corpora.images import check_image
+from mmd.corpora.settings import LimitSettings
 from mmd.errors import ModelError
 from mmd.features import extract, ocr, text, vision
 from mmd.features.base import OCR_TABLE, VECTOR_TABLE
@@ -24,6 +26,7 @@ from mmd.features.extract import (
     build_stage,
 )
 from mmd.features.ocr import RapidOcr, rapidocr_installed
+from mmd.features.pictures import decode_rgb
 from mmd.features.settings import FeatureSettings
 from mmd.features.text import UseMultilingual, use_installed
 from mmd.features.vision import Descriptor, EfficientNetLite0, efficientnet_installed
@@ -137,6 +140,15 @@ def test_alike_pictures_are_nearer_than_unlike_ones(encoder: Descriptor | Effici
 def test_what_cannot_be_decoded_is_a_value_error(encoder: Descriptor | EfficientNetLite0):
     with pytest.raises(ValueError, match="not a decodable picture"):
         encoder.encode([picture("red")[:60]])
+
+
+def test_a_file_that_is_two_things_is_decoded_as_the_one_that_was_checked():
+    """A WebP with a Photo CD's mark at its place, which Pillow left to itself takes for a Photo CD."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(buffer, "WEBP")
+    both = buffer.getvalue().ljust(2_048, b"\0") + b"PCD_" + bytes(200_000)
+    assert check_image(both, LimitSettings()) == ("WEBP", 64, 64)
+    assert decode_rgb(both).size == (64, 64)
 
 
 def test_transparency_counts_as_white():

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tests.serve_apps import hostile_bodies, hostile_http, hostile_pictures, hostile_words
+from tests.serve_apps import (
+    hostile_bodies,
+    hostile_fields,
+    hostile_headers,
+    hostile_http,
+    hostile_pictures,
+    hostile_words,
+)
 from tests.serve_apps.hostile_case import Case
 
 FAMILIES: Mapping[str, Callable[[Any], Iterator[Case]]] = {
@@ -14,7 +21,7 @@ FAMILIES: Mapping[str, Callable[[Any], Iterator[Case]]] = {
         hostile_bodies.not_json,
         hostile_bodies.odd_json,
         hostile_bodies.odd_names,
-        hostile_bodies.fields,
+        hostile_fields.fields,
         hostile_bodies.roles,
         hostile_bodies.limits,
         hostile_words.words,
@@ -26,9 +33,9 @@ FAMILIES: Mapping[str, Callable[[Any], Iterator[Case]]] = {
         hostile_http.queries,
         hostile_http.methods,
         hostile_http.bodies,
-        hostile_http.headers,
-        hostile_http.keys,
-        hostile_http.origins,
+        hostile_headers.headers,
+        hostile_headers.keys,
+        hostile_headers.origins,
     )
 }
 """Name → makes the cases of a family from the API document."""

@@ -1,23 +1,20 @@
-"""Bodies: JSON that is none, fields of wrong types, words that mean harm, more than is taken."""
+"""Bodies: JSON that is none, or odd; names of no field; speakers that there are not; more than is taken."""
 
 from __future__ import annotations
 
-import base64
-import copy
 import gzip
-import io
 import json
 from collections.abc import Iterator
 from typing import Any
-
-import PIL.Image
 
 from mmd.config import ServeSettings
 from tests.serve_apps.hostile_case import (
     ASKING,
     CHAT,
     EITHER,
+    HALF,
     INTENT,
+    PICTURE,
     RECOMMEND,
     REFUSED,
     RETRIEVE,
@@ -30,7 +27,6 @@ from tests.serve_apps.hostile_case import (
 )
 
 LIMITS = ServeSettings()
-HALF = "\ud800"  # of a surrogate pair: no character
 _DEEP = 100_000
 
 # ---------------------------------------------------------------- JSON
@@ -136,100 +132,13 @@ def odd_names(_: Any) -> Iterator[Case]:
         inside["messages" if path == CHAT else "turns"][0][key] = {key: key}
         yield sent(f"{name}_inside", inside, path=path)
     yield sent("many", says(INTENT, "hi") | {f"x{number}": 1 for number in range(50_000)})
+    yield raw("very_many", b'{"":0' + b',"":0' * 3_000_000 + b"}")
     for where in ("metadata", "logit_bias"):
         yield sent(f"{where}_half", says(CHAT, "hi", **{where: {HALF: "1"}}), EITHER, CHAT)
         yield sent(f"{where}_of_words", says(CHAT, "hi", **{where: {HALF * 9: HALF, "x" * 99_999: "x"}}), EITHER, CHAT)
-        yield sent(f"{where}_many", says(CHAT, "hi", **{where: dict.fromkeys(map(str, range(50_000)), 1)}), EITHER, CHAT)
-
-
-# ---------------------------------------------------------------- every field of every endpoint
-
-
-def _png() -> str:
-    buffer = io.BytesIO()
-    PIL.Image.new("RGB", (16, 12), "teal").save(buffer, "png")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-WRONG: dict[str, Any] = {
-    "null": None,
-    "bool": True,
-    "int": -7,
-    "huge": 10**400,
-    "float": 1.5,
-    "list": [[]],
-    "object": {"a": {"b": 1}},
-    "long": "x" * 60_000,
-    "half": HALF,
-}
-_GIVEN: dict[str, Any] = {
-    "url": _png(),
-    "images": [_png()],
-    "item_ids": ["item-0"],
-    "model": "mmd/tiny",
-    "task": "dialogue_intent",
-    "modality": "text",
-    "text": "Where is my refund?",
-    "stream": False,
-}
-
-
-def fields(document: Any) -> Iterator[Case]:
-    """Every property that the API document describes, one at a time in place of a sound one."""
-    for path in ASKING:
-        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        whole = _instance(body, document)
-        for other in ("turns", "messages") if "turns" in whole else ("",):
-            base = {key: value for key, value in whole.items() if key != other}
-            fine = EITHER if path == RECOMMEND else TAKEN  # there is no such product
-            yield sent(f"{path}_without_{other}", base, fine, path)
-            # The parts of a dialogue are the same everywhere: one path tries them all, the others their own fields.
-            deep = path == (CHAT if other != "messages" else INTENT)
-            for place in _places(base):
-                if place and (deep or place[0] not in ("turns", "messages")):
-                    where = ".".join(map(str, place))
-                    for kind, value in WRONG.items():
-                        changed = _replaced(base, place, value)
-                        yield sent(f"{path}_without_{other}_{where}_{kind}", changed, frozenset({200, 400, 404}), path)
-
-
-def _instance(schema: dict[str, Any], document: Any) -> Any:
-    """Return a value with every property of a schema."""
-    if "$ref" in schema:
-        return _instance(document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]], document)
-    if "oneOf" in schema:  # parts of a message: one of each
-        return [_instance(option, document) for option in schema["oneOf"]]
-    if "anyOf" in schema:
-        options = [option for option in schema["anyOf"] if option.get("type") != "null"]
-        return _instance(next((option for option in options if "items" in option), options[0]), document)
-    if "properties" in schema:
-        properties = schema["properties"].items()
-        return {key: _GIVEN[key] if key in _GIVEN else _instance(value, document) for key, value in properties}
-    if schema.get("type") == "array":
-        found = _instance(schema["items"], document)
-        return found if isinstance(found, list) else [found]
-    if schema.get("type") == "object":
-        return {"1": _instance(schema["additionalProperties"], document)}
-    if "const" in schema or "enum" in schema:
-        return schema.get("const", schema.get("enum", [None])[0])
-    return {"integer": 1, "number": 0.5, "boolean": True, "string": "x"}[schema["type"]]
-
-
-def _places(value: Any, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Yield the path of every value within a value, its own first."""
-    yield at
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, child in inner:
-        yield from _places(child, (*at, key))
-
-
-def _replaced(value: Any, place: tuple[str | int, ...], by: Any) -> Any:
-    changed = copy.deepcopy(value)
-    inside = changed
-    for key in place[:-1]:
-        inside = inside[key]
-    inside[place[-1]] = by
-    return changed
+        yield sent(
+            f"{where}_many", says(CHAT, "hi", **{where: dict.fromkeys(map(str, range(50_000)), 1)}), EITHER, CHAT
+        )
 
 
 # ---------------------------------------------------------------- who speaks
@@ -276,7 +185,7 @@ def roles(_: Any) -> Iterator[Case]:
 
 def limits(_: Any) -> Iterator[Case]:
     """As much as is taken, and one more."""
-    turn, picture = {"speaker": "user", "text": "a"}, _png()
+    turn = {"speaker": "user", "text": "a"}
     for path in ASKING[:3]:
         yield sent(f"turns_at_{path}", {"turns": [turn] * LIMITS.max_turns}, TAKEN, path)
         yield sent(f"turns_over_{path}", {"turns": [turn] * (LIMITS.max_turns + 1)}, REFUSED, path)
@@ -284,15 +193,21 @@ def limits(_: Any) -> Iterator[Case]:
         yield sent(f"words_over_{path}", says(path, "a" * (LIMITS.max_text_chars + 1)), REFUSED, path)
         ids = [""] * (LIMITS.max_item_ids + 1)
         yield sent(f"products_over_{path}", {"turns": [turn | {"item_ids": ids}]}, REFUSED, path)
+    for path in ASKING:
+        yield sent(f"commas_at_{path}", says(path, "," * LIMITS.max_text_chars), TAKEN, path)
+        wrong = "messages" if path == CHAT else "turns"
+        yield raw(f"wrong_turns_{path}", b'{"%s": [0' % wrong.encode() + b",0" * 4_000_000 + b"]}", REFUSED, path)
     yield sent("turns_spread", {"turns": [{"speaker": "user"}] * 100_000})
     yield sent("messages_spread", {"messages": [{"role": "user", "content": []}] * 100_000}, path=CHAT)
     yield sent("orders_spread", {"messages": [{"role": "system", "content": ""}] * 100_000}, path=CHAT)
-    yield sent("parts_spread", {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 99_999}]}, path=CHAT)
+    yield sent(
+        "parts_spread", {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 99_999}]}, path=CHAT
+    )
     yield sent("words_spread", {"turns": [{"speaker": "user", "text": "x" * 101}] * 499})
     yield sent("empty_pictures", says(INTENT, "", *[""] * 9))
     for path in ASKING:
-        yield sent(f"pictures_at_{path}", says(path, "look", *[picture] * LIMITS.max_images), TAKEN, path)
-        yield sent(f"pictures_over_{path}", says(path, "look", *[picture] * (LIMITS.max_images + 1)), REFUSED, path)
+        yield sent(f"pictures_at_{path}", says(path, "look", *[PICTURE] * LIMITS.max_images), TAKEN, path)
+        yield sent(f"pictures_over_{path}", says(path, "look", *[PICTURE] * (LIMITS.max_images + 1)), REFUSED, path)
     for k in (-1, 0, 51, 10**9, 2**63, 2**64):
         yield sent(f"k_{k}", says(RETRIEVE, "hi", k=k), path=RETRIEVE)
         yield sent(f"chat_k_{k}", says(CHAT, "hi", mmd={"k": k}), path=CHAT)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import PIL.Image
 
 Header = tuple[bytes, bytes]
 Service = Literal["open", "keyed", "cors", "hurried"]
@@ -14,6 +18,7 @@ Service = Literal["open", "keyed", "cors", "hurried"]
 INTENT, RETRIEVE, RECOMMEND, CHAT = "/v1/intent", "/v1/retrieve", "/v1/recommend", "/v1/chat/completions"
 ASKING = (INTENT, RETRIEVE, RECOMMEND, CHAT)
 JSON: tuple[Header, ...] = ((b"content-type", b"application/json"),)
+HALF = "\ud800"  # of a surrogate pair: no character
 TAKEN, REFUSED, EITHER = frozenset({200}), frozenset({400}), frozenset({200, 400})
 
 
@@ -28,7 +33,7 @@ class Case:
             away behind the last piece.
         statuses: those that are right.
         service: which application is asked: everything open, one that wants keys, one that lets another origin in, or
-            one that waits half a second for a body.
+            one that waits a tenth of a second for a body.
         shaped: whether a refusal has the API's body.
         secret: must not come back.
     """
@@ -61,6 +66,18 @@ def got(name: str, path: str, statuses: frozenset[int], **more: Any) -> Case:
     return Case(name, path, statuses=statuses, **{"method": "GET", "headers": (), **more})
 
 
+def data_url(data: bytes, kind: str = "png") -> str:
+    """Return bytes as a picture is sent."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def picture(kind: str, size: tuple[int, int] = (16, 12), mode: str = "RGB", **options: Any) -> bytes:
+    """Return a sound file."""
+    buffer = io.BytesIO()
+    PIL.Image.new(mode, size).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
 def says(path: str, text: str, *images: str, **fields: Any) -> dict[str, Any]:
     """Return the body of a dialogue of one turn, in the shape that the path takes."""
     if path == CHAT:
@@ -72,3 +89,6 @@ def says(path: str, text: str, *images: str, **fields: Any) -> dict[str, Any]:
 def around() -> Iterator[str]:
     """Yield the paths that take a dialogue, round and round."""
     return itertools.cycle(ASKING)
+
+
+PICTURE = data_url(picture("PNG"))

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import base64
-import io
 import struct
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
-import PIL.Image
-
-from tests.serve_apps.hostile_case import CHAT, EITHER, INTENT, RECOMMEND, REFUSED, RETRIEVE, TAKEN, Case, says, sent
+from tests.serve_apps.hostile_case import (
+    CHAT,
+    EITHER,
+    INTENT,
+    RECOMMEND,
+    REFUSED,
+    RETRIEVE,
+    TAKEN,
+    Case,
+    data_url,
+    picture,
+    says,
+    sent,
+)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LOOKING = (INTENT, RETRIEVE, CHAT)
@@ -78,13 +88,9 @@ def addresses(_: Any) -> Iterator[Case]:
         yield sent(f"{number}_{url[:40]!a}_{RECOMMEND}", says(RECOMMEND, "look", url), EITHER, RECOMMEND)
 
 
-def _url(data: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
 def data_urls(_: Any) -> Iterator[Case]:
     """Data URLs whose heads or payloads are not what they should be."""
-    sound = base64.b64encode(_file("PNG") + b"\xfb\xff\xfb\xff").decode()  # all signs of the alphabet
+    sound = base64.b64encode(picture("PNG") + b"\xfb\xff\xfb\xff").decode()  # all signs of the alphabet
     script = base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>").decode()
     refused = {
         "no_comma": f"data:image/png;base64{sound}",
@@ -132,12 +138,6 @@ def data_urls(_: Any) -> Iterator[Case]:
 # ---------------------------------------------------------------- files
 
 
-def _file(kind: str, size: tuple[int, int] = (16, 12), mode: str = "RGB", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    PIL.Image.new(mode, size).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -181,7 +181,7 @@ def many_scans(blocks_per_side: int, scans: int) -> bytes:
 
 def _webp(width: int, height: int) -> bytes:
     """Return a lossless WebP of one pixel on a canvas of any size."""
-    pixel = _file("WEBP", (1, 1), lossless=True)[12:]
+    pixel = picture("WEBP", (1, 1), lossless=True)[12:]
     extent = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     body = b"WEBP" + b"VP8X" + struct.pack("<IB3x", 10, 0) + extent + pixel
     return b"RIFF" + struct.pack("<I", len(body)) + body
@@ -219,7 +219,7 @@ def _bombs() -> Iterator[tuple[str, bytes]]:
 def _damaged() -> Iterator[tuple[str, bytes]]:
     """Yield files that break off or contradict themselves."""
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
-        whole = _file(kind, (64, 64))
+        whole = picture(kind, (64, 64))
         yield f"{kind}_head", whole[:13]
         yield f"{kind}_half", whole[: len(whole) // 2]
         yield f"{kind}_no_end", whole[:-12]
@@ -248,28 +248,37 @@ def _damaged() -> Iterator[tuple[str, bytes]]:
 
 def _strange() -> Iterator[tuple[str, bytes]]:
     """Yield files that some decoders read, or read as something else."""
-    still = _file("JPEG", (64, 64))
-    yield "cmyk", _file("JPEG", (64, 64), "CMYK")
+    still = picture("JPEG", (64, 64))
+    yield "cmyk", picture("JPEG", (64, 64), "CMYK")
     yield "grey_16_bit", _png(8, 8, bits=16, colour=0)
     yield "colour_16_bit", _png(8, 8, bits=16, colour=6)
     yield "one_bit", _png(8, 8, bits=1, colour=0)
     yield "palette", _png(8, 8, _chunk(b"PLTE", b"\xff" * 6), colour=3)
     yield "palette_seen_through", _png(8, 8, _chunk(b"PLTE", b"\xff" * 6), _chunk(b"tRNS", b"\0\x7f"), colour=3)
-    yield "palette_short", _png(8, 8, _chunk(b"PLTE", b"\xff" * 3), pixels=b"\0\xff\xff\xff\xff\xff\xff\xff\xff" * 8, colour=3)
+    yield (
+        "palette_short",
+        _png(8, 8, _chunk(b"PLTE", b"\xff" * 3), pixels=b"\0\xff\xff\xff\xff\xff\xff\xff\xff" * 8, colour=3),
+    )
     yield "seen_through_wrongly", _png(8, 8, _chunk(b"tRNS", b"\0"))
     yield "exif_garbage", still[:2] + _segment(0xE1, b"Exif\0\0" + b"\xff" * 400) + still[2:]
-    yield "exif_loop", still[:2] + _segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\1\0\x69\x87\4\0\1\0\0\0\x08\0\0\0\x08\0\0\0") + still[2:]
-    yield "exif_9", still[:2] + _segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\x09\0\0\0\0\0\0\0") + still[2:]
+    yield (
+        "exif_loop",
+        still[:2] + _segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\1\0\x69\x87\4\0\1\0\0\0\x08\0\0\0\x08\0\0\0") + still[2:],
+    )
+    yield (
+        "exif_9",
+        still[:2] + _segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\x09\0\0\0\0\0\0\0") + still[2:],
+    )
     yield "many_exifs", still[:2] + _segment(0xE1, b"Exif\0\0" + b"\0" * 60_000) * 100 + still[2:]
     yield "profile_garbage", still[:2] + _segment(0xE2, b"ICC_PROFILE\0\1\1" + b"\xff" * 400) + still[2:]
     yield "mpo_garbage", still[:2] + _segment(0xE2, b"MPF\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 200) + still[2:]
     yield "photoshop_garbage", still[:2] + _segment(0xED, b"Photoshop 3.0\x008BIM" + b"\xff" * 200) + still[2:]
     yield "adobe_garbage", still[:2] + _segment(0xEE, b"Adobe" + b"\xff" * 7) + still[2:]
     yield "zip_behind", still + b"PK\3\4" + b"\0" * 26 + b"PK\5\6" + b"\0" * 18
-    yield "page_behind", _file("GIF") + b"<html><script>alert(1)</script>"
-    yield "script_as_comment", _file("GIF")[:-1] + b"!\xfe\x08*/alert(\0;"
-    yield "program_behind", _file("BMP") + b"\x7fELF" + bytes(60)
-    yield "photo_cd_within", _file("WEBP", (64, 64)).ljust(2_048, b"\0") + b"PCD_" + bytes(4_000)
+    yield "page_behind", picture("GIF") + b"<html><script>alert(1)</script>"
+    yield "script_as_comment", picture("GIF")[:-1] + b"!\xfe\x08*/alert(\0;"
+    yield "program_behind", picture("BMP") + b"\x7fELF" + bytes(60)
+    yield "photo_cd_within", picture("WEBP", (64, 64)).ljust(2_048, b"\0") + b"PCD_" + bytes(4_000)
     yield "animated_gif", _gif((8, 8), (8, 8), frames=20_000)
     yield "animated_png", _png(8, 8, _chunk(b"acTL", struct.pack(">II", 2**31, 0)))
     yield "tall", _png(1, 64)
@@ -290,7 +299,7 @@ def _not_pictures() -> Iterator[tuple[str, bytes]]:
     yield "url_file", b"[InternetShortcut]\nURL=http://127.0.0.1/\n"
     yield "msl", b'<image><read filename="/etc/passwd"/></image>'
     for kind in ("TIFF", "ICO", "PPM", "TGA", "PCX", "SGI", "JPEG2000", "DDS", "PDF", "EPS"):
-        yield kind.lower(), _file(kind)
+        yield kind.lower(), picture(kind)
 
 
 def files(_: Any) -> Iterator[Case]:
@@ -299,4 +308,4 @@ def files(_: Any) -> Iterator[Case]:
     for kind, found, statuses in (*families, ("other", _not_pictures(), REFUSED)):
         for number, (name, data) in enumerate(found):
             path = _LOOKING[number % len(_LOOKING)]
-            yield sent(f"{kind}_{name}", says(path, "look", _url(data)), statuses, path, secret=data[13:45])
+            yield sent(f"{kind}_{name}", says(path, "look", data_url(data)), statuses, path, secret=data[13:45])

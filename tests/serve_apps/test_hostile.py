@@ -28,8 +28,8 @@ from mmd.config import ServeSettings
 from serve_apps.http import create_app
 from serve_apps.keys import hash_key
 from tests.serve_apps.hostile import FAMILIES
-from tests.serve_apps.hostile_case import CHAT, RECOMMEND, Case, Service, raw, says, sent
-from tests.serve_apps.hostile_http import KEY, ORIGIN
+from tests.serve_apps.hostile_case import CHAT, RECOMMEND, Case, Service, says, sent
+from tests.serve_apps.hostile_headers import KEY, ORIGIN
 
 LONGEST_S = 5.0
 MOST_BYTES = 300 * 2**20
@@ -255,7 +255,7 @@ def services(full_backend: Any, tmp_path: Path) -> Mapping[Service, ASGIApp]:
         "open": ServeSettings(),
         "keyed": ServeSettings(api_keys_file=str(file), rate_limit_burst=10_000),
         "cors": ServeSettings(cors_origins=(ORIGIN.decode(),)),
-        "hurried": ServeSettings(request_timeout_s=0.5),
+        "hurried": ServeSettings(request_timeout_s=0.1),
     }
     return {name: create_app(full_backend, given) for name, given in settings.items()}
 
@@ -265,7 +265,6 @@ def test_the_corpus_is_large_and_no_case_is_twice(full_backend: Any):
     names = {family: Counter(case.name for case in make(document)) for family, make in FAMILIES.items()}
     assert [(family, name) for family, counts in names.items() for name, n in counts.items() if n > 1] == []
     assert sum(map(len, names.values())) >= LEAST_CASES
-    print({family: len(counts) for family, counts in names.items()})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -286,7 +285,6 @@ def test_what_means_harm_is_answered_or_refused_and_does_none(
             if peak[0].growth() > MOST_BYTES:
                 found.append(f"{peak[0].growth() / 2**20:.0f} MiB")
                 peak[0] = Peak()
-            if answer.elapsed_s > 0.4: print(f"{case.name[:60]} {answer.elapsed_s:.1f} s")
             if found:
                 wrong.append(f"{case.name}: {'; '.join(found)} | {answer.status} {answer.body[:200]!a}")
 
@@ -296,6 +294,8 @@ def test_what_means_harm_is_answered_or_refused_and_does_none(
 
 
 USUAL = tuple(
-    sent("usual", says(path, "Where is my refund?", **({"stream": True} if path in (CHAT, RECOMMEND) else {})), path=path)
+    sent(
+        "usual", says(path, "Where is my refund?", **({"stream": True} if path in (CHAT, RECOMMEND) else {})), path=path
+    )
     for path in ("/v1/intent", "/v1/retrieve", RECOMMEND, CHAT)
 )
