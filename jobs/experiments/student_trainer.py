@@ -100,7 +100,14 @@ class StudentTrainer:
         ground, teacher = self.ground(unit), self._store.open(unit.teacher, verify=False)
         talker = student_talker(ground, teacher)
         task = student_task(ground, talker, read_outputs(unit.outputs) if unit.outputs else None)
-        training = Training(task, ground.responses.train, ground.settings.student, ground.seed, name=unit.name)
+        training = Training(
+            task,
+            ground.responses.train,
+            ground.settings.student,
+            ground.seed,
+            name=unit.name,
+            judge_start=ground.settings.distill.start == "teacher",
+        )
         trained = self._train(training) | started_from(ground, teacher)
         started = time.perf_counter()
         told = judge_student(talker, ground, Questions.of(ground, self._judged))

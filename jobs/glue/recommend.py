@@ -141,7 +141,14 @@ def make_loop(job: RecommendJob, ground: Ground, device: torch.device | str, wor
         steps = settings.student
     engine = deepspeed_engine(job, task.model, steps.batch) if wants_deepspeed(job) else None
     return Training(
-        task, ground.responses.train, steps, ground.seed, workers=workers, engine=engine, name=TITLES[job.what]
+        task,
+        ground.responses.train,
+        steps,
+        ground.seed,
+        workers=workers,
+        engine=engine,
+        name=TITLES[job.what],
+        judge_start=job.what == "student" and settings.distill.start == "teacher",
     )
 
 

@@ -90,6 +90,7 @@ class Training(Generic[S]):
         workers: who share a step of plain torch.
         engine: makes what makes the steps, once the weights are in place; None: plain torch.
         name: of what is trained, for messages.
+        judge_start: whether the weights of the start are judged, too, so that none that are worse are kept.
     """
 
     def __init__(
@@ -102,8 +103,10 @@ class Training(Generic[S]):
         workers: Workers | None = None,
         engine: Callable[[], Engine] | None = None,
         name: str = "model",
+        judge_start: bool = False,
     ) -> None:
         self.task, self.samples, self.name = task, samples, name
+        self._judge_start = judge_start
         lengths = tuple(map(task.length, samples)) if isinstance(task, Lengths) else None
         self.plan = StepPlan(len(samples), steps, seed, lengths)
         self._make_engine = engine or (lambda: PlainEngine(task.model, steps, workers))
@@ -137,6 +140,8 @@ class Training(Generic[S]):
         if self.state.stopped:
             return
         rank, world = self.engine.rank, self.engine.world  # the engine is made here, not by the thread that loads
+        if self._judge_start and not self.state.step:
+            self._validate()
         with closing(ahead(self._batches(rank, world), _BATCHES_AHEAD)) as batches:
             for batch in batches:
                 report = self._step(batch)

@@ -138,6 +138,27 @@ def test_patience_ends_a_run_that_no_longer_improves():
     assert loop.state.step == before
 
 
+def test_a_start_that_is_judged_is_kept_where_training_only_makes_it_worse(tmp_path: Path):
+    class Worse(Plane):
+        def judge(self) -> dict[str, float]:
+            self.judged += 1
+            return {"score": -float(self.judged)}
+
+    task = Worse()
+    start = [weight.detach().clone() for weight in task.model.parameters()]
+    loop = Training(task, rows(), STEPS, seed=0, judge_start=True)
+    loop.train(checkpoint_every=4, on_checkpoint=lambda loop: loop.save(tmp_path))
+    assert loop.state.best_step == 0
+    assert loop.state.validations[0]["step"] == 0
+    resumed = Training(Worse(), rows(), STEPS, seed=0, judge_start=True)
+    resumed.resume(tmp_path)
+    resumed.train()
+    assert [v["step"] for v in resumed.state.validations] == [v["step"] for v in loop.state.validations]
+    for one in (loop, resumed):
+        one.take_best()
+        assert all(torch.equal(a, b) for a, b in zip(start, one.task.model.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("task", [Plane, LongPlane])
 def test_a_resumed_run_equals_an_uninterrupted_one(task: type[Plane], tmp_path: Path):
     whole = Training(task(0.3), rows(), STEPS, seed=4)
