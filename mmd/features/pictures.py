@@ -9,6 +9,8 @@ from PIL import UnidentifiedImageError
 
 from mmd.corpora.images import FORMATS
 
+_BAND_PX = 256
+
 
 def decode_rgb(data: bytes) -> PillowImage.Image:
     """Decode a picture to RGB at its stored orientation and size; what is transparent becomes white.
@@ -20,10 +22,19 @@ def decode_rgb(data: bytes) -> PillowImage.Image:
     """
     try:
         with PillowImage.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.load()
             if image.has_transparency_data:
-                layered = image.convert("RGBA")
-                white = PillowImage.new("RGBA", layered.size, "white")
-                return PillowImage.alpha_composite(white, layered).convert("RGB")
-            return image.convert("RGB")
+                return _on_white(image)
+            return image if image.mode == "RGB" else image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, PillowImage.DecompressionBombError) as err:
         raise ValueError(f"not a decodable picture ({err})") from err
+
+
+def _on_white(image: PillowImage.Image) -> PillowImage.Image:
+    """Return a picture on a white ground, RGB; by bands, since the layers of 40 megapixels take 0.6 GB at once."""
+    out = PillowImage.new("RGB", image.size)
+    for top in range(0, image.height, _BAND_PX):
+        band = image.crop((0, top, image.width, min(top + _BAND_PX, image.height))).convert("RGBA")
+        white = PillowImage.new("RGBA", band.size, "white")
+        out.paste(PillowImage.alpha_composite(white, band).convert("RGB"), (0, top))
+    return out

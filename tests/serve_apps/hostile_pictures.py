@@ -147,7 +147,7 @@ def _png(width: int, height: int, *chunks: bytes, bits: int = 8, colour: int = 2
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     rows = bytes((1 + (width * channels * bits + 7) // 8) * min(height, 64)) if pixels is None else pixels
     head = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
-    return _PNG + head + b"".join(chunks) + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
+    return _PNG + head + b"".join(chunks) + _chunk(b"IDAT", zlib.compress(rows, 1)) + _chunk(b"IEND", b"")
 
 
 def _gif(screen: tuple[int, int], frame: tuple[int, int], frames: int = 1) -> bytes:
@@ -286,6 +286,14 @@ def _strange() -> Iterator[tuple[str, bytes]]:
     yield "one_pixel", _png(1, 1)
 
 
+def _largest() -> Iterator[tuple[str, bytes]]:
+    """Yield pictures of as many pixels as are taken, in a few bytes; with a fourth channel fewer fit the bound."""
+    see_through = (_chunk(b"PLTE", b"\0" * 6), _chunk(b"tRNS", b"\0\x7f"))
+    yield "palette_seen_through", _png(8_000, 5_000, *see_through, bits=1, colour=3, pixels=bytes(5_000 * 1_001))
+    yield "four_channels", _png(6_000, 4_000, colour=6, pixels=bytes(4_000 * 24_001))
+    yield "three_channels", _png(8_000, 5_000, pixels=bytes(5_000 * 24_001))
+
+
 def _not_pictures() -> Iterator[tuple[str, bytes]]:
     """Yield files of other formats, those among them that Pillow would hand to another program."""
     yield "postscript", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n"
@@ -304,8 +312,13 @@ def _not_pictures() -> Iterator[tuple[str, bytes]]:
 
 def files(_: Any) -> Iterator[Case]:
     """What a data URL may hold."""
-    families = (("bomb", _bombs(), REFUSED), ("damaged", _damaged(), EITHER), ("strange", _strange(), EITHER))
-    for kind, found, statuses in (*families, ("other", _not_pictures(), REFUSED)):
+    for kind, found, statuses in (
+        ("bomb", _bombs(), REFUSED),
+        ("damaged", _damaged(), EITHER),
+        ("strange", _strange(), EITHER),
+        ("largest", _largest(), TAKEN),
+        ("other", _not_pictures(), REFUSED),
+    ):
         for number, (name, data) in enumerate(found):
             path = _LOOKING[number % len(_LOOKING)]
             yield sent(f"{kind}_{name}", says(path, "look", data_url(data)), statuses, path, secret=data[13:45])

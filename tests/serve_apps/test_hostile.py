@@ -8,18 +8,20 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import sys
 import sysconfig
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import httpx
 import psutil
 import pytest
 from starlette.types import ASGIApp, Message
@@ -28,11 +30,12 @@ from mmd.config import ServeSettings
 from serve_apps.http import create_app
 from serve_apps.keys import hash_key
 from tests.serve_apps.hostile import FAMILIES
-from tests.serve_apps.hostile_case import CHAT, RECOMMEND, Case, Service, says, sent
+from tests.serve_apps.hostile_case import ASKING, CHAT, RECOMMEND, TAKEN, Case, Service, got, says, sent
 from tests.serve_apps.hostile_headers import KEY, ORIGIN
+from tests.serve_apps.hostile_wire import CLOSED, Wire, heads, lengths
 
 LONGEST_S = 5.0
-MOST_BYTES = 300 * 2**20
+MOST_BYTES = 300 * 2**20  # more than before: at any time within a family, and kept after all of them
 MOST_TOLD = 2_000  # bytes of a refusal: what came is not sent back
 LEAST_CASES = 300
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,10 +65,9 @@ class Watch:
             self.seen.append(f"{event} {args[:2]!a}"[:200])
 
     def _fine(self, path: Any) -> bool:
-        """Say whether a file is one of Python's own modules, which are imported late, or belongs to the store."""
-        if not isinstance(path, str):
-            return False
-        return path.startswith(str(self.store)) or path.endswith((".py", ".pyc", ".so"))
+        """Say whether a file belongs to the store, or is a module that Python imports late."""
+        importing = sys._getframe(2).f_code.co_filename.startswith("<frozen importlib")
+        return importing or (isinstance(path, str) and path.startswith(str(self.store)))
 
     @contextmanager
     def look(self) -> Iterator[None]:
@@ -89,11 +91,16 @@ def watch(full_store: Path) -> Watch:
     return watch
 
 
+def resident() -> int:
+    """Return the bytes that this process holds."""
+    return int(psutil.Process().memory_info().rss)
+
+
 class Peak:
-    """The most memory that this process has held since it was last asked to forget."""
+    """The most memory that this process has held since this was made, above what it held then."""
 
     def __init__(self) -> None:
-        self._start = psutil.Process().memory_info().rss
+        self._start = resident()
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): the peak begins anew
 
     def growth(self) -> int:
@@ -143,9 +150,7 @@ async def exchange(app: ASGIApp, case: Case) -> Answer:
     async def receive() -> Message:
         for message in messages:
             return message
-        if not case.ends:
-            await done.wait()
-        await done.wait()
+        await done.wait()  # also where more was announced: a client that goes away says so
         return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
@@ -240,9 +245,17 @@ def header_faults(case: Case, answer: Answer) -> Iterator[str]:
 # ---------------------------------------------------------------- the corpus
 
 
+USUAL = (
+    got("page", "/", TAKEN),
+    *(sent("whole", says(path, "Where is my refund?"), TAKEN, path) for path in ASKING),
+    *(sent("stream", says(path, "Where is my refund?", stream=True), TAKEN, path) for path in (CHAT, RECOMMEND)),
+)
+"""Asked first: what is imported, read and allocated once is no case's doing."""
+
+
 @pytest.fixture(scope="module")
-def peak() -> list[Peak]:
-    """Holds the peak of the whole corpus once the first family has begun."""
+def held() -> list[int]:
+    """Bytes that the process held before the first family."""
     return []
 
 
@@ -267,35 +280,80 @@ def test_the_corpus_is_large_and_no_case_is_twice(full_backend: Any):
     assert sum(map(len, names.values())) >= LEAST_CASES
 
 
+def test_the_watch_sees_files_calls_and_memory(watch: Watch, free_port: Callable[[], int], tmp_path: Path):
+    peak = Peak()
+    with watch.look():
+        (tmp_path / "read.py").write_bytes(b"x" * 2**26)
+        (watch.store / "corpus").exists()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", free_port()))
+    seen = [event.split()[0] for event in watch.take()]
+    assert {"open", "socket.connect"} <= set(seen)
+    assert peak.growth() > 2**25
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_means_harm_is_answered_or_refused_and_does_none(
-    services: Mapping[Service, ASGIApp], watch: Watch, peak: list[Peak], family: str
+    services: Mapping[Service, ASGIApp], watch: Watch, held: list[int], family: str
 ):
     document = services["open"].openapi()
     wrong: list[str] = []
 
     async def ask_all() -> None:
-        for usual in USUAL:  # what is imported and allocated once is no case's
+        for usual in USUAL:
             assert (await exchange(services["open"], usual)).status == 200
-        peak.extend([] if peak else [Peak()])
+        held.extend([] if held else [resident()])
+        peak = Peak()
         for case in FAMILIES[family](document):
             with watch.look():
                 answer = await exchange(services[case.service], case)
             found = [*faults(case, answer), *watch.take()]
-            if peak[0].growth() > MOST_BYTES:
-                found.append(f"{peak[0].growth() / 2**20:.0f} MiB")
-                peak[0] = Peak()
+            if peak.growth() > MOST_BYTES:
+                found.append(f"{peak.growth() / 2**20:.0f} MiB")
+                peak = Peak()
             if found:
                 wrong.append(f"{case.name}: {'; '.join(found)} | {answer.status} {answer.body[:200]!a}")
 
     asyncio.run(ask_all())
     if wrong:
         pytest.fail("\n".join(wrong), pytrace=False)
+    assert resident() - held[0] < MOST_BYTES
 
 
-USUAL = tuple(
-    sent(
-        "usual", says(path, "Where is my refund?", **({"stream": True} if path in (CHAT, RECOMMEND) else {})), path=path
-    )
-    for path in ("/v1/intent", "/v1/retrieve", RECOMMEND, CHAT)
-)
+# ---------------------------------------------------------------- over a socket
+
+
+def first_status(client: socket.socket) -> int:
+    """Return the status that comes back, CLOSED where none does."""
+    heard = b""
+    while b"\r\n" not in heard:
+        piece = client.recv(4_096)
+        if not piece:
+            return CLOSED
+        heard += piece
+    found = re.match(rb"HTTP/1\.[01] (\d{3}) ", heard)
+    return int(found[1]) if found else -1
+
+
+@pytest.mark.parametrize("family", [heads, lengths])
+def test_whatever_comes_over_a_socket_the_server_goes_on(
+    full_backend: Any, serving: Callable[..., str], watch: Watch, family: Callable[[], Iterator[Wire]]
+):
+    """A refusal in time, or the line is closed; who comes next is answered."""
+    port = int(serving(full_backend, ServeSettings(request_timeout_s=1)).rsplit(":", 1)[1].strip("/"))
+    wrong: list[str] = []
+    for case in family():
+        with socket.create_connection(("127.0.0.1", port), timeout=LONGEST_S) as client, watch.look():
+            try:
+                client.sendall(case.sent)
+                status = CLOSED if case.leaves else first_status(client)
+            except TimeoutError:
+                status = -1
+            except OSError:  # hung up while we were sending
+                status = CLOSED
+        found = [] if status in case.statuses else [f"{status}, not {sorted(case.statuses)}"]
+        if found := [*found, *watch.take()]:
+            wrong.append(f"{case.name}: {'; '.join(found)}")
+    last = httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=LONGEST_S)
+    if wrong or last.status_code != 200:
+        pytest.fail("\n".join([*wrong, str(last)]), pytrace=False)
