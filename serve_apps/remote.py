@@ -22,6 +22,7 @@ from serve_apps.api import ApiError
 
 PORT = 443
 _CHUNK = 1 << 16
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that has been given out (RFC 4291, 2.4)
 
 
 def is_remote(url: str) -> bool:
@@ -89,6 +90,8 @@ def addresses_of(host: str) -> list[str]:
 
 def _is_public(address: str) -> bool:
     found = ipaddress.ip_address(address)
+    if isinstance(found, ipaddress.IPv6Address) and (found not in _GLOBAL_UNICAST or found.sixtofour):
+        return False  # NAT64, 6to4 and the like carry any IPv4 address within
     return found.is_global and not found.is_multicast
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tests.serve_apps import (
+    hostile_addresses,
     hostile_bodies,
     hostile_fields,
     hostile_headers,
@@ -26,8 +27,9 @@ FAMILIES: Mapping[str, Callable[[Any], Iterator[Case]]] = {
         hostile_bodies.limits,
         hostile_words.words,
         hostile_words.streams,
-        hostile_pictures.addresses,
-        hostile_pictures.data_urls,
+        hostile_addresses.addresses,
+        hostile_addresses.fetching,
+        hostile_addresses.data_urls,
         hostile_pictures.files,
         hostile_http.paths,
         hostile_http.queries,

@@ -13,10 +13,11 @@ from typing import Any, Literal
 import PIL.Image
 
 Header = tuple[bytes, bytes]
-Service = Literal["open", "keyed", "cors", "hurried"]
+Service = Literal["open", "keyed", "cors", "fetching", "hurried"]
 
 INTENT, RETRIEVE, RECOMMEND, CHAT = "/v1/intent", "/v1/retrieve", "/v1/recommend", "/v1/chat/completions"
 ASKING = (INTENT, RETRIEVE, RECOMMEND, CHAT)
+LOOKING = (INTENT, RETRIEVE, CHAT)  # at pictures
 JSON: tuple[Header, ...] = ((b"content-type", b"application/json"),)
 HALF = "\ud800"  # of a surrogate pair: no character
 TAKEN, REFUSED, EITHER = frozenset({200}), frozenset({400}), frozenset({200, 400})
@@ -32,8 +33,8 @@ class Case:
         pieces: the body as it arrives; ``ends`` False: more is announced and never comes; ``leaves``: the client goes
             away behind the last piece.
         statuses: those that are right.
-        service: which application is asked: everything open, one that wants keys, one that lets another origin in, or
-            one that waits a tenth of a second for a body.
+        service: which application is asked: everything open, one that wants keys, one that lets another origin in, one
+            that fetches pictures of a host, or one that waits a tenth of a second for a body.
         shaped: whether a refusal has the API's body.
         secret: must not come back.
     """

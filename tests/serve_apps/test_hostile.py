@@ -30,6 +30,7 @@ from mmd.config import ServeSettings
 from serve_apps.http import create_app
 from serve_apps.keys import hash_key
 from tests.serve_apps.hostile import FAMILIES
+from tests.serve_apps.hostile_addresses import TRUSTED
 from tests.serve_apps.hostile_case import ASKING, CHAT, RECOMMEND, TAKEN, Case, Service, got, says, sent
 from tests.serve_apps.hostile_headers import KEY, ORIGIN
 from tests.serve_apps.hostile_wire import CLOSED, Wire, heads, lengths
@@ -261,13 +262,14 @@ def held() -> list[int]:
 
 @pytest.fixture
 def services(full_backend: Any, tmp_path: Path) -> Mapping[Service, ASGIApp]:
-    """The application as it is deployed, four ways."""
+    """The application as it is deployed, with each way in that settings open."""
     file = tmp_path / "keys"
     file.write_text(f"{hash_key(KEY)} shop\n", encoding="ascii")
     settings: dict[Service, ServeSettings] = {
         "open": ServeSettings(),
         "keyed": ServeSettings(api_keys_file=str(file), rate_limit_burst=10_000),
         "cors": ServeSettings(cors_origins=(ORIGIN.decode(),)),
+        "fetching": ServeSettings(image_hosts=(TRUSTED,)),
         "hurried": ServeSettings(request_timeout_s=0.1),
     }
     return {name: create_app(full_backend, given) for name, given in settings.items()}

@@ -127,6 +127,10 @@ def test_what_is_not_trusted_is_not_asked(url: str, opened: list[tuple[str, str]
         "::1",
         "fe80::1",
         "::ffff:10.0.0.1",
+        "64:ff9b::a9fe:a9fe",  # NAT64 of 169.254.169.254
+        "2002:7f00:1::",  # 6to4 of 127.0.0.1
+        "::127.0.0.1",
+        "fec0::1",
         "224.0.0.1",
     ],
 )
