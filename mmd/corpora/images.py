@@ -28,6 +28,7 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"RI
 _REMOTE = ("http:", "https:", "ftp:", "s3:", "gs:")
 _MEGA = 10**6
 _SCANNED_MEGAPIXELS = 4_000  # of all scans of a JPEG; encoders write 1 to 20 scans, and 100 of 40 megapixels take 0.2 s
+_MOST_READS = 50_000  # about 0.1 s; a PNG of 10 MB in blocks of 8 KiB takes 5,000
 _KNOWN_MAX = 200_000  # about 40 MB of hashes and sizes a process
 # Pillow warns of large pictures through the warnings module, whose filters belong to all threads.
 _header_lock = threading.Lock()
@@ -101,11 +102,36 @@ def _check_bytes(size: int, limits: LimitSettings) -> None:
         )
 
 
+def open_picture(data: bytes) -> PIL.Image.Image:
+    """Open a file as one of :data:`FORMATS`.
+
+    Raises:
+        BadRecordError: ``image_bomb``: it is in so many pieces that to step over them takes seconds. Also later, while
+            pixels are read.
+        Exception: Pillow's, where it is none of them or its head is damaged.
+    """
+    return PIL.Image.open(_CountedReader(data), formats=FORMATS)
+
+
+class _CountedReader(io.BytesIO):
+    """A file that can be read from only so often: Pillow walks through its pieces, a few bytes each, in Python."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._left = _MOST_READS
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise BadRecordError("image_bomb", "the file is in too many pieces (save it again)")
+        return super().read(size)
+
+
 def _open_header(data: bytes) -> PIL.Image.Image:
     try:
         with _header_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the size is checked against our own limit
-            return PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+            return open_picture(data)
     except PIL.Image.DecompressionBombError as err:
         raise BadRecordError("image_bomb", str(err)) from err
     except ValueError as err:  # a compressed text chunk that unpacks beyond Pillow's bound

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
-
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
-from mmd.corpora.images import FORMATS
+from mmd.corpora.images import open_picture
+from mmd.errors import BadRecordError
 
 _BAND_PX = 256
 
@@ -21,12 +20,12 @@ def decode_rgb(data: bytes) -> PillowImage.Image:
         ValueError: the bytes are no complete picture, or hold more pixels than Pillow's bomb limit.
     """
     try:
-        with PillowImage.open(io.BytesIO(data), formats=FORMATS) as image:
+        with open_picture(data) as image:
             image.load()
             if image.has_transparency_data:
                 return _on_white(image)
             return image if image.mode == "RGB" else image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, PillowImage.DecompressionBombError) as err:
+    except (UnidentifiedImageError, OSError, SyntaxError, PillowImage.DecompressionBombError, BadRecordError) as err:
         raise ValueError(f"not a decodable picture ({err})") from err
 
 

@@ -87,7 +87,22 @@ def _bombs() -> Iterator[tuple[str, bytes]]:
     yield "bmp_upside_down", _bmp(100_000, -100_000)
     yield "bmp_run_length", _bmp(60_000, 60_000, bits=8, compression=1)
     yield "jpeg_65500", b"\xff\xd8" + _segment(0xC0, struct.pack(">BHHB", 8, 65_500, 65_500, 1) + b"\1\x11\0")
+    yield from _many_pieces(2 * 2**20)
     yield "jpeg_many_scans", many_scans(790, 4_000)
+
+
+def _many_pieces(size: int) -> Iterator[tuple[str, bytes]]:
+    """Yield files of pieces of a few bytes, each of which a parser steps over."""
+    png, jpeg, gif = _png(4, 4), picture("JPEG"), _gif((8, 8), (8, 8))
+    none = _chunk(b"abCd", b"") * (size // 12)
+    yield "png_pieces", png[:33] + none + png[33:]
+    yield "png_pieces_behind", png[:-12] + none + png[-12:]
+    yield "png_texts_of_a_sign", png[:33] + _chunk(b"tEXt", b"k\0v") * (size // 15) + png[33:]
+    for name, piece in (("comments", _segment(0xFE, b"")), ("tables", _segment(0xDB, b"")), ("fill", b"\xff")):
+        yield f"jpeg_{name}", jpeg[:2] + piece * (size // len(piece)) + jpeg[2:]
+    yield "gif_comments", gif[:19] + b"!\xfe\x01a\0" * (size // 5) + gif[19:]
+    yield "gif_comment_of_signs", gif[:19] + b"!\xfe" + b"\x01a" * (size // 2) + b"\0" + gif[19:]
+    yield "gif_noise", gif[:19] + bytes(size) + gif[19:]
 
 
 def _damaged() -> Iterator[tuple[str, bytes]]:
