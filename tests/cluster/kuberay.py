@@ -4,6 +4,8 @@ Written from KubeRay's API reference (ray.io/v1) and the rules that its operator
 resource definitions: no package brings those.
 """
 
+# ruff: noqa: N815 (fields have the names that Kubernetes gives them)
+
 from __future__ import annotations
 
 import re

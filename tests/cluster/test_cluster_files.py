@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import functools
 import importlib.util
 import json
 import re
@@ -35,6 +36,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
     return [document for document in yaml.safe_load_all(path.read_text(encoding="utf-8")) if document]
 
 
+@functools.cache
 def kustomize(overlay: str) -> list[dict[str, Any]]:
     """Build an overlay with kubectl's own kustomize, which asks no cluster."""
     if not (kubectl := shutil.which("kubectl")):
@@ -44,6 +46,7 @@ def kustomize(overlay: str) -> list[dict[str, Any]]:
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
+@functools.cache
 def parsed(overlay: str) -> tuple[RayCluster, RayService]:
     built = {(one["kind"]): KINDS[one["kind"]].model_validate(one) for one in kustomize(overlay)}
     cluster, service = built["RayCluster"], built["RayService"]
@@ -348,7 +351,9 @@ def test_hadolint_has_no_complaint():
 
 
 def test_what_the_dockerfile_copies_passes_dockerignore_and_nothing_else():
-    lines = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] not in "#"]
+    lines = [
+        line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line and line[0] != "#"
+    ]
     assert lines[0] == "*"
     let_in = {line[1:] for line in lines if line.startswith("!")}
     copied = {
