@@ -269,6 +269,24 @@ def test_the_vm_file_has_ray_s_version_and_no_open_doors():
         assert node["node_config"]["BlockDeviceMappings"][0]["Ebs"]["Encrypted"]
 
 
+def test_the_readme_makes_the_secrets_that_pods_name_and_names_files_that_exist():
+    told = (ROOT / "cluster" / "README.md").read_text(encoding="utf-8")
+    made = set(re.findall(r"create secret generic (\S+)", told))
+    named, needed = set(), set()
+    for spec in (parsed("overlays/gpu")[0].spec, parsed("overlays/gpu")[1].spec.rayClusterConfig):
+        needed.add(spec.authOptions.secretName)
+        for pod in spec.pods():
+            needed |= {volume.secret.secretName for volume in pod.volumes if volume.secret}
+            for source in (source.secretRef for container in pod.containers for source in container.envFrom):
+                (named if source.optional else needed).add(source.name)
+    assert needed <= made <= needed | named
+    assert all(name in told for name in named)
+    for name in re.findall(r"\bcluster/[\w./-]*\w", told):
+        assert (ROOT / name).exists() or (ROOT / "tests" / name).exists(), name
+    for name in re.findall(r"\bkube/[\w./-]*\w", told):
+        assert (KUBE.parent / name).exists(), name
+
+
 SECRET = re.compile(
     r"AKIA[0-9A-Z]{16}|-----BEGIN|hf_[A-Za-z0-9]{20,}|ghp_[A-Za-z0-9]{20,}|eyJ[A-Za-z0-9_-]{20,}\."
     r"|(?i:(password|passwd|secret_access_key|auth_token|api_key|hf_token)\"?\s*[:=]\s*[\"']?[A-Za-z0-9+/_-]{8,})"
@@ -335,10 +353,13 @@ def test_packages_are_pinned_as_the_makefile_pins_them():
     ]
     assert installs
     assert all("-c constraints.txt" in command for command in installs)
-    torch = [position for position, command in enumerate(installs) if command.split()[-1] == "torch"]
+    torch = [
+        position for position, command in enumerate(installs) if re.search(r'[ "]torch(?:==.*\+cpu"|\s*)$', command)
+    ]
     whole = [position for position, command in enumerate(installs) if '".[' in command]
     assert torch == [0, 2]
     assert whole == [1, 3]  # torch first, in both builds
+    assert installs[4].split()[-1] in (ROOT / "pyproject.toml").read_text(encoding="utf-8")  # FAISS, of the extra gpu
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "DS_BUILD_OPS=0 $(PIP) install -q -c constraints.txt --no-build-isolation" in makefile
 
