@@ -56,7 +56,7 @@ _BROKEN: dict[str, bytes] = {
     "unfinished_text": b'{"turns": [{"speaker": "user", "text": "a',
     "overlong_utf8": b'{"turns": [{"speaker": "user", "text": "\xc0\x80"}]}',
     "surrogate_in_utf8": b'{"turns": [{"speaker": "user", "text": "\xed\xa0\x80"}]}',
-    "latin_1": b'{"turns": [{"speaker": "user", "text": "caf\xe9"}]}',
+    "latin_1": b'{"turns": [{"speaker": "user", "text": "gr\xfcn"}]}',
     "beyond_unicode": b'{"turns": [{"speaker": "user", "text": "\xf7\xbf\xbf\xbf"}]}',
     "form": b"turns=1&messages=2",
     "yaml": b"turns:\n- !!python/object/apply:os.system ['true']\n",
