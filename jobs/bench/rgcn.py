@@ -83,7 +83,7 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
     steps = math.ceil(options["samples"] / options["batch"])
     epoch = {name: statistics.median(way.wall_s) * steps for name, way in ways.items()}
     return {
-        "config": dict(options),
+        "config": {name: value for name, value in options.items() if name != "store"},
         "threads": threads,
         "warmup": 1,
         "repeats": options["repeats"],
