@@ -23,11 +23,11 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from rich.console import Console
 
-from mmd.config import DEFAULT_PATH, load_config
+from mmd.config import load_config
 from mmd.errors import MmdError, RequestError
 from serve_apps.api import Words
 from serve_apps.chat_api import ChatChunk, TextPartOut, TurnOut
-from serve_apps.client import ServiceClient
+from serve_apps.client import ServiceClient, add_service_options
 
 Language = Literal["en", "zh"]
 
@@ -66,10 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mmd chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (default: %(default)s)")
-    parser.add_argument("--profile", help="profile of the settings file")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--url", help="address of the service (default: that of the settings)")
+    add_service_options(parser)
     parser.add_argument(
         "--language", choices=("en", "zh"), help="of what the service itself says (default: that of your last words)"
     )

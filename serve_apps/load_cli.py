@@ -22,14 +22,14 @@ from pathlib import Path
 from rich.console import Console
 
 from mmd.artifacts import ArtifactStore
-from mmd.config import DEFAULT_PATH, AppConfig, load_config
+from mmd.config import AppConfig, load_config
 from mmd.corpora.store import Corpus
 from mmd.errors import ConfigError, MmdError
 from mmd.loadtest.generator import Load, Outcome, Request
 from mmd.loadtest.questions import CHAT, asked_of, endless, read_questions, text_dialogues
 from mmd.loadtest.report import draw, summarise, windows
 from mmd.tables import plain_table
-from serve_apps.client import ServiceClient
+from serve_apps.client import ServiceClient, add_service_options
 
 _STREAMS = (CHAT, "/v1/recommend")
 _PATHS = (*_STREAMS, "/v1/intent", "/v1/retrieve")
@@ -65,10 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mmd load", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (default: %(default)s)")
-    parser.add_argument("--profile", help="profile of the settings file")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--url", help="address of the service (default: that of the settings)")
+    add_service_options(parser)
     parser.add_argument("--path", choices=_PATHS, default=CHAT, help="what is asked (default: %(default)s)")
     parser.add_argument("--rate", type=_positive, default=20.0, help="requests a second (default: %(default)s)")
     parser.add_argument("--seconds", type=_positive, default=30.0, help="how long (default: %(default)s)")

@@ -70,8 +70,8 @@ def job(path: Path) -> RayJob:
     ids=lambda path: path.stem,
 )
 def test_every_manifest_has_only_known_fields_of_the_right_types(path: Path):
-    for document in documents(path):
-        KINDS[document["kind"]].model_validate(document)
+    read = [KINDS[document["kind"]].model_validate(document) for document in documents(path)]
+    assert [type(one) for one in read] == [KINDS[document["kind"]] for document in documents(path)] != []
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -254,7 +254,10 @@ def test_the_cluster_launcher_takes_the_vm_file():
     import jsonschema
 
     jsonschema.validate(vm(), schema)
-    validate_config(prepare_config(copy.deepcopy(vm())))  # with the defaults of its cloud
+    prepared = prepare_config(copy.deepcopy(vm()))  # with the defaults of its cloud
+    validate_config(prepared)
+    assert prepared["provider"]["type"] == "aws"
+    assert prepared["auth"]["ssh_user"]
 
 
 def test_the_vm_file_has_ray_s_version_and_no_open_doors():
