@@ -126,15 +126,14 @@ def content_of(stand: Stand, findings: AssistantFindings, turns: Sequence[AskedT
     """Return what the page is made of."""
     evaluation, plan = stand.context.config.evaluation, stand.assistant.policy.plan
     votes = ", ".join(f"{part} {weight:g}" for part, weight in plan.votes.items())
+    fitting = f"known from {plan.min_seen} uses on" if plan.min_seen else "all"
     return AssistantContent(
         name=stand.context.name,
         findings=findings,
         turns=turns,
         chosen={
             "votes on the modality": f"{votes}; retrieval's at temperature {plan.temperature:g}",
-            "responses that fit an intent": f"believed complete from {plan.min_seen} uses on"
-            if plan.min_seen
-            else "all",
+            "responses that fit an intent": fitting,
             "words by": "the student" if plan.words == "student" else "retrieval",
             "products by": "the student" if plan.products == "student" else "retrieval",
         },
@@ -145,7 +144,7 @@ def content_of(stand: Stand, findings: AssistantFindings, turns: Sequence[AskedT
     )
 
 
-def pools_of(stand: Stand, turns: Sequence[AskedTurn], split: str) -> list[frozenset[str]]:
+def pools_of(stand: Stand, turns: Sequence[AskedTurn], split: Judged) -> list[frozenset[str]]:
     """Return the responses that each turn's right ones are ranked among: its pool, the right ones in it."""
     source: Source = "test" if split == "test" else "train"
     given = find_samples(stand.corpus.dialogues(None if source == "test" else "train"), stand.facts, stand.samples)

@@ -15,7 +15,7 @@ import base64
 import contextlib
 import mimetypes
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -168,7 +168,7 @@ class Session:
             "/new": self._new,
         }
 
-    def run(self, lines: Iterator[str] | Any) -> bool:  # noqa: ANN401 (a text stream, too)
+    def run(self, lines: Iterable[str]) -> bool:
         """Answer line by line until /quit; say whether everything was answered."""
         good = True
         for line in map(str.strip, lines):

@@ -64,7 +64,7 @@ def _checked(url: str, where: str, limits: ServeSettings) -> tuple[str, str]:
         raise _refused("not an address", where) from None
     if parts.scheme != "https" or port not in (None, PORT) or parts.username or parts.password:
         raise _refused("pictures are fetched by plain https addresses alone", where)
-    if host not in limits.image_hosts:
+    if host not in map(str.lower, limits.image_hosts):
         raise _refused(f"pictures are fetched from {', '.join(limits.image_hosts)} alone", where)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if not target.isascii() or not target.isprintable() or " " in target:

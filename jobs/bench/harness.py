@@ -59,11 +59,13 @@ class Bench:
     @contextmanager
     def service(self, store: ArtifactStore | None = None) -> Iterator[Service]:
         """Serve the corpus's artefacts, warmed up, for the length of the ``with``."""
-        store = store or self.store
-        with served(self.config, store, self.corpus) as deployed:
-            service = Service(deployed, self, store)
-            service.load(rate=5.0, seconds=WARMUP / 5.0)
+        with served(self.config, store or self.store, self.corpus) as service:
+            self.load(service, rate=5.0, seconds=WARMUP / 5.0)
             yield service
+
+    def load(self, service: Service, *, rate: float, seconds: float, retries: int = 0) -> list[Outcome]:
+        """Send new questions at a rate."""
+        return Load(service.url, rate, retries).run(self.requests(max(1, round(rate * seconds))))
 
     @contextmanager
     def without(self, part: str) -> Iterator[ArtifactStore]:
@@ -75,8 +77,8 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Deployed:
-    """An application on a local cluster.
+class Service:
+    """A running application on a local cluster.
 
     Attributes:
         url: where it listens.
@@ -116,9 +118,19 @@ class Deployed:
         )
         serve.run(build(args), name=APP)
 
+    def versions(self, kind: str) -> list[str]:
+        """Return what the store has of a kind for the corpus, the oldest first."""
+        return [a.ref for a in self.store.find(kind) if a.ref.startswith(f"{kind}/{self.corpus}@")]
+
+    def pids(self, deployment: str) -> list[int]:
+        """Return the processes of a deployment's replicas."""
+        title = f"ray::ServeReplica:{APP}:{deployment}"
+        running = psutil.process_iter(["cmdline"])
+        return [one.pid for one in running if (one.info["cmdline"] or [""])[0].startswith(title)]
+
 
 @contextmanager
-def served(config: AppConfig, store: ArtifactStore, corpus: str) -> Iterator[Deployed]:
+def served(config: AppConfig, store: ArtifactStore, corpus: str) -> Iterator[Service]:
     """Serve a corpus's artefacts on a local cluster for the length of the ``with``."""
     from ray import serve
 
@@ -126,9 +138,9 @@ def served(config: AppConfig, store: ArtifactStore, corpus: str) -> Iterator[Dep
         port = free_port()
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         try:
-            deployed = Deployed(f"http://127.0.0.1:{port}", config, store, corpus)
-            deployed.deploy()
-            yield deployed
+            service = Service(f"http://127.0.0.1:{port}", config, store, corpus)
+            service.deploy()
+            yield service
         finally:
             serve.shutdown()  # type: ignore[no-untyped-call]  # upstream has no annotation
 
@@ -138,45 +150,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-@dataclass(frozen=True)
-class Service:
-    """A running service under measurement.
-
-    Attributes:
-        deployed: the application.
-        bench: whose questions it is asked.
-        store: of its artefacts.
-    """
-
-    deployed: Deployed
-    bench: Bench
-    store: ArtifactStore
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return self.deployed.url
-
-    def deploy(self, **refs: str) -> None:
-        """Go on serving with other artefacts, kind → reference."""
-        self.deployed.deploy(**refs)
-
-    def load(self, *, rate: float, seconds: float, retries: int = 0, stream: bool = False) -> list[Outcome]:
-        """Send new questions at a rate."""
-        asked = self.bench.requests(max(1, round(rate * seconds)), stream=stream)
-        return Load(self.url, rate, retries).run(asked)
-
-    def versions(self, kind: str) -> list[str]:
-        """Return what the store has of a kind for the corpus, the oldest first."""
-        return [a.ref for a in self.store.find(kind) if a.ref.startswith(f"{kind}/{self.bench.corpus}@")]
-
-    def pids(self, deployment: str) -> list[int]:
-        """Return the processes of a deployment's replicas."""
-        title = f"ray::ServeReplica:{APP}:{deployment}"
-        running = psutil.process_iter(["cmdline"])
-        return [one.pid for one in running if (one.info["cmdline"] or [""])[0].startswith(title)]
 
 
 @contextmanager
@@ -203,7 +176,7 @@ def meanwhile(work: Callable[[threading.Event], None]) -> Iterator[None]:
 
 @dataclass
 class Memory:
-    """Memory of all of this machine's Ray processes and of this one, over time.
+    """Memory of all of this machine's Ray processes, over time; this one, which keeps what it sent, is none of them.
 
     Attributes:
         rows: seconds from the start, MiB.
@@ -230,7 +203,7 @@ class Memory:
 def _memory_mib() -> float:
     total = 0
     for one in psutil.process_iter(["cmdline", "memory_info"]):
-        title = " ".join(one.info["cmdline"] or ())
-        if one.pid == os.getpid() or title.startswith("ray::") or "/ray/" in title:
-            total += one.info["memory_info"].rss - one.info["memory_info"].shared if one.info["memory_info"] else 0
+        title, memory = " ".join(one.info["cmdline"] or ()), one.info["memory_info"]
+        if memory and one.pid != os.getpid() and (title.startswith("ray::") or "/ray/" in title):
+            total += memory.rss - memory.shared
     return total / 2**20

@@ -84,13 +84,13 @@ def measure_part(part: ServedPart, options: Mapping[str, Any]) -> dict[str, Any]
     fresh = [another(dialogues[n % len(dialogues)], n) for n in range(DIRECT_CALLS + WARMUP_REQUESTS)]
     direct_fresh = measure_direct(answer, fresh)
     direct_known = measure_direct(answer, fresh)
-    with served(load_config(), store, options["corpus"]) as deployed:
-        load(deployed.url, part.path, fresh[:WARMUP_REQUESTS], rate)
+    with served(load_config(), store, options["corpus"]) as service:
+        load(service.url, part.path, fresh[:WARMUP_REQUESTS], rate)
         count = int(rate * seconds)
         first = 10_000  # numbers that no earlier text carries
         distinct = [another(dialogues[n % len(dialogues)], first + n) for n in range(count)]
-        served_fresh = load(deployed.url, part.path, distinct, rate)
-        served_known = load(deployed.url, part.path, distinct, rate)
+        served_fresh = load(service.url, part.path, distinct, rate)
+        served_known = load(service.url, part.path, distinct, rate)
     return {
         "config": {
             "path": part.path,

@@ -80,7 +80,7 @@ class Load:
 
     Attributes:
         url: of the service.
-        rate: requests a second.
+        rate: requests a second, of :meth:`run`.
         retries: how often a request is sent again after no answer, 429 or 5xx, as clients do by default; a stream that
             has begun is not.
         timeout_s: longest wait for an answer.
@@ -88,7 +88,7 @@ class Load:
     """
 
     url: str
-    rate: float
+    rate: float = 1.0
     retries: int = 1
     timeout_s: float = 60.0
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -100,16 +100,23 @@ class Load:
             requests: one after the other, ``rate`` a second.
             tell: is told of each outcome as it comes.
         """
-        return asyncio.run(self.send(requests, tell))
+        return asyncio.run(self._send(requests, tell))
 
-    async def send(
-        self, requests: Sequence[Request], tell: Callable[[Outcome], None] = lambda _: None
-    ) -> list[Outcome]:
-        """Send the requests from a running loop; see :meth:`run`."""
+    def one_by_one(self, requests: Sequence[Request]) -> list[Outcome]:
+        """Send each request when the last one was answered, whatever the rate (a closed loop): latency without load."""
+        return asyncio.run(self._send_in_turn(requests))
+
+    def _client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
-        async with httpx.AsyncClient(
-            base_url=self.url, timeout=self.timeout_s, limits=limits, headers=dict(self.headers)
-        ) as client:
+        return httpx.AsyncClient(base_url=self.url, timeout=self.timeout_s, limits=limits, headers=dict(self.headers))
+
+    async def _send_in_turn(self, requests: Sequence[Request]) -> list[Outcome]:
+        async with self._client() as client:
+            start = time.perf_counter()
+            return [await self._one(client, one, start, time.perf_counter(), lambda _: None) for one in requests]
+
+    async def _send(self, requests: Sequence[Request], tell: Callable[[Outcome], None]) -> list[Outcome]:
+        async with self._client() as client:
             start = time.perf_counter()
             tasks = []
             for number, request in enumerate(requests):

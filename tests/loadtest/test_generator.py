@@ -84,6 +84,15 @@ def test_a_slow_answer_delays_no_later_request(outcomes_of: Callable[..., Any], 
     assert found[0].ms >= 500
 
 
+def test_one_by_one_each_request_waits_for_the_last_answer(url: str, service: Service):
+    asked = [Request("/ask", {"wait": 0.2}), Request("/ask", {}), Request("/ask", {"fail": 400, "id": 1})]
+    found = Load(url).one_by_one(asked)
+    assert service.came[1] - service.came[0] >= 0.2
+    assert [one.status for one in found] == [200, 200, 400]
+    assert found[1].due_s >= 0.2
+    assert found[1].ms < found[0].ms  # its own time alone
+
+
 def test_what_the_answer_says_of_itself_is_kept(outcomes_of: Callable[..., Any]):
     [found] = outcomes_of({"degraded": ["retrieval: gone"]})
     assert (found.degraded, found.stages_ms, found.tries) == (("retrieval: gone",), {"total": 7.0}, 1)

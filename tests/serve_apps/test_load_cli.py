@@ -23,7 +23,7 @@ def load(url: str, store: Path, *words: str) -> int:
     return main([*common, *words])
 
 
-@pytest.mark.parametrize("path", ["/v1/intent", "/v1/retrieve", "/v1/chat/completions"])
+@pytest.mark.parametrize("path", ["/v1/intent", "/v1/retrieve", "/v1/recommend", "/v1/chat/completions"])
 def test_every_request_is_answered_and_reported(url: str, tiny_store: Path, tmp_path: Path, path: str):
     out = tmp_path / "deep" / "load.json"
     assert load(url, tiny_store, "--path", path, "--out", str(out)) == 0
@@ -54,7 +54,7 @@ def test_failures_make_the_exit_code(url: str, tiny_store: Path, full_backend: A
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--stream", "--path", "/v1/intent"), "/v1/intent does not stream"),
+        (("--stream", "--path", "/v1/recommend"), "only streams of /v1/chat/completions are read"),
         (("--questions", "gone.txt"), "gone.txt: cannot be read"),
         (("--corpus", "nobody"), "corpus/nobody"),
     ],

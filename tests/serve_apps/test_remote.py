@@ -178,6 +178,12 @@ def test_a_host_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch):
         fetch("/a.png")
 
 
+def test_a_host_is_trusted_however_it_is_capitalised(opened: list[tuple[str, str]]):
+    trusting = TRUSTING.model_copy(update={"image_hosts": (HOST.title(),)})
+    assert fetch("/a.png", trusting) == remote.fetch_picture(f"HTTPS://{HOST.upper()}/a.png", "x", trusting) == png()
+    assert len(opened) == 2
+
+
 def test_nothing_is_fetched_by_default(opened: list[tuple[str, str]]):
     with pytest.raises(ApiError, match="pictures are not fetched from the network"):
         fetch("/a.png", ServeSettings())
