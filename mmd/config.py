@@ -80,7 +80,17 @@ class ServeSettings(Settings):
     max_ongoing_requests: int = Field(default=16, ge=1, description="Requests a replica works on at a time.")
     max_queued_requests: int = Field(default=64, ge=1, description="Waiting requests above which 429 is sent.")
     batch_max_size: int = Field(default=8, ge=1, description="Dialogues predicted together at most.")
-    batch_wait_ms: float = Field(default=5.0, ge=0, description="Longest wait for a batch to fill, ms.")
+    batch_wait_ms: float = Field(
+        default=0.0,
+        ge=0,
+        description="Longest wait for a batch to fill, ms; what arrives while one is computed makes the next anyway.",
+    )
+    one_loop: bool = Field(
+        default=True,
+        description="Whether a process of the service receives, routes and answers in one event loop, which is "
+        "faster, or each in a thread of its own. Of clusters that were started before, the variables of their nodes "
+        "decide (see cluster/README.md).",
+    )
     max_body_mb: float = Field(default=16.0, gt=0, description="Largest request body, MiB.")
     max_turns: int = Field(default=500, ge=1, description="Turns of one dialogue.")
     max_text_chars: int = Field(default=50_000, ge=1, description="Characters of one dialogue, product ids included.")

@@ -62,6 +62,7 @@ class HandleBackend:
         self._timeout_s = timeout_s
         self._seat = seat
         self._told: tuple[float, ReadyResponse | None] = (0.0, None)
+        self._absent: dict[Part, tuple[float, Refused]] = {}  # what an absent part said, and when
 
     @property
     def policy(self) -> ServedPolicy:
@@ -70,21 +71,19 @@ class HandleBackend:
 
     async def answer(self, query: IntentQuery) -> IntentAnswer:
         """Recognise the intent of one dialogue."""
-        answer: IntentAnswer | Refused = await self._call(lambda: self._intent.answer.remote(query))
-        return accepted(answer)
+        return await self._asked("intent", lambda: self._intent.answer.remote(query))
 
     async def retrieve(self, query: RetrievalQuery) -> RetrievalResult:
         """Rank responses to one dialogue."""
-        result: RetrievalResult | Refused = await self._call(lambda: self._retrieval.answer.remote(query))
-        return accepted(result)
+        return await self._asked("retrieval", lambda: self._retrieval.answer.remote(query))
 
     async def recommend(self, query: RecommendQuery) -> RecommendResult:
         """Reply to one dialogue."""
-        result: RecommendResult | Refused = await self._call(lambda: self._recommendation.answer.remote(query))
-        return accepted(result)
+        return await self._asked("recommendation", lambda: self._recommendation.answer.remote(query))
 
     async def stream(self, query: RecommendQuery) -> AsyncGenerator[StreamPiece]:
         """Reply to one dialogue piece by piece."""
+        self._check_there("recommendation")
         begun = retried = False
         while True:
             with _explained():
@@ -105,7 +104,7 @@ class HandleBackend:
         try:
             while True:
                 piece: StreamPiece | Refused = await anext(pieces)
-                yield accepted(piece)
+                yield self._accepted("recommendation", piece)
         except StopAsyncIteration:
             return
         finally:
@@ -169,6 +168,35 @@ class HandleBackend:
             if err.status == HTTPStatus.TOO_MANY_REQUESTS:
                 return PartStatus(part, degraded=(f"{part}: {err}",))
             return PartStatus(part, absent=str(err))
+
+    async def _asked(self, part: Part, ask: Callable[[], Awaitable[T | Refused]]) -> T:
+        """Ask a part.
+
+        Raises:
+            ApiError: it refuses.
+        """
+        self._check_there(part)
+        return self._accepted(part, await self._call(ask))
+
+    def _check_there(self, part: Part) -> None:
+        """Refuse for a part that has just said that it is absent: every turn asks all, and it would say it again.
+
+        Raises:
+            ApiError: what it said.
+        """
+        told_at, refusal = self._absent.get(part, (0.0, None))
+        if refusal is not None and time.monotonic() - told_at <= _STATUS_KEPT_S:
+            raise refusal.error()
+
+    def _accepted(self, part: Part, answer: T | Refused) -> T:
+        """Return a part's answer.
+
+        Raises:
+            ApiError: it was refused.
+        """
+        if isinstance(answer, Refused) and answer.absent:
+            self._absent[part] = time.monotonic(), answer
+        return accepted(answer)
 
     async def _call(self, ask: Callable[[], Awaitable[T]]) -> T:
         try:

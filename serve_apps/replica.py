@@ -44,12 +44,21 @@ class Refs(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Why a replica does not answer a request; an exception would come out of Ray in its own wrapping."""
+    """Why a replica does not answer a request; an exception would come out of Ray in its own wrapping.
+
+    Attributes:
+        status: of HTTP.
+        code: of the API's error.
+        message: for who asked.
+        param: field of the request that it is about.
+        absent: whether the part has nothing to answer with, so that it would say the same to every request.
+    """
 
     status: int
     code: str
     message: str
     param: str | None = None
+    absent: bool = False
 
     def error(self) -> ApiError:
         """Return the API's error."""
@@ -199,7 +208,7 @@ class Replica(ABC, Generic[E]):
 def absent_part(part: Seat, reason: str) -> Refused:
     """Return the answer of a part whose artefacts were never made; ``reason`` names the way out."""
     codes = {"intent": "no_intent", "retrieval": "no_retriever", "recommendation": "no_student"}
-    return Refused(503, codes.get(part, f"no_{part}"), f"{part} is not served: {reason}")
+    return Refused(503, codes.get(part, f"no_{part}"), f"{part} is not served: {reason}", absent=True)
 
 
 def unknown_picture(image_id: str) -> Refused:

@@ -212,6 +212,18 @@ def absolute_store(store: str) -> str:
     return store if "://" in store else str(Path(store).resolve())
 
 
+def loop_variables(settings: ServeSettings) -> dict[str, str]:
+    """Return what Ray's processes must find in their environment for ``serve.one_loop``.
+
+    Every hand-over between threads waits for the interpreter's lock. Models compute in threads of their own either
+    way. Ray's ``RAY_SERVE_THROUGHPUT_OPTIMIZED`` would also hold back lines of its log, keep garbage of swapped
+    models, and let replicas talk by gRPC on ports without authentication.
+    """
+    if not settings.one_loop:
+        return {}
+    return {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+
+
 def _start_ray(config: AppConfig) -> None:
     import ray
 
@@ -219,6 +231,8 @@ def _start_ray(config: AppConfig) -> None:
         ray.init(address=config.cluster.address, log_to_driver=False)
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster on the loopback interface
+    for name, value in loop_variables(config.serve).items():
+        os.environ.setdefault(name, value)
     try:
         ray.init(
             address="local",  # beside, not inside, a cluster that somebody started on this machine

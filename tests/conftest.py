@@ -45,6 +45,11 @@ def ray_local() -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     import ray
 
+    from mmd.config import ServeSettings
+    from serve_apps.run import loop_variables
+
+    for name, value in loop_variables(ServeSettings()).items():
+        os.environ.setdefault(name, value)
     ray.init(address="local", num_cpus=8, object_store_memory=512 * 2**20, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

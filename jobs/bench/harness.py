@@ -57,9 +57,16 @@ class Bench:
         return [request_of(turns, CHAT, stream=stream) for turns in self.questions(count)]
 
     @contextmanager
-    def service(self, store: ArtifactStore | None = None) -> Iterator[Service]:
-        """Serve the corpus's artefacts, warmed up, for the length of the ``with``."""
-        with served(self.config, store or self.store, self.corpus) as service:
+    def service(
+        self, store: ArtifactStore | None = None, variables: Mapping[str, str] | None = None
+    ) -> Iterator[Service]:
+        """Serve the corpus's artefacts, warmed up, for the length of the ``with``.
+
+        Args:
+            store: of the artefacts, if another.
+            variables: of Serve's processes, if others than ``mmd serve`` gives them.
+        """
+        with served(self.config, store or self.store, self.corpus, variables) as service:
             self.load(service, rate=5.0, seconds=WARMUP / 5.0)
             yield service
 
@@ -130,11 +137,16 @@ class Service:
 
 
 @contextmanager
-def served(config: AppConfig, store: ArtifactStore, corpus: str) -> Iterator[Service]:
+def served(
+    config: AppConfig, store: ArtifactStore, corpus: str, variables: Mapping[str, str] | None = None
+) -> Iterator[Service]:
     """Serve a corpus's artefacts on a local cluster for the length of the ``with``."""
     from ray import serve
 
-    with ray_cluster(config.cluster):
+    from serve_apps.run import loop_variables
+
+    given = loop_variables(config.serve) if variables is None else variables
+    with environment(given), ray_cluster(config.cluster):
         port = free_port()
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         try:
@@ -143,6 +155,21 @@ def served(config: AppConfig, store: ArtifactStore, corpus: str) -> Iterator[Ser
             yield service
         finally:
             serve.shutdown()  # type: ignore[no-untyped-call]  # upstream has no annotation
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment for the length of the ``with``; processes that start in it inherit them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def free_port() -> int:

@@ -7,12 +7,13 @@ memory is summed up every second, without the generator's. Each scenario is told
 * ``steady``: intent and retrieval, no student, ``--rate`` a second; memory's slope over the second half;
 * ``turn``: the whole turn with the student, a request after the other on one connection, and streamed; the same asked
   in this process;
+* ``proxies``: the same with each of Serve's ways to take and route requests;
 * ``overload``: the rate that the service holds is looked for, then three times as much is sent;
 * ``kill``: a model's replica is killed (SIGKILL) every ten seconds, each model in turn; clients ask again once;
 * ``down``: retrieval, then the student are not served at all;
 * ``swap``: rule base, index and student are deployed anew, one after the other, in turn with older versions.
 
-    mmd bench service --corpus shop                    all of them, about twenty minutes
+    mmd bench service --corpus shop                    all of them, about forty minutes
     mmd bench service --scenarios steady --seconds 300 --rate 20
 """
 
@@ -27,16 +28,32 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import httpx
+
 from jobs.bench.harness import WARMUP, WITHOUT, Bench, Memory, Service, meanwhile
 from jobs.glue.entry import console
+from mmd.config import ServeSettings
 from mmd.errors import ConfigError
 from mmd.loadtest.generator import Load
 from mmd.loadtest.report import percentiles, summarise
+from serve_apps.run import loop_variables
 
 MODELS = ("intent", "retrieval", "recommendation")
 OVER = 3.0
 """Times the rate that the service holds."""
 KILL_EVERY_S = 10.0
+_HA_PROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+_THROUGHPUT = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+_ONE_LOOP = loop_variables(ServeSettings(one_loop=True))
+WAYS: Mapping[str, Mapping[str, str]] = {
+    "Ray's defaults": {},
+    "one loop": _ONE_LOOP,
+    "throughput settings": _THROUGHPUT,
+    "HA proxy": _HA_PROXY,
+    "HA proxy, one loop": {**_HA_PROXY, **_ONE_LOOP},
+    "HA proxy, throughput settings": {**_HA_PROXY, **_THROUGHPUT},
+}
+"""How requests reach the models, by variables of Ray Serve; ``one loop`` is how ``mmd serve`` starts it."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +91,61 @@ def steady(bench: Bench) -> dict[str, Any]:
 
 def turn(bench: Bench) -> dict[str, Any]:
     """Ask for whole turns one by one: whole, streamed, and of the same objects in this process."""
+    direct = _direct(bench)
+    with bench.service() as service:
+        found = _one_by_one(bench, service)
+    whole, first_words = found["whole"]["latency_ms"]["p50"], found["streamed"]["first_words_ms"]["p50"]
+    overhead = round(whole - direct["p50"], 2)
+    return {
+        **found,
+        "direct_ms": direct,
+        "overhead_p50_ms": overhead,
+        "targets_ms": {"whole p50": 400.0, "first words p50": 150.0, "overhead p50": 20.0},
+        "reached": {
+            "whole p50": whole <= 400.0,
+            "first words p50": first_words <= 150.0,
+            "overhead p50": overhead <= 20.0,
+        },
+    }
+
+
+def proxies(bench: Bench) -> dict[str, Any]:
+    """Ask for whole turns one by one with each of Ray's ways to take and route requests."""
+    before, found = _direct(bench), {}
+    for name, variables in WAYS.items():
+        with bench.service(variables=variables) as service:
+            told = _one_by_one(bench, service)
+            empty = _no_work(service, bench.turns)
+        found[name] = {
+            "healthz_ms": empty,
+            "whole_ms": told["whole"]["latency_ms"],
+            "first_words_ms": told["streamed"]["first_words_ms"],
+        }
+    after = _direct(bench)
+    return {"direct_ms": [before, after], "ways": found}
+
+
+def _one_by_one(bench: Bench, service: Service) -> dict[str, Any]:
+    """Ask for whole turns on one connection, whole and streamed."""
+    return {
+        name: summarise(Load(service.url).one_by_one(bench.requests(bench.turns, stream=stream)))
+        for name, stream in (("whole", False), ("streamed", True))
+    }
+
+
+def _no_work(service: Service, count: int) -> dict[str, float]:
+    """Return the milliseconds of requests that ask no model."""
+    times = []
+    with httpx.Client(base_url=service.url) as client:
+        for _ in range(count):
+            started = time.perf_counter()
+            client.get("/healthz").raise_for_status()
+            times.append((time.perf_counter() - started) * 1000)
+    return percentiles(times)
+
+
+def _direct(bench: Bench) -> dict[str, float]:
+    """Return the milliseconds of whole turns by the same objects in this process."""
     from mmd.assistant.loading import load_assistant
     from mmd.assistant.types import AssistantQuery
     from mmd.intent.online import OnlineSettings
@@ -88,25 +160,7 @@ def turn(bench: Bench) -> dict[str, Any]:
         started = time.perf_counter()
         assistant.answer(AssistantQuery(str(number), asked))
         times.append((time.perf_counter() - started) * 1000)
-    with bench.service() as service:
-        whole, streamed = (
-            summarise(Load(service.url).one_by_one(bench.requests(bench.turns, stream=stream)))
-            for stream in (False, True)
-        )
-    direct = percentiles(times[WARMUP:])
-    overhead = round(whole["latency_ms"]["p50"] - direct["p50"], 2)
-    return {
-        "whole": whole,
-        "streamed": streamed,
-        "direct_ms": direct,
-        "overhead_p50_ms": overhead,
-        "targets_ms": {"whole p50": 400.0, "first words p50": 150.0, "overhead p50": 20.0},
-        "reached": {
-            "whole p50": whole["latency_ms"]["p50"] <= 400.0,
-            "first words p50": streamed["first_words_ms"]["p50"] <= 150.0,
-            "overhead p50": overhead <= 20.0,
-        },
-    }
+    return percentiles(times[WARMUP:])
 
 
 def overload(bench: Bench) -> dict[str, Any]:
@@ -231,6 +285,7 @@ def _swapped(bench: Bench, service: Service, kinds: Sequence[str], rate: float) 
 SCENARIOS: Mapping[str, Callable[[Bench], dict[str, Any]]] = {
     "steady": steady,
     "turn": turn,
+    "proxies": proxies,
     "overload": overload,
     "kill": kill,
     "down": down,

@@ -259,6 +259,52 @@ def test_a_full_queue_is_429_and_a_late_answer_504():
     assert late.value.status == 504
 
 
+def test_an_absent_part_is_asked_again_only_after_a_while(monkeypatch: pytest.MonkeyPatch):
+    from serve_apps import ingress
+    from serve_apps.replica import absent_part
+
+    monkeypatch.setattr(ingress, "_STATUS_KEPT_S", 60.0)
+
+    class Absent(Handle):
+        """A part that has nothing to answer with."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.answer = self.stream = self
+
+        def options(self, *, stream: bool) -> Absent:
+            assert stream
+            return self
+
+        def remote(self, *_: RecommendQuery) -> Any:
+            async def call() -> Any:
+                self.calls += 1
+                return absent_part("recommendation", "no student yet")
+
+            return call()
+
+    student = Absent()
+    backend = HandleBackend(Handle(), Handle(), student, 1.0, None)  # type: ignore[arg-type]
+
+    async def ask() -> None:
+        with pytest.raises(ApiError, match="no student yet") as caught:
+            await backend.recommend(RecommendQuery("r", ()))
+        assert (caught.value.status, caught.value.code) == (503, "no_student")
+
+    async def stream() -> None:
+        with pytest.raises(ApiError, match="no student"):
+            async for _ in backend.stream(RecommendQuery("r", ())):
+                pass
+
+    asyncio.run(ask())
+    asyncio.run(ask())
+    asyncio.run(stream())
+    assert student.calls == 1
+    monkeypatch.setattr(ingress, "_STATUS_KEPT_S", -1.0)  # a second is over
+    asyncio.run(ask())
+    assert student.calls == 2
+
+
 class Answering(Handle):
     """A part that is there, unless it fails."""
 
