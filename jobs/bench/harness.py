@@ -39,7 +39,8 @@ class Bench:
     """Questions, and services that answer them."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self.rate, self.seconds = float(options["rate"]), float(options["seconds"])
+        self.rate: float = options["rate"]
+        self.seconds: float | None = options["seconds"]
         self.turns, self.corpus = int(options["turns"]), str(options["corpus"])
         self.store = ArtifactStore(str(Path(options["store"]).resolve()))
         self.config: AppConfig = load_config()

@@ -62,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", default="shop", help="trained corpus (default: %(default)s)")
     parser.add_argument("--scenarios", nargs="+", choices=tuple(SCENARIOS), default=list(SCENARIOS))
     parser.add_argument("--rate", type=float, default=20.0, help="of steady and swap, requests a second")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of a load (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, help="of a load (default: 300 of steady, 120 of the others)")
     parser.add_argument("--turns", type=int, default=100, help="turns asked one by one (default: %(default)s)")
 
 
@@ -83,7 +83,7 @@ def steady(bench: Bench) -> dict[str, Any]:
     """Ask for turns of intent and retrieval at a fixed rate."""
     memory = Memory()
     with bench.without("recommendation") as store, bench.service(store) as service, meanwhile(memory.watch):
-        found = summarise(bench.load(service, rate=bench.rate, seconds=bench.seconds))
+        found = summarise(bench.load(service, rate=bench.rate, seconds=bench.seconds or 300.0))
     wanted = {"p50": 40.0, "p99": 200.0}
     reached = found["answered"] == found["requests"] and all(found["latency_ms"][k] <= ms for k, ms in wanted.items())
     return {**found, "memory": memory.told(), "target_ms": wanted, "reached": reached}
@@ -168,7 +168,7 @@ def overload(bench: Bench) -> dict[str, Any]:
     with bench.service() as service:
         capacity, tried = _capacity(bench, service)
         unloaded = summarise(bench.load(service, rate=max(1.0, capacity / 4), seconds=10.0))
-        outcomes = bench.load(service, rate=OVER * capacity, seconds=bench.seconds)
+        outcomes = bench.load(service, rate=OVER * capacity, seconds=bench.seconds or 120.0)
         over_at = time.monotonic()
         recovered = _recovery_s(bench, service, over_at, limit_ms=2 * unloaded["latency_ms"]["p99"])
     found = summarise(outcomes)
@@ -227,7 +227,7 @@ def kill(bench: Bench) -> dict[str, Any]:
         return work
 
     with bench.service() as service, meanwhile(killer(service)):
-        outcomes = bench.load(service, rate=10.0, seconds=bench.seconds, retries=1)
+        outcomes = bench.load(service, rate=10.0, seconds=bench.seconds or 120.0, retries=1)
     found = summarise(outcomes)
     share = found["answered"] / found["requests"]
     reached = {"answered": share >= 0.999, "nothing hangs": not found["hung"]}
@@ -278,7 +278,7 @@ def _swapped(bench: Bench, service: Service, kinds: Sequence[str], rate: float) 
                 done.append(now[kind])
 
     with meanwhile(work):
-        found = summarise(bench.load(service, rate=rate, seconds=bench.seconds))
+        found = summarise(bench.load(service, rate=rate, seconds=bench.seconds or 120.0))
     return {**found, "swaps": len(done), "kinds": list(versions), "reached": found["answered"] == found["requests"]}
 
 
