@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from jobs.glue.entry import build_parser, corpus_overrides
 from mmd.config import ServeSettings, load_config
+from serve_apps.run import loop_variables
 from tests.cluster.kuberay import KINDS, RayCluster, RayJob, RayService
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -344,6 +345,11 @@ def test_both_targets_end_as_an_ordinary_user():
         if lines[start][1].endswith((" AS cpu", " AS cuda")):
             assert lines[end - 1] == ("USER", "1000:1000")
     assert any("useradd --uid 1000" in rest for name, rest in lines if name == "RUN")
+
+
+def test_the_image_serves_as_the_command_does():
+    variables = {word for name, rest in instructions() if name == "ENV" for word in rest.split()}
+    assert variables >= {f"{name}={value}" for name, value in loop_variables(ServeSettings()).items()}
 
 
 def test_packages_are_pinned_as_the_makefile_pins_them():

@@ -1,4 +1,4 @@
-"""Adapters change under a running service, by the same declarative deployment that operators use."""
+"""Adapters and policies change under a running service, by the same declarative deployment that operators use."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "serve_apps" / "serve_config.yaml
 SCENE = "image_scene"
 MakeAdapter = Callable[..., Artifact]
 Answers = list[tuple[str, float]]  # of each question: who answered, and how sure
+A = TypeVar("A")
 T = TypeVar("T")
 
 pytestmark = pytest.mark.ray
@@ -44,10 +45,11 @@ class Service:
         self._config["http_options"].update(host="127.0.0.1", port=port)
         (app,) = self._config["applications"]
         app["args"] = {"store": store.root, "corpus": "tiny", "serve": {"max_replicas": 1}}
-        self._user_config = app["deployments"][0]["user_config"]
+        self._user_configs = [deployment["user_config"] for deployment in app["deployments"]]
 
     def deploy(self, **refs: str) -> None:
-        self._user_config.update(refs)
+        for user_config in self._user_configs:
+            user_config.update({role: ref for role, ref in refs.items() if role in user_config})
         _get_global_client().deploy_apps(ServeDeploySchema.model_validate(self._config))
 
     def wait_for(self, accepted: Callable[[dict[str, Any]], bool], seconds: float = 60) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def expected(
     return found
 
 
-async def during(swap: Awaitable[T], ask: Callable[[], Awaitable[Answers]]) -> tuple[T, list[Answers]]:
+async def during(swap: Awaitable[T], ask: Callable[[], Awaitable[A]]) -> tuple[T, list[A]]:
     """Ask again and again until the swap is through, and once more."""
     swapping = asyncio.ensure_future(swap)
     asked, last = [], False
@@ -212,5 +214,41 @@ def test_a_deployed_service_answers_while_its_adapter_is_swapped(
             ready, asked = await during(swap(damaged.ref, lambda ready: ready["rejected_update"] is not None), ask)
             assert set(who_answered(asked, expected)) == {new.ref}
             assert "adapter_model.safetensors" in ready["rejected_update"]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.slow
+def test_conversations_go_on_while_their_policy_is_swapped(
+    service: Service, store: ArtifactStore, make_policy: Callable[..., Artifact]
+):
+    """Every reply is one policy's or the other's; one that does not exist is refused."""
+    first, second = make_policy(store, words="student"), make_policy(store, words="retrieval")
+    service.deploy(policy=first.ref)
+    service.wait_for(lambda ready: ready["artifacts"].get("policy") == first.ref)
+    body = {"messages": [{"role": "user", "content": "Do you have a purple dress?"}]}
+
+    async def swap(ref: str, accepted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        await asyncio.to_thread(service.deploy, policy=ref)
+        return await asyncio.to_thread(service.wait_for, accepted)
+
+    async def scenario() -> None:
+        async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
+
+            async def ask() -> list[str]:
+                responses = await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for _ in range(3)))
+                assert [r.status_code for r in responses] == [200] * 3
+                return [r.json()["mmd"]["artifacts"]["policy"] for r in responses]
+
+            _, asked = await during(swap(second.ref, lambda ready: ready["artifacts"]["policy"] == second.ref), ask)
+            decided = [ref for refs in asked for ref in refs]
+            assert (decided[0], decided[-1]) == (first.ref, second.ref)
+            assert set(decided) == {first.ref, second.ref}
+
+            ready, asked = await during(
+                swap("policy/tiny@missing", lambda ready: ready["rejected_update"] is not None), ask
+            )
+            assert {ref for refs in asked for ref in refs} == {second.ref}
+            assert "policy/tiny@missing" in ready["rejected_update"]
 
     asyncio.run(scenario())
