@@ -74,6 +74,7 @@ def build(args: AppArgs | Mapping[str, Any]) -> serve.Application:
         max_queued_requests=settings.max_queued_requests,
         backpressure_config=_backpressure(),
         user_config=args.policy.model_dump(),
+        graceful_shutdown_timeout_s=drain_s(settings),
     )(serve.ingress()(Ingress)).bind(
         intent, retrieval, recommendation, settings, args.store, args.corpus, args.assistant
     )
@@ -95,7 +96,13 @@ def _deployment(name: str, replica: type, settings: ServeSettings, refs: Refs, g
         user_config=refs.model_dump(),
         health_check_period_s=5,
         health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=drain_s(settings),
     )(replica)
+
+
+def drain_s(settings: ServeSettings) -> float:
+    """Return how long a replica that is to go, s, may take to finish what it has begun: as long as anybody waits."""
+    return settings.request_timeout_s + 5
 
 
 def _backpressure() -> BackpressureConfig:

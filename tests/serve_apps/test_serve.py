@@ -419,6 +419,14 @@ def test_serve_can_build_from_the_deploy_files_arguments():
         build_as_serve_does(build, {"store": "artifacts", "corpsu": "shop"})  # type: ignore[arg-type]
 
 
+def test_a_replica_that_goes_has_as_long_to_finish_as_anybody_waits():
+    app = build(AppArgs(store="artifacts", serve=ServeSettings(request_timeout_s=50)))
+    ingress = app._bound_deployment
+    deployments = [ingress, *(bound._bound_deployment for bound in ingress.init_args[:3])]
+    assert [d.name for d in deployments] == ["ingress", "intent", "retrieval", "recommendation"]
+    assert all(d._deployment_config.graceful_shutdown_timeout_s > 50 for d in deployments)
+
+
 def test_a_replica_reserves_the_gpus_of_the_settings():
     app = build(AppArgs(store="artifacts", serve=ServeSettings(gpus_per_replica=0.5)))
     intent = app._bound_deployment.init_args[0]._bound_deployment
