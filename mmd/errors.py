@@ -29,6 +29,10 @@ class ModelError(MmdError):
     """A model name does not resolve, or its package is not installed."""
 
 
+class ServerUnavailableError(ModelError):
+    """A server that runs a model cannot be reached, is late, overloaded or broken; it may be there again later."""
+
+
 class RuleError(MmdError):
     """A rule or rule base is malformed; the message names the file, rule and field."""
 

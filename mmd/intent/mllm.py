@@ -18,8 +18,7 @@ import hashlib
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,8 +33,7 @@ from mmd.intent.probe import fit_temperature
 from mmd.intent.prompts import build_prompt
 from mmd.intent.settings import PromptSettings
 from mmd.intent.types import IntentExample, Probabilities, PromptedClassifier
-from mmd.models.likelihood import LabelScorer, LogLikelihoods
-from mmd.models.mllm import Mllm
+from mmd.models.likelihood import LabelModel, LogLikelihoods
 from mmd.models.resolve import publish_folder
 from mmd.models.settings import ModelSettings
 from mmd.models.tiny import PREFIX
@@ -121,7 +119,7 @@ class MllmClassifier:
         self,
         task: str,
         labels: Sequence[str],
-        mllm: Mllm,
+        mllm: LabelModel,
         temperature: float,
         prompt: PromptSettings,
         *,
@@ -136,12 +134,12 @@ class MllmClassifier:
         self.prompt = prompt
         self.adapter = adapter
         self.needs_pictures = mllm.sees_pictures and prompt.max_images > 0
-        self._scorer = LabelScorer(mllm, self.labels)
+        self._scorer = mllm.label_scorer(self.labels)
 
     def warm_up(self) -> None:
         """Find out how labels can be scored, which the first call would else do; seconds for a large model on a CPU."""
-        with self._turn():
-            _ = self._scorer.shares_prefix
+        with self.mllm.turn(self.adapter):
+            self._scorer.prepare()
 
     def log_likelihoods(self, examples: Sequence[IntentExample], hints: Sequence[str] = ()) -> LogLikelihoods:
         """Return log P(label | prompt), float64 of shape (n_examples, n_labels), before calibration.
@@ -158,16 +156,8 @@ class MllmClassifier:
             build_prompt(example, self.prompt, labels=self.labels, hint=hint, sees_pictures=self.mllm.sees_pictures)
             for example, hint in zip(examples, hints, strict=True)
         ]
-        with self._turn():
+        with self.mllm.turn(self.adapter):
             return self._scorer.log_likelihoods(prompts)
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Hold the model with this task's adapter on: no other thread may switch before the forward pass is over."""
-        with self.mllm.lock:
-            if self.adapter is not None:
-                self.mllm.use(self.adapter)
-            yield
 
     def predict(self, examples: Sequence[IntentExample]) -> list[Probabilities]:
         """Return one distribution an example, in order."""
@@ -248,6 +238,8 @@ def load_mllm_index(artifact: Artifact) -> MllmIndex:
 def load_mllm_classifiers(artifact: Artifact, settings: ModelSettings | None = None) -> dict[str, PromptedClassifier]:
     """Return task → classifier; adapters and heads of all tasks, and of other artefacts, share one base in memory.
 
+    Where ``models.mllm_url`` names a server, it runs the model (:mod:`mmd.intent.remote`) and no weights are loaded.
+
     Args:
         artifact: of kind ``adapter``; its weights are copied to ``models.cache_dir`` where the store is remote.
         settings: device, arithmetic, cache folder, and whether a hub may be asked for the base.
@@ -261,6 +253,10 @@ def load_mllm_classifiers(artifact: Artifact, settings: ModelSettings | None = N
 
     settings = settings or ModelSettings()
     index = load_mllm_index(artifact)
+    if settings.mllm_url is not None:
+        from mmd.intent.remote import remote_classifiers  # noqa: PLC0415 (imports this module)
+
+        return dict(remote_classifiers(artifact, index, settings))
     if index.base.startswith(PREFIX) and settings.dtype == "auto":
         # What was trained in float32 stays in it; a whole model's folder no longer tells that it was a tiny one.
         settings = settings.model_copy(update={"dtype": "float32"})

@@ -75,6 +75,10 @@ class PromptEncoder:
         tokens = self.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [*map(int, tokens), self._end_id]
 
+    def words_of(self, tokens: Sequence[int]) -> str:
+        """Return the text that tokens spell."""
+        return str(self.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
+
     def text_ids(self, text: str) -> list[int]:
         """Return the tokens of plain text that people wrote, on its own; none of them is a control token.
 
@@ -150,7 +154,7 @@ class PromptEncoder:
                 "input_ids": torch.tensor([tokens], dtype=torch.int64),
                 "attention_mask": torch.ones((1, len(tokens)), dtype=torch.int64),
             }
-        pictures = [self._open(data) for data in prompt.pictures]
+        pictures = [self.open_picture(data) for data in prompt.pictures]
         found = self.processor(
             text=[text],
             images=[pictures] if pictures else None,
@@ -163,7 +167,12 @@ class PromptEncoder:
             if isinstance(value, torch.Tensor)
         }
 
-    def _open(self, data: bytes) -> Any:  # noqa: ANN401 (a PIL image)
+    def open_picture(self, data: bytes) -> Any:  # noqa: ANN401 (a PIL image)
+        """Decode a prompt's picture to RGB.
+
+        Raises:
+            ModelError: it cannot be read.
+        """
         from mmd.features.pictures import decode_rgb
 
         try:
@@ -175,7 +184,7 @@ class PromptEncoder:
 
     def _render(self, prompt: Prompt, answer: str | None = None) -> str:
         """Return the prompt as text in the model's own format, pictures as placeholders."""
-        messages = self._messages(prompt)
+        messages = self.messages(prompt)
         if answer is not None:
             messages.append({"role": "assistant", "content": self._content((answer,))})
         options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": answer is None}
@@ -185,7 +194,11 @@ class PromptEncoder:
         text = str(self._templated.apply_chat_template(messages, **options))
         return text if not self._bos or text.startswith(self._bos) else self._bos + text
 
-    def _messages(self, prompt: Prompt) -> list[dict[str, Any]]:
+    def messages(self, prompt: Prompt) -> list[dict[str, Any]]:
+        """Return a prompt as chat messages, the model's control tokens in it broken up, pictures as placeholders.
+
+        Their content is one string for a model that sees no pictures, else a list of parts.
+        """
         parts = prompt.parts
         messages = [{"role": "user", "content": self._content(parts)}]
         if not prompt.system:

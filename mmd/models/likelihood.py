@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from mmd.models.encoder import IGNORED
+from mmd.models.encoder import IGNORED, PromptEncoder
 from mmd.models.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -106,6 +106,35 @@ class TokenTrie:
         return np.stack([values[:, rows, columns].sum(axis=1) for rows, columns in self.steps], axis=1)
 
 
+class ScoresLabels(Protocol):
+    """Scores every label of a set after a prompt, wherever the model runs."""
+
+    def prepare(self) -> None:
+        """Do what the first call would else take time for."""
+        ...
+
+    def log_likelihoods(self, prompts: Sequence[Prompt]) -> LogLikelihoods:
+        """Return log P(label | prompt), float64 of shape (n_prompts, n_labels)."""
+        ...
+
+
+class LabelModel(Protocol):
+    """A model that labels are scored by: :class:`~mmd.models.mllm.Mllm` in this process, or one of a server."""
+
+    @property
+    def sees_pictures(self) -> bool:
+        """Whether pictures of a prompt reach the model."""
+        ...
+
+    def label_scorer(self, labels: Sequence[str]) -> ScoresLabels:
+        """Return what scores these labels."""
+        ...
+
+    def turn(self, adapter: str | None) -> AbstractContextManager[None]:
+        """Hold the model with an adapter on."""
+        ...
+
+
 class LabelScorer:
     """Scores every label of a set after a prompt: log P(label and end of turn | prompt), natural logarithm.
 
@@ -122,7 +151,7 @@ class LabelScorer:
         self.mllm = mllm
         self.labels = tuple(labels)
         self.batch = batch
-        self._sequences = _label_tokens(mllm, self.labels)
+        self._sequences = label_tokens(mllm.encoder, self.labels)
         self._trie = TokenTrie.of(self._sequences)
 
     @cached_property
@@ -141,6 +170,10 @@ class LabelScorer:
         if difference > limit:
             log.warning("prefix_cache_off", model=self.mllm.name, nats_a_token=round(difference, 4), limit=limit)
         return difference <= limit
+
+    def prepare(self) -> None:
+        """Find out how labels can be scored; seconds for a large model on a CPU."""
+        _ = self.shares_prefix
 
     def log_likelihoods(self, prompts: Sequence[Prompt]) -> LogLikelihoods:
         """Return log P(label | prompt), float64 of shape (n_prompts, n_labels)."""
@@ -325,7 +358,7 @@ def _answer_log_likelihoods(mllm: Mllm, encoded: dict[str, Tensor]) -> NDArray[n
     return out
 
 
-def _label_tokens(mllm: Mllm, labels: Sequence[str]) -> list[tuple[int, ...]]:
+def label_tokens(encoder: PromptEncoder, labels: Sequence[str]) -> list[tuple[int, ...]]:
     """Return each label's answer tokens, the end of turn included, as training has them.
 
     Raises:
@@ -333,12 +366,12 @@ def _label_tokens(mllm: Mllm, labels: Sequence[str]) -> list[tuple[int, ...]]:
     """
     if not labels or not all(label.strip() for label in labels):
         raise ValueError("label scorer: needs labels, each with at least one character")
-    sequences = [tuple(mllm.encoder.answer_ids(label)) for label in labels]
+    sequences = [tuple(encoder.answer_ids(label)) for label in labels]
     seen: dict[tuple[int, ...], str] = {}
     for label, sequence in zip(labels, sequences, strict=True):
         if sequence in seen:
             raise ValueError(
-                f"label scorer: labels {seen[sequence]!r} and {label!r} are the same tokens to model {mllm.name!r}; "
+                f"label scorer: labels {seen[sequence]!r} and {label!r} are the same tokens to model {encoder.name!r}; "
                 "labels of a task must differ"
             )
         seen[sequence] = label

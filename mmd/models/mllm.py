@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ from mmd.models.settings import ModelSettings
 
 if TYPE_CHECKING:
     import torch
+
+    from mmd.models.likelihood import LabelScorer
 
     Batch = Mapping[str, torch.Tensor]
 
@@ -116,6 +119,20 @@ class Mllm:
         if adapter not in known:
             raise ModelError(f"model {self.name!r}: no adapter {adapter!r}; loaded: {', '.join(known) or 'none'}.")
         self.model.set_adapter(adapter)
+
+    @contextmanager
+    def turn(self, adapter: str | None) -> Iterator[None]:
+        """Hold the model, with one of its adapters on: no other thread may switch before the forward pass is over."""
+        with self.lock:
+            if adapter is not None:
+                self.use(adapter)
+            yield
+
+    def label_scorer(self, labels: Sequence[str]) -> LabelScorer:
+        """Return what scores these labels by this model."""
+        from mmd.models.likelihood import LabelScorer
+
+        return LabelScorer(self, labels)
 
 
 def answer_loss(mllm: Mllm, batch: Batch) -> torch.Tensor:

@@ -32,3 +32,18 @@ class ModelSettings(Settings):
         description="Folder for weights that mmd assembles or converts once, so that later loads take seconds.",
     )
     threads: int = Field(default=1, ge=1, description="CPU threads of one loaded model.")
+    mllm_url: str | None = Field(
+        default=None,
+        description="OpenAI-compatible root of a vLLM server (0.29 or later) that runs the fine-tuned MLLM for the "
+        "service, as http://host:8000/v1; null: it runs in the service's own processes.",
+    )
+    mllm_key_env: str | None = Field(
+        default=None, description="Environment variable that holds that server's API key; null: it asks for none."
+    )
+    mllm_name: str = Field(
+        default="{folder}-{version}",
+        description="Name that the server knows a task's weights by; {folder} and {version} are those of the adapter "
+        "artefact, {path} where the folder is below adapter/NAME of the store. With ray.serve.llm: MODEL_ID:{path}.",
+    )
+    mllm_request_s: float = Field(default=10.0, gt=0, description="Longest wait for one request to that server, s.")
+    mllm_requests: int = Field(default=16, ge=1, description="Requests to that server under way at once, a replica.")
