@@ -1,8 +1,8 @@
 """Intent recognition as a deployment: one engine a replica, pictures read one by one, decisions made in batches.
 
 The large model runs in the engine's own process through transformers, on the CPU or on ``serve.gpus_per_replica`` GPUs;
-every replica holds its base weights once, whatever adapters pass. Serving it by vLLM (``ray.serve.llm``) is not there
-yet.
+every replica holds its base weights once, whatever adapters pass. Or a vLLM server runs it (``models.mllm_url``), as
+:mod:`serve_apps.llm` brings one up; replicas then hold its tokenizer and processor only.
 """
 
 from __future__ import annotations

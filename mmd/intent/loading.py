@@ -14,10 +14,11 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import PIL.Image
+import structlog
 
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.corpora.store import Corpus
-from mmd.errors import ArtifactError, MmdError, ModelError
+from mmd.errors import ArtifactError, MmdError, ModelError, ServerUnavailableError
 from mmd.features.extract import ROLES, VECTOR_ROLES, ExtractorInfo, Extractors, Role, build_extractors
 from mmd.features.store import Features
 from mmd.intent.engine import IntentModel, require_numbers, training_shapes, without_mllms
@@ -152,7 +153,7 @@ def load_mllms(
         loaded = {task: mllm for task, mllm in load_mllm_classifiers(artifact, settings).items() if task in asking}
         with torch_threads(settings.threads):
             for task, mllm in loaded.items():  # one that cannot answer shows now; the first customer need not wait
-                require_numbers(mllm.predict([_first_question(task, with_picture=mllm.needs_pictures)])[0].values)
+                _ask_first(task, mllm)
     except Exception as err:  # whatever its packages raise: too little memory, missing weights, another version
         reason = str(err) if isinstance(err, MmdError) else f"{type(err).__name__}: {err}"
         problem = f"{artifact.ref} cannot be used here ({reason[:400]})."
@@ -160,6 +161,18 @@ def load_mllms(
             raise ModelError(problem) from err
         return {}, problem
     return dict(loaded), None
+
+
+def _ask_first(task: str, mllm: PromptedClassifier) -> None:
+    """Ask a large model its first question. A server that is not there may come later: every answer tells, till then.
+
+    Raises:
+        ModelError: it does not answer as it should; or whatever its packages raise.
+    """
+    try:
+        require_numbers(mllm.predict([_first_question(task, with_picture=mllm.needs_pictures)])[0].values)
+    except ServerUnavailableError as err:
+        structlog.get_logger(__name__).warning("mllm_server_unavailable", task=task, reason=str(err))
 
 
 def _first_question(task: str, *, with_picture: bool) -> IntentExample:
