@@ -1,6 +1,6 @@
 """The ``mmd`` command: settings, artefacts and rules at hand, and every job on the spot (``mmd VERB …``).
 
-``mmd VERB`` runs ``jobs.VERB`` in this process; ``ray job submit -- python -m jobs.VERB`` runs it on a cluster.
+``mmd VERB`` runs ``jobs.VERB`` in this process; ``mmd submit VERB`` runs it on a cluster.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ SERVING = {
     "chat": ("serve_apps.chat_cli", "talk with a running service in the terminal"),
     "keys": ("serve_apps.keys_cli", "make API keys for the service"),
 }
+CLUSTER = {"submit": ("jobs.submit", "send a job to a Ray cluster; follow, list and stop the jobs there")}
 COMMANDS = ("config", "artifacts", "rules", "models")
 _console = Console(highlight=False)
 
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run_module(target, arguments)
     parser = build_parser()
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        parser.error(f"no command {arguments[0]!r}; there are {', '.join([*COMMANDS, *JOBS, *SERVING])}")
+        parser.error(f"no command {arguments[0]!r}; there are {', '.join([*COMMANDS, *JOBS, *CLUSTER, *SERVING])}")
     args = parser.parse_args(arguments)
     try:
         code: int = args.run(args)
@@ -79,11 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _module_of(word: str) -> str | None:
     verb = word.replace("-", "_")
-    if verb == "experiment":
-        return "jobs.experiments"
     if verb in JOBS:
-        return f"jobs.{verb}"
-    return SERVING[verb][0] if verb in SERVING else None
+        return job_module(verb)
+    modules = CLUSTER | SERVING
+    return modules[verb][0] if verb in modules else None
+
+
+def job_module(verb: str) -> str:
+    """Return the module that a verb of :data:`JOBS` runs."""
+    return "jobs.experiments" if verb == "experiment" else f"jobs.{verb}"
 
 
 def _run_module(module: str, arguments: list[str]) -> int:
@@ -100,8 +105,8 @@ def _run_module(module: str, arguments: list[str]) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the commands that need no Ray; jobs are listed in its epilogue."""
     width = max(map(len, JOBS))
-    online = {name: what for name, (_, what) in SERVING.items()}
-    verbs = "\n".join(f"  {name:<{width}}  {what}" for name, what in (JOBS | online).items())
+    others = {name: what for name, (_, what) in (CLUSTER | SERVING).items()}
+    verbs = "\n".join(f"  {name:<{width}}  {what}" for name, what in (JOBS | others).items())
     parser = argparse.ArgumentParser(
         prog="mmd",
         description=(mmd.__doc__ or "").splitlines()[0],

@@ -33,6 +33,10 @@ class ServerUnavailableError(ModelError):
     """A server that runs a model cannot be reached, is late, overloaded or broken; it may be there again later."""
 
 
+class ClusterError(MmdError):
+    """A Ray cluster does not answer, refuses a request, or lacks what a job needs, as storage that all nodes share."""
+
+
 class RuleError(MmdError):
     """A rule or rule base is malformed; the message names the file, rule and field."""
 

@@ -99,7 +99,7 @@ def draw(study: Study, record: Mapping[str, Any], target: Path) -> Path | None:
 def main(suite: Suite, doc: str | None, argv: Sequence[str] | None = None) -> int:
     """Run one study from the command line; return its exit code (0 done, 2 a user's mistake)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = vars(_build_parser(suite, doc, arguments).parse_args(arguments))
+    args = vars(build_parser(suite, doc, arguments).parse_args(arguments))
     configure_logging()
     name, out, redraw = args.pop("name"), args.pop("out"), args.pop("redraw", None)
     try:
@@ -115,7 +115,8 @@ def main(suite: Suite, doc: str | None, argv: Sequence[str] | None = None) -> in
     return 0
 
 
-def _build_parser(suite: Suite, doc: str | None, arguments: Sequence[str]) -> argparse.ArgumentParser:
+def build_parser(suite: Suite, doc: str | None, arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser of a suite, with the options of that study alone which the arguments name."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {suite.package}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )

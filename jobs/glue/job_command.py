@@ -1,0 +1,118 @@
+"""A job's command line, checked here before it is sent to a cluster, where mistakes would show minutes later."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from jobs.glue import entry, records
+from mmd.cli import JOBS, job_module
+from mmd.config import DEFAULT_PATH, AppConfig, load_config
+from mmd.errors import ConfigError
+
+IMAGE_SETTINGS = "/opt/mmd/ray_config.yaml"
+"""Where the image of ``cluster/Dockerfile`` has the settings file."""
+
+
+@dataclass(frozen=True)
+class JobCommand:
+    """What is run on the cluster.
+
+    Attributes:
+        verb: the job.
+        entrypoint: shell command.
+        settings: file here that holds the job's settings.
+    """
+
+    verb: str
+    entrypoint: str
+    settings: Path
+
+
+def job_command(word: str, arguments: Sequence[str], *, installed: bool = False) -> JobCommand:
+    """Check a job and its arguments as the job itself would, and what it takes to run elsewhere.
+
+    Args:
+        word: a verb of ``mmd``.
+        arguments: of the job; wrong ones end the program with the job's own usage, as argparse does.
+        installed: whether the cluster's own package runs, with the settings file that lies there.
+
+    Raises:
+        ConfigError: there is no such job, a setting is wrong, or a path is relative.
+    """
+    verb = word.replace("-", "_")
+    if verb not in JOBS:
+        raise ConfigError(f"no job {word!r}; there are {', '.join(JOBS)}.")
+    module = job_module(verb)
+    args = vars(_parser_of(verb, module, arguments).parse_args(arguments))
+    given = Path(args.get("config") or DEFAULT_PATH)
+    words = [*arguments]
+    if installed:
+        if given == DEFAULT_PATH:
+            words += ["--config", IMAGE_SETTINGS] if "config" in args else []
+    elif given != DEFAULT_PATH:
+        words += ["--config", str(DEFAULT_PATH)]  # the last one counts; the file is sent by that name
+    if verb == "bench":  # most benchmarks read no settings, and name a trained corpus plainly
+        args.pop("corpus", None)
+    if not installed or given.is_file():
+        check_settings(args, given)
+    return JobCommand(verb, shlex.join(["python", "-m", module, *words]), given)
+
+
+def _parser_of(verb: str, module: str, arguments: Sequence[str]) -> argparse.ArgumentParser:
+    loaded = importlib.import_module(module)
+    if suite := getattr(loaded, "SUITE", None):
+        return records.build_parser(suite, loaded.__doc__, arguments)
+    parser = entry.build_parser(verb, loaded.__doc__ or "")
+    adder = cast("Callable[[argparse.ArgumentParser], None] | None", getattr(loaded, "add_options", None))
+    if adder:
+        adder(parser)
+    return parser
+
+
+def check_settings(args: Mapping[str, Any], path: Path) -> None:
+    """Read the settings as the job will.
+
+    Args:
+        args: parsed arguments of the job.
+        path: settings file.
+
+    Raises:
+        ConfigError: a setting is wrong, or names a place that only this machine has.
+    """
+    overrides = [*entry.corpus_overrides(args.get("corpus")), *(args.get("overrides") or ())]
+    config = load_config(path, profile=args.get("profile"), overrides=overrides)
+    check_places(config if "config" in args else config.model_copy(update={"store": args.get("store", "/")}))
+
+
+def check_places(config: AppConfig) -> None:
+    """Refuse relative paths: a job runs in an unpacked copy of its code, which the cluster removes.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if _is_relative(config.store):
+        raise ConfigError(
+            f"store {config.store!r}: a relative path lies in the job's unpacked code and goes with it; give "
+            "--set store=s3://BUCKET/PREFIX, or --set store=/ABSOLUTE/PATH of a disk that all nodes mount."
+        )
+    data = config.data
+    for key, path in (
+        ("data.corpus.path", data.corpus.path),
+        ("data.shop.catalogue_csv", data.shop.catalogue_csv),
+        ("data.shop.catalogue_images", data.shop.catalogue_images),
+    ):
+        if path and _is_relative(path):
+            raise ConfigError(
+                f"{key} {path!r}: data is not sent with a job, and a relative path means nothing on the cluster; give "
+                "the absolute path of the folder as the nodes see it (a disk that all of them mount)."
+            )
+
+
+def _is_relative(place: str) -> bool:
+    return "://" not in place and not Path(place).is_absolute()
