@@ -10,6 +10,7 @@ Interrupted, the same command restores the run: finished batches are kept, unfin
     mmd mine_rules                                            the built-in shop corpus
     mmd mine_rules --corpus taobao=../shared/data/taobao
     mmd mine_rules --set intent.search.rollouts=800 --set models.proposer=gemma-3-270m
+    mmd mine_rules --space cluster/sweeps/rules.yaml
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from jobs.glue.cluster import ray_cluster
 from jobs.glue.entry import JobContext, main
+from jobs.glue.sweeping import SweepRun, add_space, record_found, recorded, with_space
 from jobs.glue.tune import tune_batches
 from mmd.artifacts import Artifact, version_for
 from mmd.config import AppConfig
@@ -47,19 +49,37 @@ from mmd.intent.proposer import MinedProposer, Proposer, make_proposer
 from mmd.intent.settings import IntentSettings
 from mmd.intent.types import IntentExample
 from mmd.models.settings import ModelSettings
+from mmd.sweeps.types import Trial
 
 
 def run(context: JobContext) -> Artifact:
     """Write rulebase/NAME unless the same was mined before."""
+    context = with_space(context, "rules")
     inputs = context.lineage("features")
     settings, seeds = mining_settings(context.config), {"mining": context.config.seed}
+    version = version_for("rulebase", settings, inputs, seeds)
     if found := context.existing("rulebase", settings, inputs, seeds):
+        record_found(context, "rules", version, found)
         return found
+    with recorded(context, "rules", version, searches_of) as sweep:
+        artifact = write_base(context, settings, inputs, seeds, sweep)
+        sweep.made(artifact.ref)
+    return artifact
+
+
+def write_base(
+    context: JobContext,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Artifact],
+    seeds: Mapping[str, int],
+    sweep: SweepRun,
+) -> Artifact:
+    """Search for rules and write what is selected among them."""
     corpus, features = Corpus(inputs["corpus"]), Features(inputs["features"])
     examples = training_examples(corpus, features)
     names = {task: label_vectors(features, corpus.tasks[task]) for task in examples}
     version = version_for("rulebase", settings, inputs, seeds)
-    mined, metrics = mine(context, examples, names, run_name=f"mine_rules-{context.name}-{version}")
+    mined, metrics = mine(context, examples, names, run_name=f"mine_rules-{context.name}-{version}", sweep=sweep)
     meta = {"corpus": inputs["corpus"].ref, "features": inputs["features"].ref, "seed": str(context.config.seed)}
     with context.store.write(
         "rulebase", context.name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
@@ -158,6 +178,7 @@ def mine(
     names: Mapping[str, NameVectors],
     *,
     run_name: str,
+    sweep: SweepRun | None = None,
 ) -> tuple[list[MinedTask], dict[str, Any]]:
     """Search with Ray Tune and assemble; return each task's rules and the metrics of the artefact."""
     config = context.config
@@ -165,6 +186,8 @@ def mine(
     batches = [
         [[u.task, u.repeat, u.fold, u.label] for u in b] for b in batch_units(units, config.tune.searches_per_trial)
     ]
+    if sweep:
+        sweep.expect(len(units))
     started = time.perf_counter()
     with ray_cluster(config.cluster):
         outcome = tune_batches(
@@ -175,7 +198,10 @@ def mine(
             name=run_name,
             max_concurrent=config.tune.max_concurrent,
             title="searches",
+            tell=sweep.tell if sweep else None,
         )
+        if sweep:  # those that an interrupted run had finished are not told as they end
+            sweep.tell(outcome)
     seconds = time.perf_counter() - started
     results = [result_from_json(value) for value in outcome]
     proposer = config.models.proposer or MinedProposer.name
@@ -190,5 +216,15 @@ def mine(
     return mined, metrics
 
 
+def searches_of(result: Mapping[str, Any]) -> list[Trial]:
+    """Return what is recorded of one search: rules of a label compete with each other, whatever was held out."""
+    unit = result_from_json(result).unit
+    rewards = [float(rule["reward"]) for rule in result["rules"]]
+    metrics = {"reward": max(rewards, default=0.0), "rules": len(rewards)}
+    metrics |= {name: float(result[name]) for name in ("rollouts", "evaluations")}
+    setting = {"task": unit.task, "label": unit.label, "partition": unit.repeat, "fold": unit.fold}
+    return [Trial(setting=setting, group=f"{unit.task}: {unit.label}", metrics=metrics)]
+
+
 if __name__ == "__main__":
-    sys.exit(main("mine_rules", __doc__, run))
+    sys.exit(main("mine_rules", __doc__, run, add_options=add_space))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobs.distill import ask_teachers
@@ -12,13 +13,15 @@ from jobs.glue.cluster import quiet_logger, ray_cluster
 from jobs.glue.entry import JobContext, console
 from jobs.glue.recommend import RecommendJob, trained_settings
 from jobs.glue.student_trial import TrialPlan, tune_trial
+from jobs.glue.sweeping import SweepRun, record_found, recorded, with_space
 from jobs.glue.tune import import_tune, run_trials
 from mmd.artifacts import Artifact, version_for
 from mmd.config import change_settings
 from mmd.errors import ArtifactError
 from mmd.evaluation.recommend_systems import Questions
 from mmd.recommend.steps import StepPlan
-from mmd.recommend.sweep import TRIED, Trial, by_gate, choose, points_of
+from mmd.recommend.sweep import TRIED, Trial, by_gate, choose, points_of, score_of
+from mmd.sweeps import types as recorded_types
 from mmd.tables import plain_table
 
 if TYPE_CHECKING:
@@ -29,30 +32,34 @@ SWEEP_FILE = "conkd.json"
 
 def run(context: JobContext) -> Artifact:
     """Write gate/NAME-conkd unless the same was swept before."""
+    context = with_space(context, "conkd")
     inputs, name = context.lineage("teacher"), f"{context.name}-conkd"
     settings = trained_settings(
         context.config, "conversations", "backbone", "student", "distill", "sweep", "generation"
     )
     seeds = {"student": context.config.seed}
+    version = version_for("gate", settings, inputs, seeds)
     if found := context.existing("gate", settings, inputs, seeds, name):
+        record_found(context, "conkd", version, found)
         return found
     limit = perplexity_limit(inputs["teacher"], context.config.recommend.sweep.perplexity_margin)
-    version = version_for("gate", settings, inputs, seeds)
-    trials = sweep(context, inputs, limit, f"sweep_conkd-{context.name}-{version}")
-    chosen = choose(trials, limit)
-    with context.store.write(
-        "gate", name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
-    ) as writer:
-        writer.write_json(
-            SWEEP_FILE,
-            {
-                "chosen": dict(chosen.point),
-                "by_gate": {gate: trial.to_json(limit) for gate, trial in by_gate(trials, limit).items()},
-                "perplexity_limit": limit,
-                "trials": [trial.to_json(limit) for trial in trials],
-            },
-        )
-        writer.metrics = metrics_of(chosen, trials, limit)
+    with recorded(context, "conkd", version, partial(students_of, limit)) as record:
+        trials = sweep(context, inputs, limit, f"sweep_conkd-{context.name}-{version}", record)
+        chosen = choose(trials, limit)
+        with context.store.write(
+            "gate", name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
+        ) as writer:
+            writer.write_json(
+                SWEEP_FILE,
+                {
+                    "chosen": dict(chosen.point),
+                    "by_gate": {gate: trial.to_json(limit) for gate, trial in by_gate(trials, limit).items()},
+                    "perplexity_limit": limit,
+                    "trials": [trial.to_json(limit) for trial in trials],
+                },
+            )
+            writer.metrics = metrics_of(chosen, trials, limit)
+        record.made(f"gate/{name}@{version}")
     print_trials(trials, chosen, limit, context.config.recommend.sweep.cutoff)
     return context.store.open(f"gate/{name}@{version}")
 
@@ -72,7 +79,9 @@ def perplexity_limit(teacher: Artifact, margin: float) -> float:
     return float(found) * (1 + margin)
 
 
-def sweep(context: JobContext, inputs: Mapping[str, Artifact], limit: float, run_name: str) -> list[Trial]:
+def sweep(
+    context: JobContext, inputs: Mapping[str, Artifact], limit: float, run_name: str, record: SweepRun | None = None
+) -> list[Trial]:
     """Train a student for each point, the worse ones not to their end; return all trials in the points' order."""
     import_tune()
     from ray import tune
@@ -81,6 +90,14 @@ def sweep(context: JobContext, inputs: Mapping[str, Artifact], limit: float, run
     config = context.config
     settings = config.recommend.sweep
     points = points_of(settings, config.recommend.distill)
+    if record:
+        record.expect(len(points))
+
+    def tell(told: list[dict[str, Any]]) -> None:
+        print_trial(told[0])
+        if record:
+            record.tell(told)
+
     with ray_cluster(config.cluster), quiet_logger("ray.train"):
         refs = {role: artifact.ref for role, artifact in inputs.items()}
         job = RecommendJob("student", config, absolute_store(context), refs)
@@ -106,8 +123,11 @@ def sweep(context: JobContext, inputs: Mapping[str, Artifact], limit: float, run
             storage=context.scratch(".tune"),
             name=run_name,
             title="distillation",
-            tell=lambda told: print_trial(told[0]),
+            tell=tell,
+            follow=record.follow if record else None,
         )
+        if record:  # those that an interrupted run had finished are not told as they end
+            record.tell(found)
     return [Trial(told["point"], told["rows"]) for told in found]
 
 
@@ -118,6 +138,15 @@ def ask(context: JobContext, job: RecommendJob, ground: Ground, temperature: flo
 
 
 # ---------------------------------------------------------------- what is told
+
+
+def students_of(limit: float, result: Mapping[str, Any]) -> list[recorded_types.Trial]:
+    """Return what is recorded of one student so far: the score of its kept weights, and that of each validation."""
+    point, rows = result["point"], result["rows"]
+    setting = {key: point[key] for key in TRIED if key != "eta" or point["gate"] == "hard"}
+    kept = {name: float(value) for name, value in result["kept"].items()}
+    curve = tuple((float(row["validation"]), score_of(row, limit)) for row in rows)
+    return [recorded_types.Trial(setting=setting, metrics={"score": float(result["score"]), **kept}, curve=curve)]
 
 
 def words_of(point: Mapping[str, Any]) -> str:

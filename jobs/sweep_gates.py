@@ -20,6 +20,7 @@ Interrupted, the same command goes on where it stopped.
     mmd sweep_gates --set intent.gate.arm=prompt --set intent.gate.mllm_shares=[1]
     mmd sweep_gates --method conkd --corpus redial
     mmd sweep_gates --method conkd --set recommend.sweep.gates=[soft] --set recommend.sweep.gammas=[0.5,0.8]
+    mmd sweep_gates --method conkd --space cluster/sweeps/conkd.yaml
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,11 +39,12 @@ import numpy as np
 from jobs.fit_intent import choice_metrics, hold_out, print_choices
 from jobs.glue.cluster import ray_cluster
 from jobs.glue.entry import JobContext, main
+from jobs.glue.sweeping import SweepRun, add_space, record_found, recorded, with_space
 from jobs.glue.tune import tune_batches
 from mmd.artifacts import Artifact, version_for
 from mmd.corpora.store import Corpus
 from mmd.errors import ArtifactError
-from mmd.evaluation.metrics import Codes
+from mmd.evaluation.metrics import Codes, weighted_f1_codes
 from mmd.features.store import Features
 from mmd.intent.choice import Choice, HeldOutTask, choose_gate, deal_parts, plan_slices, slice_answers, working_point
 from mmd.intent.examples import load_examples
@@ -50,6 +53,7 @@ from mmd.intent.gate import save_gates
 from mmd.intent.mllm import HeldOut, load_held_out
 from mmd.intent.rulebase import RuleBase
 from mmd.intent.settings import GateSettings, ProbeSettings
+from mmd.sweeps.types import Trial
 
 _SLICES_A_TRIAL = 16  # a trial costs about 0.15 s, a slice of a few hundred examples less
 
@@ -57,6 +61,7 @@ _SLICES_A_TRIAL = 16  # a trial costs about 0.15 s, a slice of a few hundred exa
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add whose gates."""
     parser.add_argument("--method", choices=("kdsl", "conkd"), default="kdsl", help="whose gates (default: kdsl)")
+    add_space(parser)
 
 
 def run(context: JobContext) -> Artifact:
@@ -65,13 +70,31 @@ def run(context: JobContext) -> Artifact:
         from jobs import sweep_conkd
 
         return sweep_conkd.run(context)
+    context = with_space(context, "gates")
     inputs = lineage_of_adapter(context)
     settings, seeds = sweep_settings(context), {"parts": context.config.seed}
+    version = version_for("gate", settings, inputs, seeds)
     if found := context.existing("gate", settings, inputs, seeds):
+        record_found(context, "gates", version, found)
         return found
     held_out, alone, about = hold_out_tasks(context, inputs)
-    version = version_for("gate", settings, inputs, seeds)
-    choices = sweep(context, held_out, run_name=f"sweep_gates-{context.name}-{version}")
+    with recorded(context, "gates", version, partial(slices_of, held_out, context.config.intent.gate)) as record:
+        choices = sweep(context, held_out, run_name=f"sweep_gates-{context.name}-{version}", record=record)
+        artifact = write_gates(context, choices, alone, about, settings, inputs, seeds)
+        record.made(artifact.ref)
+    return artifact
+
+
+def write_gates(
+    context: JobContext,
+    choices: Mapping[str, Choice],
+    alone: Mapping[str, HeldOutTask],
+    about: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Artifact],
+    seeds: Mapping[str, int],
+) -> Artifact:
+    """Settle the choices, write and print them."""
     choices = settle(choices, alone, context.config.intent.gate)
     with context.store.write(
         "gate", context.name, settings=settings, inputs=inputs, seeds=seeds, replace=context.force
@@ -79,11 +102,11 @@ def run(context: JobContext) -> Artifact:
         save_gates(
             writer,
             {task: choice.chosen.gate for task, choice in choices.items()},
-            {task: choice.to_json() | about[task] for task, choice in choices.items()},
+            {task: {**choice.to_json(), **about[task]} for task, choice in choices.items()},
         )
         writer.metrics = choice_metrics(choices)
     print_choices(choices)
-    return context.store.open(f"gate/{context.name}@{version}")
+    return context.store.open(f"gate/{context.name}@{version_for('gate', settings, inputs, seeds)}")
 
 
 def sweep_settings(context: JobContext) -> dict[str, Any]:
@@ -198,15 +221,21 @@ class SliceScorer:
 
     def __call__(self, batch: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
         """Return the answers of the slices given as [task, number], packed."""
-        return [{"answers": pack(slice_answers(self._held_out[t], self._slices[t][n]))} for t, n in batch]
+        return [
+            {"slice": [t, n], "answers": pack(slice_answers(self._held_out[t], self._slices[t][n]))} for t, n in batch
+        ]
 
 
-def sweep(context: JobContext, held_out: Mapping[str, HeldOutTask], *, run_name: str) -> dict[str, Choice]:
+def sweep(
+    context: JobContext, held_out: Mapping[str, HeldOutTask], *, run_name: str, record: SweepRun | None = None
+) -> dict[str, Choice]:
     """Work the grid out with Ray Tune; return each task's choice."""
     config = context.config
     settings = config.intent.gate
     units = [[task, n] for task, found in held_out.items() for n in range(len(plan_slices(found, settings)))]
     batches = [units[i : i + _SLICES_A_TRIAL] for i in range(0, len(units), _SLICES_A_TRIAL)]
+    if record:
+        record.expect(len(units))
     with ray_cluster(config.cluster):
         outcome = tune_batches(
             SliceScorer,
@@ -216,11 +245,32 @@ def sweep(context: JobContext, held_out: Mapping[str, HeldOutTask], *, run_name:
             name=run_name,
             max_concurrent=config.tune.max_concurrent,
             title="gates",
+            tell=record.tell if record else None,
         )
+        if record:  # those that an interrupted run had finished are not told as they end
+            record.tell(outcome)
     answers: dict[str, list[Codes]] = {task: [] for task in held_out}
     for (task, _), value in zip(units, outcome, strict=True):
         answers[str(task)].append(unpack(value["answers"], len(held_out[str(task)].golds)))
     return {task: choose_gate(found, settings, answers[task]) for task, found in held_out.items()}
+
+
+def slices_of(held_out: Mapping[str, HeldOutTask], settings: GateSettings, result: Mapping[str, Any]) -> list[Trial]:
+    """Return what is recorded of one slice: weighted F1 over τ, and the τ that has the best."""
+    task, number = result["slice"]
+    found = held_out[task]
+    plan = plan_slices(found, settings)[number]
+    answers = unpack(result["answers"], len(found.golds))
+    scores = [weighted_f1_codes(found.gold_codes, row, len(found.vocabulary)) for row in answers]
+    best = int(np.argmax(scores))
+    return [
+        Trial(
+            setting={"task": task, "arm": plan.family, "vote_weight": plan.weight, "mllm_share": plan.mllm},
+            group=task,
+            metrics={"weighted_f1": scores[best], "tau": plan.taus[best]},
+            curve=tuple(zip(plan.taus, scores, strict=True)),
+        )
+    ]
 
 
 def settle(

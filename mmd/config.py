@@ -172,7 +172,7 @@ def load_config(
     Raises:
         ConfigError: the file is missing or not YAML, the profile is unknown, or a key is unknown or ill-typed.
     """
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     profiles = raw.pop("profiles", None) or {}
     if not isinstance(profiles, dict) or not all(isinstance(p, dict | None) for p in profiles.values()):
         raise ConfigError(f"{path}: profiles: needs a mapping of profile name to partial settings.")
@@ -180,7 +180,7 @@ def load_config(
     raw.pop("profile", None)
     known = sorted(set(get_args(ProfileName)) | set(profiles))
     if chosen not in known:
-        msg = f"profile {chosen!r}: unknown; {path} knows {', '.join(known)}.{_nearest(str(chosen), known)}"
+        msg = f"profile {chosen!r}: unknown; {path} knows {', '.join(known)}.{nearest(str(chosen), known)}"
         raise ConfigError(msg)
     for name, partial in profiles.items():
         for key in _unknown_keys(AppConfig, partial or {}, f"profiles.{name}"):
@@ -230,7 +230,12 @@ def _nested(key: str, value: Any) -> dict[str, Any]:  # noqa: ANN401 (any settin
     return dict(value)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file; empty for an empty file.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or holds something else.
+    """
     try:
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml)  # noqa: S506 (a safe loader)
     except FileNotFoundError:
@@ -274,7 +279,7 @@ def _unknown_keys(model: type[BaseModel], values: Any, prefix: str = "") -> Iter
     for key, value in values.items():
         where = f"{prefix}.{key}" if prefix else str(key)
         if key not in fields:
-            yield f"{where}: unknown setting; known here: {', '.join(fields)}.{_nearest(str(key), fields)}"
+            yield f"{where}: unknown setting; known here: {', '.join(fields)}.{nearest(str(key), fields)}"
             continue
         nested = _settings_type(fields[key].annotation)
         if nested is not None:
@@ -289,7 +294,8 @@ def _settings_type(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 (
     return None
 
 
-def _nearest(key: str, known: Iterable[str]) -> str:
+def nearest(key: str, known: Iterable[str]) -> str:
+    """Return the question whether the most similar known name was meant, after a blank; nothing if none is similar."""
     close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 

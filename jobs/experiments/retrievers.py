@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from jobs.experiments import domains, figures
 from jobs.featurize import absolute_store
 from jobs.glue.cluster import ray_cluster
+from jobs.glue.sweeping import Read, recorded
 from jobs.glue.tune import tune_batches
 from jobs.train_retriever import inputs_of
 from mmd.artifacts import ArtifactStore, code_revision, fingerprint
@@ -30,6 +32,7 @@ from mmd.retrieval.facts import Facts
 from mmd.retrieval.ranks import CUTOFFS
 from mmd.retrieval.samples import find_samples, part_of
 from mmd.retrieval.settings import RetrievalSettings
+from mmd.sweeps.types import SweepName
 
 Judged = Literal["test", "validation"]
 BASELINES = "baselines"
@@ -51,6 +54,19 @@ class Unit:
     seed: int
     settings: Mapping[str, Any]
     rerank: bool = False
+
+
+@dataclass(frozen=True)
+class Swept:
+    """How units are recorded as a sweep.
+
+    Attributes:
+        name: of the sweep.
+        read: of a unit's outcome.
+    """
+
+    name: SweepName
+    read: Read
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -79,22 +95,36 @@ def judged_on(options: Mapping[str, Any]) -> Judged:
     return "test" if context.open("corpus").manifest.settings.get("reader") == "shop" else "validation"
 
 
-def run_units(options: Mapping[str, Any], units: Sequence[Unit], judged: Judged, title: str) -> list[dict[str, Any]]:
-    """Train and judge all units; return their outcomes in order. Interrupted, the same command goes on."""
+def run_units(
+    options: Mapping[str, Any], units: Sequence[Unit], judged: Judged, title: str, sweep: Swept | None = None
+) -> list[dict[str, Any]]:
+    """Train and judge all units; return their outcomes in order. Interrupted, the same command goes on.
+
+    As a sweep, if it is one, they are recorded beside the artefacts while they run.
+    """
     context = domains.open_context(options, options["corpus"])
     config = context.config.model_copy(update={"store": absolute_store(context)})
     refs = {role: artifact.ref for role, artifact in inputs_of(context).items()}
     told = [code_revision(), refs, judged, config.retrieval.model_dump(mode="json"), [asdict(u) for u in units]]
-    with ray_cluster(config.cluster):
-        return tune_batches(
-            UnitTrainer,
-            (config.model_dump(mode="json"), refs, judged),
-            [[asdict(unit)] for unit in units],
-            storage=context.scratch(".tune"),
-            name=f"retrievers-{fingerprint(told)[:12]}",
-            max_concurrent=config.tune.max_concurrent,
-            title=title,
-        )
+    key = fingerprint(told)[:12]
+    recording = recorded(context, sweep.name, key, sweep.read) if sweep else nullcontext()
+    with recording as record:
+        if record:
+            record.expect(len(units))
+        with ray_cluster(config.cluster):
+            outcomes = tune_batches(
+                UnitTrainer,
+                (config.model_dump(mode="json"), refs, judged),
+                [[asdict(unit)] for unit in units],
+                storage=context.scratch(".tune"),
+                name=f"retrievers-{key}",
+                max_concurrent=config.tune.max_concurrent,
+                title=title,
+                tell=record.tell if record else None,
+            )
+        if record:  # those that an interrupted run had finished are not told as they end
+            record.tell(outcomes)
+    return outcomes
 
 
 class UnitTrainer:
@@ -146,6 +176,7 @@ class UnitTrainer:
             "train_s": round(time.perf_counter() - started, 1),
             "steps": done.state.step,
             "best_step": done.state.best_step,
+            "validations": [{name: row[name] for name in ("epoch", "r1")} for row in done.state.validations],
             "validation_r1": done.state.best_value("r1"),
             "parameters": done.retriever.parameter_counts(),
         }

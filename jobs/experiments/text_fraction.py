@@ -3,37 +3,47 @@
 Ray Tune spreads the trainings; validation samples judge, since the share is a setting to be chosen.
 
     mmd experiment text_fraction --corpus shop --seeds 2
+    mmd experiment text_fraction --space cluster/sweeps/text_fraction.yaml
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.experiments import figures, retrievers
-from jobs.experiments.retrievers import Unit
+from jobs.experiments import domains, figures, retrievers
+from jobs.experiments.retrievers import Swept, Unit
+from jobs.glue.sweeping import add_space
+from mmd.sweeps.kinds import KINDS, overrides_of, read_space
+from mmd.sweeps.types import Trial
 
 NATURAL = "as they come"
-FRACTIONS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add corpus, seeds and shares."""
-    retrievers.add_options(parser)
-    parser.add_argument("--fractions", type=float, nargs="+", default=list(FRACTIONS), help="shares of text samples")
+    """Add corpus, seeds, shares, and a file with all of them."""
+    retrievers.add_judging(parser)
+    parser.add_argument("--seeds", type=int, help="repeats, each with its own seed (default: retrieval.sweep.seeds)")
+    parser.add_argument(
+        "--fractions", type=float, nargs="+", help="shares of text samples (default: retrieval.sweep.fractions)"
+    )
+    add_space(parser)
 
 
 def run(options: Mapping[str, Any]) -> dict[str, Any]:
     """Train with every share and seed."""
+    options = settled(options)
     shares: dict[str, float | None] = {f"{share:g}": share for share in options["fractions"]} | {NATURAL: None}
     units = [
         Unit(name, seed, {"training.text_fraction": share})
         for seed in range(options["seeds"])
         for name, share in shares.items()
     ]
-    outcomes = retrievers.run_units(options, units, "validation", "text fraction")
+    sweep = Swept("text_fraction", partial(shares_of, shares))
+    outcomes = retrievers.run_units(options, units, "validation", "text fraction", sweep)
     found = retrievers.by_name(outcomes)
     return {
         "config": retrievers.config_of(options, "validation"),
@@ -45,6 +55,29 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
         },
         "outcomes": outcomes,
     }
+
+
+def settled(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options, what they leave out taken from ``--space`` and the settings."""
+    own: list[str] = []
+    if (path := options.get("space")) is not None:
+        own = overrides_of(read_space(path, KINDS["text_fraction"]))
+    given = {**options, "overrides": [*options.get("overrides", ()), *own]}
+    settings = domains.open_context(given, options["corpus"]).config.retrieval.sweep
+    seeds, fractions = options.get("seeds") or settings.seeds, options.get("fractions") or settings.fractions
+    searched = {"retrieval.sweep.seeds": seeds, "retrieval.sweep.fractions": list(fractions)}
+    given["overrides"] += overrides_of(searched)  # so that a record tells what is searched, whoever said it
+    return given | {"seeds": seeds, "fractions": list(fractions)}
+
+
+def shares_of(shares: Mapping[str, float | None], outcome: Mapping[str, Any]) -> list[Trial]:
+    """Return what is recorded of one training: R@1 of all validation samples in union pools, and over its epochs."""
+    metrics = {"R@1": retrievers.recall([outcome], "union")["mean"]}
+    metrics |= {f"R@1 {name}": retrievers.recall([outcome], "union", name)["mean"] for name in outcome["samples"]}
+    curve = tuple((float(row["epoch"]), float(row["r1"])) for row in outcome["validations"])
+    share = shares[outcome["name"]]
+    setting = {"text_fraction": NATURAL if share is None else share, "seed": outcome["seed"]}
+    return [Trial(setting=setting, metrics=metrics, curve=curve)]
 
 
 def plot(record: Mapping[str, Any], path: Path) -> None:

@@ -58,18 +58,31 @@ def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
     return own | {f"held_out_weighted_f1/{task}": float(f1) for task, f1 in row.get("validation", {}).items()}
 
 
-def write_events(path: Path, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+def write_events(
+    path: Path,
+    rows: Iterable[tuple[int, Mapping[str, float]]],
+    hparams: tuple[Mapping[str, Any], Mapping[str, float]] | None = None,
+) -> None:
     """Write a TensorBoard file of (step, scalars) rows.
 
     Its clock counts steps as seconds: equal trainings then give equal files, and artefacts are compared by content.
+
+    Args:
+        path: of the file.
+        rows: (step, scalar by name).
+        hparams: settings and resulting metrics for TensorBoard's table of hyperparameters; the metrics' values are
+            those of the rows' last scalars of these names.
     """
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import RecordWriter
+    from tensorboardX.summary import hparams as summaries_of
     from tensorboardX.summary import scalar
 
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = RecordWriter(str(path))
     writer.write(Event(wall_time=0.0, file_version="brain.Event:2").SerializeToString())
+    for summary in summaries_of(*hparams) if hparams else ():
+        writer.write(Event(wall_time=0.0, step=0, summary=summary).SerializeToString())
     for step, scalars in rows:
         for name, value in scalars.items():
             writer.write(Event(wall_time=float(step), step=step, summary=scalar(name, value)).SerializeToString())

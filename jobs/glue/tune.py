@@ -26,6 +26,8 @@ _advance: Advance | None = None
 """Moves the progress line of the run in this process. Callbacks are stored with a run, a terminal cannot be."""
 _tell: Tell | None = None
 """Is given the results of each batch as it ends, in this process."""
+_follow: Tell | None = None
+"""Is given what trials report before they end."""
 
 
 class BatchError(MmdError):
@@ -90,6 +92,7 @@ def run_trials(
     name: str,
     title: str,
     tell: Tell | None = None,
+    follow: Tell | None = None,
 ) -> list[dict[str, Any]]:
     """Run ``count`` trials, numbered by ``index`` in their configuration; return what each reported last, in order.
 
@@ -103,6 +106,7 @@ def run_trials(
         name: of this run: the same for the same work and for no other.
         title: of the progress line.
         tell: is given the results of each trial as it ends.
+        follow: is given each trial's results so far whenever it reports them.
 
     Raises:
         BatchError: a trial failed.
@@ -112,7 +116,7 @@ def run_trials(
     if "://" not in storage:
         storage = str(Path(storage).absolute())
     path = f"{storage}/{name}"
-    with only_run(path), quiet_logger("ray.tune"), _progress_line(title, count, tell):
+    with only_run(path), quiet_logger("ray.tune"), _progress_line(title, count, tell, follow):
         if tune.Tuner.can_restore(path) and _has_snapshot(path):
             tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, restart_errored=True)
             # Finished trials are not reported again.
@@ -228,15 +232,35 @@ def _callback() -> Any:  # noqa: ANN401 (a subclass of ray.tune.Callback)
     from ray import tune
 
     class BatchDone(tune.Callback):
-        """Moves the progress line."""
+        """Passes on what trials report. It is stored with the run, so it refers to nothing but this module's names."""
+
+        def on_trial_result(
+            self,
+            iteration: int,  # noqa: ARG002
+            trials: list[Any],  # noqa: ARG002
+            trial: Any,  # noqa: ANN401, ARG002
+            result: dict[str, Any],
+            **info: Any,  # noqa: ANN401, ARG002
+        ) -> None:
+            """Tell what a trial has come to so far."""
+            _reported(result)
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ANN401, ARG002 (Tune's signature)
             """Count one batch, and tell what came of it."""
-            _move(1)
-            if _tell is not None and "results" in trial.last_result:
-                _tell(json.loads(trial.last_result["results"]))
+            _ended(trial.last_result)
 
     return BatchDone()
+
+
+def _reported(result: dict[str, Any]) -> None:
+    if _follow is not None and "results" in result:
+        _follow(json.loads(result["results"]))
+
+
+def _ended(result: dict[str, Any]) -> None:
+    _move(1)
+    if _tell is not None and "results" in result:
+        _tell(json.loads(result["results"]))
 
 
 def _move(steps: int) -> None:
@@ -245,11 +269,11 @@ def _move(steps: int) -> None:
 
 
 @contextmanager
-def _progress_line(title: str, total: int, tell: Tell | None) -> Iterator[None]:
-    global _advance, _tell  # noqa: PLW0603 (see their docstrings)
+def _progress_line(title: str, total: int, tell: Tell | None, follow: Tell | None) -> Iterator[None]:
+    global _advance, _tell, _follow  # noqa: PLW0603 (see their docstrings)
     with progress(title, total, "batches") as advance:
-        _advance, _tell = advance, tell
+        _advance, _tell, _follow = advance, tell, follow
         try:
             yield
         finally:
-            _advance = _tell = None
+            _advance = _tell = _follow = None

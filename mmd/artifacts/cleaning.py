@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from mmd.artifacts.manifest import KINDS, MANIFEST, Manifest
 from mmd.artifacts.store import ArtifactStore
 from mmd.errors import ArtifactError
+from mmd.sweeps.store import MAX_RECORDS, SweepStore
 
 _RUNS = (".train", ".tune")  # checkpoints of unfinished work, which lie in the store until its artefact is written
 _RUN_MIN_AGE_S = 86_400.0
@@ -47,6 +48,7 @@ def leftovers(store: ArtifactStore, *, min_age_s: float, broken: bool = False) -
                 if now - newest >= min_age_s:
                     yield Leftover(writer_dir, "no manifest names it", size)
     yield from _abandoned_runs(store, now - max(min_age_s, _RUN_MIN_AGE_S))
+    yield from _old_sweeps(store, now - min_age_s)
     if broken:
         for artifact in store.find():
             try:
@@ -62,6 +64,18 @@ def _abandoned_runs(store: ArtifactStore, before: float) -> Iterator[Leftover]:
         size, newest = _size_and_mtime(store, path)
         if newest <= before:
             yield Leftover(path, "a run that nobody went on with", size)
+
+
+def _old_sweeps(store: ArtifactStore, before: float) -> Iterator[Leftover]:
+    """Yield records of sweeps beyond those that are kept, and folders from ``before`` that never got a record."""
+    sweeps = SweepStore(store)
+    for sweep_id in sweeps.beyond(MAX_RECORDS):
+        path = sweeps.folder(sweep_id)
+        yield Leftover(path, f"the record of a sweep before the newest {MAX_RECORDS}", _size_and_mtime(store, path)[0])
+    for sweep_id in sweeps.ids()[:MAX_RECORDS]:
+        size, newest = _size_and_mtime(store, sweeps.folder(sweep_id))
+        if newest <= before and not sweeps.exists(sweep_id):
+            yield Leftover(sweeps.folder(sweep_id), "a sweep without a record", size)
 
 
 def _live_root(store: ArtifactStore, version_dir: str) -> str | None:

@@ -174,6 +174,10 @@ class ArtifactStore:
                 handle.write(data)
         return True
 
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file that is no artefact's beside them, or exchange it, whole (see :meth:`_create`)."""
+        self._create(path, data, replace=True)
+
     def _hash_tree(self, root: str) -> dict[str, FileEntry]:
         files = {}
         for where in sorted(self.fs.find(root)):

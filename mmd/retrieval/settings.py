@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -133,6 +133,17 @@ class PoolSettings(Settings):
     examples: int = Field(default=12, ge=0, description="Retrievals that the report shows, over all modalities.")
 
 
+class TextFractionSettings(Settings):
+    """What ``experiment text_fraction`` tries."""
+
+    fractions: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        default=(0.1, 0.25, 0.5, 0.75, 0.9),
+        min_length=1,
+        description="Values of training.text_fraction, beside samples as they come.",
+    )
+    seeds: int = Field(default=3, ge=1, description="Trainings of each, with a seed of its own.")
+
+
 class RetrievalSettings(Settings):
     """DR, SDR and MDR (arXiv 2506.11499)."""
 
@@ -144,3 +155,4 @@ class RetrievalSettings(Settings):
     index: IndexSettings = Field(default_factory=IndexSettings)
     rerank: RerankSettings = Field(default_factory=RerankSettings)
     pools: PoolSettings = Field(default_factory=PoolSettings)
+    sweep: TextFractionSettings = Field(default_factory=TextFractionSettings)
