@@ -8,24 +8,22 @@ in the server's prefix cache, so that each further one computes little more than
 A prompt of words goes as tokens (completions API): the server reads exactly what the model was trained on. One with
 pictures can only go as messages (chat API), which the *server* renders and tokenizes. That it makes of them what
 :class:`~mmd.models.encoder.PromptEncoder` does is checked: of every prompt, that what follows it are the label's own
-tokens; of the first one with pictures, every token.
+tokens; of the first one with pictures, every token. A label whose tokens split a character has beginnings that no
+message can hold; it is asked in one piece, by the log-probabilities of a prompt that it ends.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmd.errors import ModelError
 from mmd.models.encoder import PromptEncoder
-from mmd.models.likelihood import LogLikelihoods, TokenTrie, label_tokens
+from mmd.models.likelihood import LogLikelihoods, label_tokens
 from mmd.models.prompt import Prompt
+from mmd.models.remote_questions import ChatQuestion, LabelPlan, Question, TokenQuestion
 from mmd.models.remote_server import RemoteServer
 
 
@@ -92,12 +90,10 @@ class RemoteLabelScorer:
         self.mllm = mllm
         self.labels = tuple(labels)
         sequences = label_tokens(mllm.encoder, self.labels)
-        self._trie = TokenTrie.of(sequences)
-        self._nodes = sorted({sequence[:end] for sequence in sequences for end in range(1, len(sequence))})
-        # All requests ask for the same tokens: what fills up `branches` is among them or never read.
-        self._tokens = sorted({token for sequence in sequences for token in sequence})
-        places = np.searchsorted(self._tokens, self._trie.branches)
-        self._columns: NDArray[np.intp] = np.minimum(places, len(self._tokens) - 1)
+        self._plan = LabelPlan.of(self.labels, sequences, whole=())
+        self._chat_plan = self._plan
+        if mllm.sees_pictures and (whole := [i for i, s in enumerate(sequences) if not _is_spelled(mllm.encoder, s)]):
+            self._chat_plan = LabelPlan.of(self.labels, sequences, whole=whole)
 
     def prepare(self) -> None:
         """Do nothing: whether the server is there shows with the first question, and may change with any."""
@@ -111,108 +107,33 @@ class RemoteLabelScorer:
         """
         each = self.mllm.server.each
         questions = [self._question(prompt) for prompt in prompts]
-        roots = each(lambda question: question.root(), questions)
-        asked = [(question, nodes) for question in questions for nodes in question.requests(self._nodes)]
-        after = iter(each(lambda pair: pair[0].after(pair[1]), asked))
-        values = np.zeros((len(prompts), 1 + len(self._nodes), len(self._tokens)))
+        # The prompts alone first: they are in the server's prefix cache when their continuations come.
+        steps = [[found] for found in each(lambda question: question.root()[None], questions)]
+        after = [(row, nodes) for row, question in enumerate(questions) for nodes in question.requests()]
+        for (row, _), found in zip(after, each(lambda at: questions[at[0]].after(at[1]), after), strict=True):
+            steps[row].append(found)
+        out = np.zeros((len(prompts), len(self.labels)))
         for row, question in enumerate(questions):
-            found = [next(after) for _ in question.requests(self._nodes)]
-            values[row] = np.concatenate([roots[row][None], *found])
-        branches = np.take_along_axis(values, self._columns[None].repeat(len(prompts), axis=0), axis=2)
-        return self._trie.sequence_sums(branches)
+            if question.plan.stepwise:
+                out[row, question.plan.stepwise] = question.plan.sums(np.concatenate(steps[row]))
+        places = [(row, label) for row, question in enumerate(questions) for label in question.plan.whole]
+        for place, value in zip(places, each(lambda at: questions[at[0]].whole(at[1]), places), strict=True):
+            out[place] = value
+        return out
 
-    def _question(self, prompt: Prompt) -> _Question:
-        return (_ChatQuestion if prompt.pictures else _TokenQuestion)(self.mllm, prompt, self._tokens)
-
-
-class _Question:
-    """A prompt, and how the server is asked for the next token after it and after labels' beginnings."""
-
-    def __init__(self, mllm: RemoteMllm, prompt: Prompt, tokens: Sequence[int]) -> None:
-        self.mllm = mllm
-        self.prompt = prompt
-        self.tokens = tokens
-
-    def root(self) -> NDArray[np.float64]:
-        """Return log P(token | prompt), shape (n_tokens,)."""
-        raise NotImplementedError
-
-    def requests(self, nodes: Sequence[tuple[int, ...]]) -> list[Sequence[tuple[int, ...]]]:
-        """Return the nodes by request."""
-        raise NotImplementedError
-
-    def after(self, nodes: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
-        """Return log P(token | prompt, node) of one request's nodes, shape (n_nodes, n_tokens)."""
-        raise NotImplementedError
+    def _question(self, prompt: Prompt) -> Question:
+        if prompt.pictures:
+            return ChatQuestion(self.mllm, prompt, self._chat_plan)
+        return TokenQuestion(self.mllm, prompt, self._plan)
 
 
-class _TokenQuestion(_Question):
-    """A prompt of words: as tokens, all nodes in one request."""
-
-    def __init__(self, mllm: RemoteMllm, prompt: Prompt, tokens: Sequence[int]) -> None:
-        super().__init__(mllm, prompt, tokens)
-        self._ids: list[int] = mllm.encoder.encode_one(prompt)["input_ids"][0].tolist()
-
-    def root(self) -> NDArray[np.float64]:
-        return self.mllm.server.after_tokens(self.mllm.name, [self._ids], self.tokens).reshape(-1)
-
-    def requests(self, nodes: Sequence[tuple[int, ...]]) -> list[Sequence[tuple[int, ...]]]:
-        return [nodes] if nodes else []
-
-    def after(self, nodes: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
-        prompts = [[*self._ids, *node] for node in nodes]
-        return self.mllm.server.after_tokens(self.mllm.name, prompts, self.tokens)
-
-
-class _ChatQuestion(_Question):
-    """A prompt with pictures: as messages, one request a node, which the assistant's turn begins with."""
-
-    def __init__(self, mllm: RemoteMllm, prompt: Prompt, tokens: Sequence[int]) -> None:
-        super().__init__(mllm, prompt, tokens)
-        self._messages = chat_messages(mllm.encoder, prompt)
-        self._rendered: tuple[int, ...] = ()
-
-    def root(self) -> NDArray[np.float64]:
-        self._rendered, values = self.mllm.server.after_chat(self.mllm.name, self._messages, "", self.tokens)
-        self.mllm.require_alike(self.prompt, self._rendered)
-        return values
-
-    def requests(self, nodes: Sequence[tuple[int, ...]]) -> list[Sequence[tuple[int, ...]]]:
-        return [[node] for node in nodes]
-
-    def after(self, nodes: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
-        (node,) = nodes
-        said = self.mllm.encoder.words_of(node)
-        rendered, values = self.mllm.server.after_chat(self.mllm.name, self._messages, said, self.tokens)
-        if rendered != (*self._rendered, *node):
-            raise ModelError(
-                f"model {self.mllm.name!r}: the server reads the beginning {said!r} of a label as other tokens than in "
-                "training, so that its label cannot be scored there; set models.mllm_url to null, or rename the label."
-            )
-        return values[None]
+def _is_spelled(encoder: PromptEncoder, sequence: Sequence[int]) -> bool:
+    """Say whether every beginning of a label is a text of the same tokens; half a Chinese character is none."""
+    beginnings = (sequence[:end] for end in range(1, len(sequence)))
+    return all(encoder.answer_ids(encoder.words_of(some))[:-1] == list(some) for some in beginnings)
 
 
 def _difference(first: Sequence[int], second: Sequence[int]) -> int:
     """Return the first place at which two sequences differ; where one begins with the other, its length."""
     pairs = zip(first, second, strict=False)
     return next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
-
-
-def chat_messages(encoder: PromptEncoder, prompt: Prompt) -> list[dict[str, Any]]:
-    """Return a prompt to a model that sees pictures as OpenAI's chat messages, pictures as data URLs of PNGs.
-
-    Pictures are decoded here as for training (transparent ground, stored orientation), so that every server sees the
-    same pixels.
-    """
-    urls = iter(_data_url(encoder.open_picture(data)) for data in prompt.pictures)
-
-    def part(known: Mapping[str, Any]) -> dict[str, Any]:
-        return {"type": "image_url", "image_url": {"url": next(urls)}} if known["type"] == "image" else dict(known)
-
-    return [{**message, "content": [part(p) for p in message["content"]]} for message in encoder.messages(prompt)]
-
-
-def _data_url(picture: Any) -> str:  # noqa: ANN401 (a PIL image)
-    out = io.BytesIO()
-    picture.save(out, "PNG", compress_level=1)  # goes to the next machine, not to a disk
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")

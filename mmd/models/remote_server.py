@@ -3,7 +3,7 @@
 The API is OpenAI's with three fields of vLLM's (0.29 and later): ``logprob_token_ids`` (log-probabilities of chosen
 tokens, of the softmax over the whole vocabulary), ``return_tokens_as_token_ids`` and ``return_token_ids``. Requests of
 this kind read vLLM's prefix cache; those with ``prompt_logprobs`` do not (vllm/sampling_params.py,
-``skip_reading_prefix_cache``), which is why every label token is asked as a *next* token.
+``skip_reading_prefix_cache``), which is why label tokens are asked as *next* tokens wherever they can be.
 """
 
 from __future__ import annotations
@@ -142,6 +142,31 @@ class RemoteServer:
                 row = {entry["token"]: entry["logprob"] for entry in entries}
                 parts.append(np.array(_chosen(row, some), dtype=np.float64))
         return prompt, np.concatenate(parts)
+
+    def of_chat(self, model: str, messages: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+        """Return log P(token | tokens before it) of a whole conversation, the model's own turn being its last.
+
+        vLLM reads it without its prefix cache, and computes the whole vocabulary at every token.
+
+        Args:
+            model: the name that the server knows the weights by.
+            messages: the conversation.
+
+        Returns:
+            Its tokens as the server made them of the messages, and natural logarithms, float64 of shape (n_tokens,);
+            the first token has none (NaN).
+
+        Raises:
+            ServerUnavailableError, ModelError: as :meth:`after_tokens`.
+        """
+        path = "/chat/completions"
+        body = {"model": model, "messages": list(messages), "add_generation_prompt": False, "return_token_ids": True}
+        answer = self._post(path, {**body, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1})
+        with _reading(path):
+            tokens = tuple(int(token) for token in answer["prompt_token_ids"])
+            known = zip(tokens[1:], answer["prompt_logprobs"][1:], strict=True)
+            values = [float(row[str(token)]["logprob"]) for token, row in known]
+        return tokens, np.array([np.nan, *values])
 
     def _ask(self, path: str, asked: Mapping[str, Any], tokens: Sequence[int]) -> dict[str, Any]:
         """Ask for the next token; nothing but the log-probabilities of ``tokens`` is of use."""

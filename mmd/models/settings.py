@@ -46,4 +46,4 @@ class ModelSettings(Settings):
         "artefact, {path} where the folder is below adapter/NAME of the store. With ray.serve.llm: MODEL_ID:{path}.",
     )
     mllm_request_s: float = Field(default=10.0, gt=0, description="Longest wait for one request to that server, s.")
-    mllm_requests: int = Field(default=16, ge=1, description="Requests to that server under way at once, a replica.")
+    mllm_requests: int = Field(default=32, ge=1, description="Requests to that server under way at once, a replica.")

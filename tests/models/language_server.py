@@ -63,7 +63,7 @@ class LanguageServer:
             return JSONResponse({"error": "Unauthorized"}, 401)
         if body["model"] not in self._models:
             return _error(404, f"The model `{body['model']}` does not exist.")
-        if len(body["logprob_token_ids"]) > 128:
+        if not 0 < len(body.get("logprob_token_ids", [0])) <= 128:
             return _error(400, "too many logprob_token_ids")
         read = self._complete if path == "completions" else self._chat
         with self._lock, torch.no_grad():
@@ -88,18 +88,23 @@ class LanguageServer:
                 pictures += [_picture(part["image_url"]["url"]) for part in parts if part["type"] == "image_url"]
                 parts = [{"type": "image"} if part["type"] == "image_url" else part for part in parts]
             messages.append({**message, "content": parts})
-        going_on = bool(body.get("continue_final_message"))
         text = mllm.processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=not going_on, continue_final_message=going_on
+            messages,
+            tokenize=False,
+            add_generation_prompt=body.get("add_generation_prompt", True),
+            continue_final_message=body.get("continue_final_message", False),
         )
         batch = mllm.processor(
             text=[text + self.spoils], images=[pictures] if pictures else None, add_special_tokens=False,
             return_tensors="pt",
         )  # fmt: skip
+        ids = batch["input_ids"][0].tolist()
+        if "prompt_logprobs" in body:
+            return {"prompt_token_ids": ids, "prompt_logprobs": _of_prompt(mllm, dict(batch)), "choices": []}
         found = _next(mllm, dict(batch), body["logprob_token_ids"])
         entries = [] if self.forgets else [{"token": token, "logprob": value} for token, value in found.items()]
         return {
-            "prompt_token_ids": batch["input_ids"][0].tolist(),
+            "prompt_token_ids": ids,
             "choices": [{"index": 0, "logprobs": {"content": [{"top_logprobs": entries}]}}],
         }
 
@@ -109,6 +114,13 @@ def _next(mllm: Mllm, batch: dict[str, Any], tokens: list[int]) -> dict[str, flo
     logits = mllm.model(**batch).logits[0, -1].float()
     values = logits.log_softmax(dim=-1)
     return {f"token_id:{token}": float(values[token]) for token in (int(values.argmax()), *tokens)}
+
+
+def _of_prompt(mllm: Mllm, batch: dict[str, Any]) -> list[dict[str, Any] | None]:
+    """The log-probability of each token of the prompt after those before it; of the first there is none."""
+    values = mllm.model(**batch).logits[0].float().log_softmax(dim=-1)
+    pairs = enumerate(batch["input_ids"][0].tolist())
+    return [{str(token): {"logprob": float(values[i - 1, token]), "rank": 1}} if i else None for i, token in pairs]
 
 
 def _picture(url: str) -> Image.Image:

@@ -17,7 +17,8 @@ from mmd.models.likelihood import LabelScorer
 from mmd.models.lora import add_lora
 from mmd.models.mllm import Mllm, load_encoder, load_mllm
 from mmd.models.prompt import Prompt
-from mmd.models.remote import RemoteMllm, chat_messages
+from mmd.models.remote import RemoteMllm
+from mmd.models.remote_questions import chat_messages
 from mmd.models.remote_server import RemoteServer
 from mmd.models.settings import ModelSettings
 from tests.models.language_server import LanguageServer, language_server
@@ -77,6 +78,19 @@ def test_a_servers_log_likelihoods_are_those_of_this_process(
     scored = remote(server, models[name]).label_scorer(LABELS).log_likelihoods(prompts)
     expected = LabelScorer(models[name], LABELS).log_likelihoods_plain(prompts)
     np.testing.assert_allclose(scored, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("labels", [("锈", "饕", "size"), ("饕餮",)])
+def test_labels_whose_tokens_split_a_character_are_scored_too(
+    server: LanguageServer, models: dict[str, Mllm], labels: tuple[str, ...]
+):
+    """No message holds half a character: such labels are asked in one piece after pictures, as ever after words."""
+    mllm = models["tiny-qwen2-vl"]
+    assert any("\ufffd" in mllm.encoder.words_of(mllm.encoder.answer_ids(label)[:1]) for label in labels)
+    prompts = (WORDS[0], *PICTURES)
+    scored = remote(server, mllm).label_scorer(labels).log_likelihoods(prompts)
+    np.testing.assert_allclose(scored, LabelScorer(mllm, labels).log_likelihoods_plain(prompts), atol=1e-4)
+    assert any("prompt_logprobs" in body for body in server.asked)
 
 
 def test_adapters_are_models_of_their_own_name(server: LanguageServer):
