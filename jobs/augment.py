@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.fit_intent import lineage_of_rules
-from jobs.glue.cluster import quiet_data, ray_cluster, worker_count, worker_errors
+from jobs.glue.cluster import quiet_data, ray_cluster, worker_errors
 from jobs.glue.entry import JobContext, console, main
+from jobs.glue.nodes import worker_count
 from jobs.glue.progress import progress
 from mmd.artifacts import Artifact, ArtifactWriter, version_for
 from mmd.config import AppConfig

@@ -19,9 +19,10 @@ from dataclasses import asdict
 from typing import Any
 
 from jobs.featurize import absolute_store
-from jobs.glue.cluster import ray_cluster, worker_count
+from jobs.glue.cluster import ray_cluster
 from jobs.glue.entry import JobContext, console, main
 from jobs.glue.linking import LinkPlan, ShardLinker, coverage_of
+from jobs.glue.nodes import worker_count
 from jobs.glue.progress import progress
 from jobs.ingest import spread
 from mmd.artifacts import Artifact, version_for

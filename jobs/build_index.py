@@ -22,9 +22,10 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.featurize import absolute_store
-from jobs.glue.cluster import quiet_data, ray_cluster, worker_count, worker_errors
+from jobs.glue.cluster import quiet_data, ray_cluster, worker_errors
 from jobs.glue.encoding import Encoding, ResponseEncoder
 from jobs.glue.entry import JobContext, console, main
+from jobs.glue.nodes import worker_count
 from jobs.glue.progress import progress
 from mmd.artifacts import Artifact, ArtifactWriter, version_for
 from mmd.corpora.store import Corpus

@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.glue.cluster import hold_cluster, quiet_data, ray_cluster, worker_count, worker_errors
+from jobs.glue.cluster import hold_cluster, quiet_data, ray_cluster, worker_errors
 from jobs.glue.entry import JobContext, main
+from jobs.glue.nodes import worker_count
 from jobs.glue.progress import progress
 from mmd.artifacts import Artifact, ArtifactWriter, version_for
 from mmd.corpora.store import Corpus

@@ -28,10 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from jobs.glue.cluster import quiet_data, quiet_logger, ray_cluster, worker_count
+from jobs.glue.cluster import quiet_data, quiet_logger, ray_cluster
 from jobs.glue.entry import JobContext, console, main
 from jobs.glue.frozen import TRAINING_FILE, make_frozen
 from jobs.glue.metric_logs import EVENTS_FILE, mlflow_log, require_mlflow, scalars_of, write_events
+from jobs.glue.nodes import threads_each
 from jobs.glue.placing import HELD_OUT, Pass, make_datasets, ordered_shards, placed_rows, plan_passes, read_rows
 from jobs.glue.train import (
     RunPlace,
@@ -229,7 +230,7 @@ def train_run(
             intent=intent,
             models=models if use_gpu else models.model_copy(update={"device": "cpu"}),
             has_held_out=bool(division.held_out),
-            threads=finetune.threads or max(1, worker_count() // finetune.workers - 1),
+            threads=finetune.threads or threads_each(finetune.workers),
         )
         datasets = make_datasets(samples.shards(), passes, [HELD_OUT] * bool(judged))
         told = f"{len(division.train)} samples, {len(division.held_out)} held out, {plan.total_steps} steps"

@@ -26,9 +26,11 @@ from typing import Any, cast
 
 import pyarrow as pa
 
-from jobs.glue.cluster import quiet_data, ray_cluster, worker_count, worker_errors
+from jobs.glue.cluster import quiet_data, ray_cluster, worker_errors
 from jobs.glue.entry import JobContext, main
+from jobs.glue.nodes import worker_count
 from jobs.glue.progress import progress
+from jobs.glue.storage import require_visible
 from mmd import schema
 from mmd.artifacts import Artifact, ArtifactWriter, version_for
 from mmd.corpora.base import CorpusReader, Graph, Part
@@ -69,6 +71,7 @@ def run(context: JobContext) -> Artifact:
         ray_cluster(config.cluster),
         context.store.write("corpus", context.name, settings=settings, seeds=seeds, replace=context.force) as writer,
     ):
+        require_visible(source_paths(config.data, reader))
         Ingest(reader, parts, config.data, writer, context.options.get("workers")).run()
     return context.store.open(f"corpus/{context.name}@{version_for('corpus', settings, {}, seeds)}", verify=False)
 
@@ -81,19 +84,24 @@ def version_settings(data: DataSettings, reader: CorpusReader, skip: str | None 
         reader: built from them.
         skip: folder that is no source even if it lies in the corpus folder.
     """
-    paths: list[str | Path] = [reader.root] if reader.root else []
     is_shop = data.corpus.reader == "shop"
-    if is_shop and data.shop.catalogue_csv:
-        table = Path(data.shop.catalogue_csv)
-        paths += [table, data.shop.catalogue_images or table.parent / "images"]
     return {
         "reader": data.corpus.reader,
-        "sources": source_fingerprint(paths, skip),
+        "sources": source_fingerprint(source_paths(data, reader), skip),
         "max_bad_fraction": data.max_bad_fraction,
         "shard_rows": data.shard_rows,
         "limits": data.limits.model_dump(mode="json"),
         "shop": data.shop.model_dump(mode="json", exclude={"catalogue_csv", "catalogue_images"}) if is_shop else None,
     }
+
+
+def source_paths(data: DataSettings, reader: CorpusReader) -> list[str | Path]:
+    """Return the files and folders that are read; a simulated corpus has none."""
+    paths: list[str | Path] = [reader.root] if reader.root else []
+    if data.corpus.reader == "shop" and data.shop.catalogue_csv:
+        table = Path(data.shop.catalogue_csv)
+        paths += [table, data.shop.catalogue_images or table.parent / "images"]
+    return paths
 
 
 class Ingest:

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jobs.glue.stopping import own_sigterm
+from jobs.glue.storage import require_shared_store
 from mmd.config import ClusterSettings
 from mmd.errors import MmdError
 
 _held: contextvars.ContextVar[bool] = contextvars.ContextVar("held", default=False)
+_store: contextvars.ContextVar[str | None] = contextvars.ContextVar("store", default=None)
 
 
 @contextmanager
@@ -21,6 +23,9 @@ def ray_cluster(settings: ClusterSettings) -> Iterator[None]:
 
     Under ``ray job submit`` the job's own cluster is joined. A local cluster has more logical CPUs than
     cores, since actor pools that hold every CPU starve the tasks that feed them and hang silently.
+
+    Raises:
+        ClusterError: a node does not see the store of :func:`sharing`.
     """
     import ray
 
@@ -29,6 +34,8 @@ def ray_cluster(settings: ClusterSettings) -> Iterator[None]:
         return
     _connect(settings)
     try:
+        if (store := _store.get()) is not None:
+            require_shared_store(store)
         yield
     finally:
         if not _held.get():
@@ -51,6 +58,16 @@ def hold_cluster() -> Iterator[None]:
         _held.reset(token)
         if mine and ray.is_initialized():
             ray.shutdown()
+
+
+@contextmanager
+def sharing(store: str) -> Iterator[None]:
+    """Let every :func:`ray_cluster` that connects within this ``with`` check first that all nodes see a store."""
+    token = _store.set(store)
+    try:
+        yield
+    finally:
+        _store.reset(token)
 
 
 def _connect(settings: ClusterSettings) -> None:
@@ -96,19 +113,6 @@ def _start(settings: ClusterSettings) -> None:
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
-
-
-def worker_count() -> int:
-    """Return how many busy processes the cluster has cores for.
-
-    The logical CPUs of a local cluster are not cores (see :func:`ray_cluster`); on one node the true number is known.
-    """
-    import ray
-
-    logical = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
-    if len(ray.nodes()) > 1:  # type: ignore[no-untyped-call]
-        return max(1, logical)
-    return max(1, min(logical, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from jobs.glue.cluster import sharing
 from jobs.glue.stopping import sigterm_as_interrupt
 from mmd.artifacts import Artifact, ArtifactStore, Kind, version_for
 from mmd.config import DEFAULT_PATH, AppConfig, load_config
@@ -155,7 +156,8 @@ def main(
             overrides = [*corpus_overrides(common["corpus"]), *common["overrides"]]
             config = load_config(common["config"], profile=common["profile"], overrides=overrides)
             warn_of_passing_store(config.store)
-            artifact = run(JobContext(config, force=common["force"], options=args))
+            with sharing(config.store):
+                artifact = run(JobContext(config, force=common["force"], options=args))
         except MmdError as err:
             console.print(f"mmd {verb}: {err}", style="red", markup=False, soft_wrap=True)
             return 2

@@ -6,7 +6,6 @@ actors, each with a model of its own, for many; the states are the same.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,9 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from jobs.glue.cluster import quiet_data, ray_cluster, worker_count, worker_errors
+from jobs.glue.cluster import quiet_data, ray_cluster, worker_errors
 from jobs.glue.entry import JobContext, console
+from jobs.glue.nodes import own_cores, worker_count
 from mmd.artifacts import Artifact, version_for
 from mmd.corpora.store import Corpus
 from mmd.evaluation.metrics import Confusion
@@ -161,17 +161,12 @@ def open_states(
     own = SpanStates(load_mllm(base, settings), depth)
     layer, dim = own.layer, own.dim
     if samples < spread_from:
-        with torch_threads(context.config.intent.finetune.threads or driver_threads()):
+        with torch_threads(context.config.intent.finetune.threads or own_cores()):
             yield own.means, layer, dim
         return
     del own  # the actors have theirs
     with ray_cluster(context.config.cluster), quiet_data(), worker_errors():
         yield SpreadStates(base, settings, depth), layer, dim
-
-
-def driver_threads() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class SpreadStates:

@@ -48,24 +48,21 @@ def job_command(word: str, arguments: Sequence[str], *, installed: bool = False)
     verb = word.replace("-", "_")
     if verb not in JOBS:
         raise ConfigError(f"no job {word!r}; there are {', '.join(JOBS)}.")
-    module = job_module(verb)
-    args = vars(_parser_of(verb, module, arguments).parse_args(arguments))
+    args = vars(parser_of(verb, arguments).parse_args(arguments))
     given = Path(args.get("config") or DEFAULT_PATH)
     words = [*arguments]
-    if installed:
-        if given == DEFAULT_PATH:
-            words += ["--config", IMAGE_SETTINGS] if "config" in args else []
-    elif given != DEFAULT_PATH:
-        words += ["--config", str(DEFAULT_PATH)]  # the last one counts; the file is sent by that name
+    if "config" in args and installed == (given == DEFAULT_PATH):  # the last one counts; a file is sent by that name
+        words += ["--config", IMAGE_SETTINGS if installed else str(DEFAULT_PATH)]
     if verb == "bench":  # most benchmarks read no settings, and name a trained corpus plainly
         args.pop("corpus", None)
     if not installed or given.is_file():
         check_settings(args, given)
-    return JobCommand(verb, shlex.join(["python", "-m", module, *words]), given)
+    return JobCommand(verb, shlex.join(["python", "-m", job_module(verb), *words]), given)
 
 
-def _parser_of(verb: str, module: str, arguments: Sequence[str]) -> argparse.ArgumentParser:
-    loaded = importlib.import_module(module)
+def parser_of(verb: str, arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Return a job's own parser; that of benchmarks and experiments has the options of the one that is named."""
+    loaded = importlib.import_module(job_module(verb))
     if suite := getattr(loaded, "SUITE", None):
         return records.build_parser(suite, loaded.__doc__, arguments)
     parser = entry.build_parser(verb, loaded.__doc__ or "")

@@ -13,7 +13,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.glue.cluster import worker_count
+from jobs.glue.nodes import worker_count
 from jobs.glue.progress import progress
 from jobs.glue.recommend import RecommendJob
 from jobs.glue.train import RunPlace

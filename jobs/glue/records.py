@@ -22,7 +22,9 @@ from typing import Any, Protocol, cast
 
 import psutil
 
+from jobs.glue.cluster import sharing
 from mmd.artifacts import code_revision
+from mmd.config import AppConfig, load_config
 from mmd.errors import ConfigError, MmdError
 from mmd.log import configure_logging
 
@@ -106,13 +108,25 @@ def main(suite: Suite, doc: str | None, argv: Sequence[str] | None = None) -> in
         if redraw is not None:
             print(draw(suite.load(name), _read_record(redraw), redraw))
             return 0
-        target, record = suite.run(name, args, out)
+        with sharing(store_of(args)):
+            target, record = suite.run(name, args, out)
     except MmdError as err:
         print(f"{suite.noun}: {err}", file=sys.stderr)
         return 2
     print(json.dumps(record, indent=2, ensure_ascii=False))
     print(target)
     return 0
+
+
+def store_of(options: Mapping[str, Any]) -> str:
+    """Return the artefact store that a study's options lead to, or the default where it names none.
+
+    Raises:
+        ConfigError: they name settings that are not valid.
+    """
+    if "config" not in options:
+        return str(options.get("store", AppConfig().store))
+    return load_config(options["config"], profile=options.get("profile"), overrides=options.get("overrides", ())).store
 
 
 def build_parser(suite: Suite, doc: str | None, arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -73,7 +73,7 @@ def address_of(given: str | None) -> str:
         ClusterError: it is not an address of a dashboard.
     """
     named = next((value for name in ADDRESS_VARIABLES if (value := os.environ.get(name))), None)
-    address = (given or named or DEFAULT_ADDRESS).rstrip("/")
+    address = given or named or DEFAULT_ADDRESS
     if address == "auto":
         return address
     if "://" not in address:
@@ -82,7 +82,7 @@ def address_of(given: str | None) -> str:
         raise ClusterError(
             f"address {shown(address)}: jobs are sent to the dashboard, as http://HEAD:8265; give that as --address."
         )
-    return address
+    return address.rstrip("/")
 
 
 def shown(address: str) -> str:

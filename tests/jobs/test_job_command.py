@@ -1,0 +1,114 @@
+"""Mistakes in a job's arguments show before anything is sent."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from jobs.bench import SUITE as BENCHES
+from jobs.experiments import SUITE as EXPERIMENTS
+from jobs.glue import entry, records
+from jobs.glue.job_command import IMAGE_SETTINGS, job_command, parser_of
+from jobs.submit import build_parser
+from mmd.cli import JOBS
+from mmd.errors import ConfigError
+
+STORE = ("--set", "store=/mnt/store")
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ray_config.yaml").write_text("seed: 3\nprofiles: {gpu: {seed: 4}}\n")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_entrypoint_is_the_job_with_its_arguments_quoted():
+    command = job_command("mine-rules", ["--profile", "gpu", "--set", "store=/mnt/my store", "--force"])
+    assert command.entrypoint == "python -m jobs.mine_rules --profile gpu --set 'store=/mnt/my store' --force"
+    assert (command.verb, command.settings) == ("mine_rules", Path("ray_config.yaml"))
+
+
+def test_arguments_cannot_break_out_of_the_command():
+    nasty = "store=/x; rm -rf $(HOME) `id`"
+    words = shlex.split(job_command("ingest", ["--set", nasty]).entrypoint)
+    assert words == ["python", "-m", "jobs.ingest", "--set", nasty]
+
+
+def test_a_settings_file_of_ones_own_is_sent_under_the_name_that_the_job_reads():
+    Path("mine.yaml").write_text("store: /mnt/store\n")
+    command = job_command("ingest", ["--config", "mine.yaml"])
+    assert command.settings == Path("mine.yaml")
+    assert shlex.split(command.entrypoint)[3:] == ["--config", "mine.yaml", "--config", "ray_config.yaml"]
+    args = entry.build_parser("ingest", "").parse_args(shlex.split(command.entrypoint)[3:])
+    assert str(args.config) == "ray_config.yaml"
+
+
+def test_an_installed_package_reads_the_settings_of_its_image():
+    command = job_command("ingest", STORE, installed=True)
+    assert command.entrypoint.endswith(f"--config {IMAGE_SETTINGS}")
+    own = job_command("ingest", [*STORE, "--config", "/etc/mmd.yaml"], installed=True)
+    assert own.entrypoint.endswith("--config /etc/mmd.yaml")
+
+
+def test_experiments_and_benchmarks_are_jobs_too():
+    command = job_command("experiment", ["shots", "--seeds", "2", *STORE])
+    assert command.entrypoint == "python -m jobs.experiments shots --seeds 2 --set store=/mnt/store"
+    assert job_command("bench", ["matching"]).entrypoint == "python -m jobs.bench matching"
+
+
+@pytest.mark.parametrize(
+    ("word", "arguments", "told"),
+    [
+        ("ingst", [], "no job 'ingst'; there are pipeline, ingest"),
+        ("serve", [], "no job 'serve'"),
+        ("ingest", ["--set", "sed=1", *STORE], "Did you mean 'seed'"),
+        ("ingest", ["--profile", "gpus", *STORE], "profile 'gpus': unknown"),
+        ("ingest", ["--config", "none.yaml"], "no such settings file"),
+        ("ingest", [], "store 'artifacts': a relative path lies in the job's unpacked code"),
+        ("ingest", ["--corpus", "taobao=../data", *STORE], "data.corpus.path '../data': data is not sent"),
+        ("ingest", ["--set", "data.shop.catalogue_csv=shop.csv", *STORE], "data.shop.catalogue_csv 'shop.csv'"),
+        ("experiment", ["shots"], "store 'artifacts'"),
+        ("bench", ["probe"], "store 'artifacts'"),
+    ],
+)
+def test_a_mistake_is_told_here(word: str, arguments: list[str], told: str):
+    with pytest.raises(ConfigError, match=told):
+        job_command(word, arguments)
+
+
+@pytest.mark.parametrize("arguments", [["--workrs", "2"], ["--workers", "two"], ["--set"]])
+def test_an_unknown_option_of_the_job_gets_the_jobs_own_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        job_command("ingest", arguments)
+    assert stop.value.code == 2
+    assert "usage: mmd ingest" in capsys.readouterr().err
+
+
+def test_stores_that_every_node_reaches_pass():
+    for store in ("s3://bucket/mmd", "/mnt/store", "file:///mnt/store"):
+        assert job_command("ingest", ["--set", f"store={store}", "--corpus", "mine:chat=/mnt/chats"]).verb == "ingest"
+
+
+def test_no_job_has_an_option_that_submit_takes_for_its_own():
+    own = {word for action in build_parser()._actions for word in action.option_strings} - {"-h", "--help"}
+    for verb in set(JOBS) - {"bench", "experiment"}:
+        assert not own & option_words(verb, []), verb
+    for verb, suite in (("bench", BENCHES), ("experiment", EXPERIMENTS)):
+        for name in suite.names:
+            assert not own & option_words(verb, [name]), name
+
+
+def option_words(verb: str, arguments: list[str]) -> set[str]:
+    parser = parser_of(verb, arguments)
+    if arguments:
+        groups = [
+            action for action in parser._actions if hasattr(action, "choices") and isinstance(action.choices, dict)
+        ]
+        parser = groups[0].choices[arguments[0]]
+    return {word for action in parser._actions for word in action.option_strings}
+
+
+def test_a_study_without_settings_keeps_its_artefacts_in_the_store_that_it_names():
+    assert records.store_of({"store": "/mnt/store"}) == "/mnt/store"
+    assert records.store_of({}) == "artifacts"
+    assert records.store_of({"config": Path("ray_config.yaml"), "overrides": ["store=/a"]}) == "/a"
