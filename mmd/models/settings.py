@@ -34,6 +34,7 @@ class ModelSettings(Settings):
     threads: int = Field(default=1, ge=1, description="CPU threads of one loaded model.")
     mllm_url: str | None = Field(
         default=None,
+        pattern=r"^https?://[^@\s]+$",
         description="OpenAI-compatible root of a vLLM server (0.29 or later) that runs the fine-tuned MLLM for the "
         "service, as http://host:8000/v1; null: it runs in the service's own processes.",
     )

@@ -84,10 +84,11 @@ class LanguageServer:
         messages = []
         for message in body["messages"]:
             parts = message["content"]
-            if not isinstance(parts, str):
-                pictures += [_picture(part["image_url"]["url"]) for part in parts if part["type"] == "image_url"]
-                parts = [{"type": "image"} if part["type"] == "image_url" else part for part in parts]
-            messages.append({**message, "content": parts})
+            if isinstance(parts, str):  # vLLM's content format "openai" wraps them, the assistant's too
+                parts = [{"type": "text", "text": parts}]
+            pictures += [_picture(part["image_url"]["url"]) for part in parts if part["type"] == "image_url"]
+            shown = [{"type": "image"} if part["type"] == "image_url" else part for part in parts]
+            messages.append({**message, "content": shown})
         text = mllm.processor.apply_chat_template(
             messages,
             tokenize=False,

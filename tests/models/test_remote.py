@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from mmd.errors import ModelError, ServerUnavailableError
+from mmd.config import build_config
+from mmd.errors import ConfigError, ModelError, ServerUnavailableError
 from mmd.intent.settings import LoraSettings
 from mmd.models.likelihood import LabelScorer
 from mmd.models.lora import add_lora
@@ -244,6 +245,12 @@ def test_the_key_comes_from_the_environment(
     bare = replace_server(model, RemoteServer.of(settings.model_copy(update={"mllm_key_env": None})))
     with pytest.raises(ModelError, match="mllm_key_env"):
         bare.label_scorer(LABELS).log_likelihoods(WORDS[:1])
+
+
+@pytest.mark.parametrize("url", ["host:8000/v1", "http://user:secret@host/v1", "file:///v1"])
+def test_addresses_are_of_http_and_hold_no_key(url: str):
+    with pytest.raises(ConfigError, match=r"models\.mllm_url"):
+        build_config({"models": {"mllm_url": url}})
 
 
 def replace_server(model: RemoteMllm, server: RemoteServer) -> RemoteMllm:
