@@ -183,5 +183,6 @@ def chat_messages(encoder: PromptEncoder, prompt: Prompt) -> list[dict[str, Any]
 
 def _data_url(picture: Any) -> str:  # noqa: ANN401 (a PIL image)
     out = io.BytesIO()
-    picture.save(out, "PNG", compress_level=1)  # goes to the next machine, not to a disk
+    # No EXIF: servers would turn the picture by its orientation. Barely compressed: it goes to the next machine.
+    picture.save(out, "PNG", exif=b"", icc_profile=None, compress_level=1)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")
