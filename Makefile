@@ -1,4 +1,4 @@
-# make demo | demo-mllm | test | lint | serve | clean; everything runs in .venv, installed through constraints.txt.
+# make demo | demo-mllm | test | lint | docs | serve | clean; everything runs in .venv, installed through constraints.txt.
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 2
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: install demo demo-mllm test test-slow lint format serve clean
+.PHONY: install demo demo-mllm test test-slow lint format docs serve clean
 install: $(STAMP)
 
 # torch first, so that deepspeed builds against it and nothing else chooses another torch.
@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q --upgrade pip "setuptools>=80" wheel
 	$(PIP) install -q -c constraints.txt torch
-	DS_BUILD_OPS=0 $(PIP) install -q -c constraints.txt --no-build-isolation -e ".[ocr,models,dev]"
+	DS_BUILD_OPS=0 $(PIP) install -q -c constraints.txt --no-build-isolation -e ".[ocr,models,dev,docs]"
 	touch $@
 
 demo: install
@@ -42,6 +42,11 @@ lint: install
 
 format: install
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+# The API reference, from docstrings: build/api/index.html.
+docs: install
+	rm -rf build/api
+	$(BIN)/python -m pdoc --docformat google --output-directory build/api mmd jobs serve_apps
 
 serve: install
 	$(BIN)/mmd serve --profile laptop
