@@ -8,6 +8,10 @@ of ``<image>`` markers in the texts.
 
 An address is a data URL or a path relative to the file's folder; addresses on the network are refused. An ``ocr.jsonl``
 at the top of the folder gives recognised text by the pictures' paths, see :mod:`mmd.corpora.ocr_lines`.
+
+A ``products.csv`` at the top of the folder is the catalogue (:mod:`mmd.corpora.product_csv`), with pictures in
+``images/ID.jpg`` where there are any; a message names its products by ``items``, a list of ids. What products have in
+common is the item graph.
 """
 
 from __future__ import annotations
@@ -21,15 +25,17 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from urllib.parse import unquote_to_bytes
 
-from mmd.corpora.base import ImageSource, ParsedRecord, RawRecord
+from mmd.corpora.base import CatalogueItem, Graph, ImageSource, ParsedRecord, RawRecord
 from mmd.corpora.drafts import Draft, content_id, place_images
 from mmd.corpora.folder import RECORD_SUFFIXES, CorpusFile, FolderReader, files_by_section
 from mmd.corpora.json_records import JsonNode, decode_record
 from mmd.corpora.ocr_lines import OCR_FILE, read_ocr
+from mmd.corpora.product_csv import attribute_graph, read_products
 from mmd.errors import BadRecordError, CorpusError
-from mmd.schema import Dialogue, OcrLine, Speaker, Split, image_id
+from mmd.schema import Dialogue, Item, OcrLine, Speaker, Split, image_id
 
 TASKS_FILE = "tasks.json"
+CATALOGUE_FILE = "products.csv"
 _NO_RECORD_FILES = frozenset({TASKS_FILE, OCR_FILE})
 _SPEAKERS: Mapping[str, Speaker] = {
     "user": "user",
@@ -50,7 +56,8 @@ class ChatReader(FolderReader):
     name = "chat"
     layout = (
         'JSON Lines files with "messages" or "conversations" a record (test….jsonl is the test split, all else train '
-        "unless a record says so), pictures anywhere beside them, and optionally tasks.json {task: [label, …]}"
+        "unless a record says so), pictures anywhere beside them, and optionally tasks.json {task: [label, …]} and "
+        "products.csv with its pictures in images/ID.jpg"
     )
     marks = frozenset({"messages", "conversations"})
 
@@ -90,7 +97,7 @@ class ChatReader(FolderReader):
             if role in _INSTRUCTIONS:
                 system.append(text)
             else:
-                drafts.append(Draft(_speaker(message, role), text, image_ids))
+                drafts.append(Draft(_speaker(message, role), text, image_ids, _item_ids(message)))
         if system:
             meta["system"] = "\n".join(system)
         if listed := node.first("images", "image"):
@@ -106,6 +113,41 @@ class ChatReader(FolderReader):
             meta=meta,
         )
         return ParsedRecord(dialogue, pictures.sources)
+
+    def items(self) -> Iterator[CatalogueItem]:
+        """Yield the products of ``products.csv``, each with its picture where there is one.
+
+        Raises:
+            CorpusError: the file is no catalogue.
+        """
+        for item in self._products:
+            pictures = {key: ImageSource(path=key, ocr=self._ocr.get(key)) for key in item.image_ids}
+            yield CatalogueItem(item, pictures)
+
+    def graph(self) -> Graph:
+        """Return what the products have in common; empty without ``products.csv``."""
+        return attribute_graph(self._products)
+
+    @cached_property
+    def _products(self) -> tuple[Item, ...]:
+        path = self._folder / CATALOGUE_FILE
+        if not path.is_file():
+            return ()
+        table = read_products(path, "docs/data.md")
+        return tuple(
+            Item(
+                row[table.id_column],
+                row[table.title_column],
+                table.attributes(row),
+                self._picture(row[table.id_column]),
+            )
+            for row in table.rows
+        )
+
+    def _picture(self, item_id: str) -> tuple[str, ...]:
+        """Return the path of a product's picture, if there is one."""
+        name = f"images/{item_id}.jpg"
+        return (name,) if (self._folder / name).is_file() else ()
 
     @cached_property
     def _ocr(self) -> Mapping[str, tuple[OcrLine, ...]]:
@@ -199,6 +241,11 @@ def _speaker(message: JsonNode, role: str) -> Speaker:
         known = ", ".join([*_SPEAKERS, *sorted(_INSTRUCTIONS)])
         raise BadRecordError("unknown_speaker", f"{message.path}: role {role[:40]!r} is none of {known}")
     return speaker
+
+
+def _item_ids(message: JsonNode) -> list[str]:
+    """Return the products that a message names."""
+    return [one.identifier() for one in listed.elements()] if (listed := message.get("items")) else []
 
 
 def _split(node: JsonNode, default: Split) -> Split:

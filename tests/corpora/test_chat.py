@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmd.corpora.base import ImageSource, ParsedRecord, RawRecord
+from mmd.corpora.base import Graph, ImageSource, ParsedRecord, RawRecord
 from mmd.corpora.chat import ChatReader
 from mmd.errors import BadRecordError, CorpusError
-from mmd.schema import OcrLine, Turn, image_id
+from mmd.schema import Item, OcrLine, Turn, image_id
 
 
 def messages(*said: tuple[str, object], **over: Any) -> dict[str, Any]:
@@ -255,3 +255,34 @@ def test_any_address_is_a_picture_source_or_a_bad_record(tmp_path_factory: pytes
         ((key, source),) = parse(tmp_path_factory.getbasetemp(), messages(("user", [image(url)]))).images.items()
         assert (source.path is None) != (source.data is None)
         assert key
+
+
+def test_products_csv_is_the_catalogue_and_messages_name_its_products(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "r1.jpg").write_bytes(b"jpeg")
+    (tmp_path / "products.csv").write_text("id,title,colour\nr1,Rake,green\nr2,Hoe,green\n")
+    record = messages(("user", "Which one?"))
+    record["messages"].append({"role": "assistant", "content": "The rake.", "items": ["r1", 7]})
+    reader = corpus(tmp_path, a=[record])
+    assert [part.source for part in reader.plan()] == ["a.jsonl"]
+    assert parse(tmp_path, record).dialogue.turns[1] == Turn("agent", "The rake.", (), ("r1", "7"))
+    first, second = (entry.item for entry in reader.items())
+    assert first == Item("r1", "Rake", {"colour": "green"}, ("images/r1.jpg",))
+    assert second.image_ids == ()
+    assert next(dict(entry.images) for entry in reader.items()) == {
+        "images/r1.jpg": ImageSource(path="images/r1.jpg", ocr=None)
+    }
+    assert {triple.relation for triple in reader.graph().triples} == {"has_colour"}
+
+
+def test_without_products_csv_there_are_no_items(tmp_path: Path) -> None:
+    reader = corpus(tmp_path, a=[messages(("user", "Hi"))])
+    assert list(reader.items()) == []
+    assert reader.graph() == Graph()
+
+
+def test_items_that_are_no_list_are_a_bad_record(tmp_path: Path) -> None:
+    record = messages(("user", "Hi"))
+    record["messages"][0]["items"] = "r1"
+    with pytest.raises(BadRecordError, match=r"messages\[0\]\.items: .* needs a list"):
+        parse(tmp_path, record)

@@ -42,7 +42,7 @@ def test_the_makefile_documents_these_packages():
 
 def test_the_page_names_packages_with_one_page_and_modules_that_have_theirs():
     words = (DOCS / "api.md").read_text(encoding="utf-8")
-    named = {name for name in re.findall(r"`((?:mmd|jobs|serve_apps)(?:\.\w+)+)`", words)}
+    named = set(re.findall(r"`((?:mmd|jobs|serve_apps)(?:\.\w+)+)`", words))
     assert named >= FACADES
     assert named <= PUBLIC
 

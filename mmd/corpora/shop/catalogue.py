@@ -6,7 +6,6 @@ and by what is needed to draw it. The catalogue is the only thing held in memory
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, cast
 
 import yaml
 
+from mmd.corpora.product_csv import ProductTable, read_products
 from mmd.corpora.settings import ShopSettings
 from mmd.corpora.shop.chance import pick, stream
 from mmd.errors import CorpusError
@@ -26,8 +26,6 @@ TASTES = 8
 """Latent groups of items that go together; they drive co-purchases and recommendations and are never shown."""
 _FAMILY_SIZE = 3  # products that differ only in colour
 _LINE_SIZE = 2  # versions that differ in material and capacity
-_SAFE_ID = re.compile(r"[\w][\w.-]*")
-_TITLE_COLUMNS = ("productdisplayname", "title", "name")  # lower case; the first is what the Kaggle fashion set has
 _CATEGORY_COLUMNS = ("articletype", "category", "type", "subcategory")
 _COLOUR_COLUMNS = ("basecolour", "basecolor", "colour", "color")
 
@@ -296,45 +294,9 @@ def _chinese_title(attributes: Mapping[str, str]) -> str:
 
 
 def _read_csv(path: Path, images: Path, seed: int) -> list[Product]:
-    rows = _csv_rows(path)
-    columns = {name.strip().lower(): name for name in rows[0]}
-    if "id" not in columns:
-        raise CorpusError(f"{path}: no 'id' column; it has {', '.join(rows[0])}. Name the column of product ids 'id'.")
-    title = next((columns[name] for name in _TITLE_COLUMNS if name in columns), None)
-    if title is None:
-        raise CorpusError(
-            f"{path}: no title column; it has {', '.join(rows[0])}. Name the column of product names 'title' or 'name'."
-        )
-    _check_ids(path, [row[columns["id"]] for row in rows])
-    _check_pictures(path, [row[columns["id"]] for row in rows], images)
-    return [_csv_product(row, columns, title, images, seed) for row in rows]
-
-
-def _csv_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows, cells stripped, missing cells empty."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [{k: (v or "").strip() for k, v in row.items() if k is not None} for row in reader]
-    except OSError as error:
-        raise CorpusError(
-            f"{path}: cannot read the catalogue ({error.strerror}); see data.shop.catalogue_csv."
-        ) from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise CorpusError(f"{path}: not a UTF-8 CSV file ({error}).") from None
-    if len(rows) < 2:
-        raise CorpusError(f"{path}: {len(rows)} products; a catalogue needs a header and at least two rows.")
-    return rows
-
-
-def _check_ids(path: Path, ids: Sequence[str]) -> None:
-    seen: dict[str, int] = {}
-    for row, item_id in enumerate(ids, start=2):
-        if not _SAFE_ID.fullmatch(item_id):
-            raise CorpusError(f"{path}, row {row}: id {item_id!r}; use letters, digits, '_', '-' and '.' only.")
-        if item_id in seen:
-            raise CorpusError(f"{path}, row {row}: id {item_id!r} was row {seen[item_id]}'s already; ids are unique.")
-        seen[item_id] = row
+    table = read_products(path, "data.shop.catalogue_csv")
+    _check_pictures(path, table.ids, images)
+    return [_csv_product(row, table, images, seed) for row in table.rows]
 
 
 def _check_pictures(path: Path, ids: Sequence[str], images: Path) -> None:
@@ -354,11 +316,11 @@ def _check_pictures(path: Path, ids: Sequence[str], images: Path) -> None:
         )
 
 
-def _csv_product(row: Mapping[str, str], columns: Mapping[str, str], title: str, images: Path, seed: int) -> Product:
+def _csv_product(row: Mapping[str, str], table: ProductTable, images: Path, seed: int) -> Product:
     """Return a row as product. What the shop needs and the row lacks (price, material …) is simulated from its id."""
-    item_id = row[columns["id"]]
+    item_id, title, columns = row[table.id_column], row[table.title_column], table.columns
     category = _first(row, columns, _CATEGORY_COLUMNS)
-    kind = _csv_kind((category or row[title]).lower())
+    kind = _csv_kind((category or title).lower())
     rng = stream(seed, "csv", item_id)
     simulated = {
         "material": rng.choice(kind.materials),
@@ -368,7 +330,7 @@ def _csv_product(row: Mapping[str, str], columns: Mapping[str, str], title: str,
     }
     if kind.capacities:
         simulated["capacity"] = rng.choice(kind.capacities)
-    known = {name.strip().lower(): row[name] for name in row if name not in (columns["id"], title) and row[name]}
+    known = table.attributes(row)
     if not known.get("price", "0").isdecimal():
         known.pop("price")
     attributes = (
@@ -381,8 +343,8 @@ def _csv_product(row: Mapping[str, str], columns: Mapping[str, str], title: str,
     )
     return Product(
         id=item_id,
-        title=row[title] or item_id,
-        title_zh=row[title] or item_id,
+        title=title or item_id,
+        title_zh=title or item_id,
         kind=kind.name,
         attributes=attributes,
         family=f"{category}/{row.get(columns.get('gender', ''), '')}",
