@@ -12,8 +12,6 @@ import argparse
 import hashlib
 import io
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -25,19 +23,19 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import psutil
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from jobs import ingest
+from jobs.bench.apart import apart
 from jobs.glue.cluster import ray_cluster
 from jobs.glue.entry import JobContext
 from jobs.glue.records import spread, timed
-from mmd.artifacts import ArtifactStore
 from mmd.config import AppConfig, build_config
 from mmd.corpora.images import check_image
 from mmd.corpora.settings import LimitSettings
+from mmd.corpora.store import Corpus
 from mmd.errors import ConfigError
-
-_SAMPLE_S = 0.5
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -179,7 +177,7 @@ def _pixels(file: Path) -> int:
 
 def measure_scale(sizes: Sequence[int], folder: Path) -> dict[str, Any]:
     """Ingest shop corpora of several sizes, each in a fresh process."""
-    runs = [ingest_measured(size, folder / f"store-{size}") for size in sizes]
+    runs = [apart(ingest_shop, dialogues=size, store=str(folder / f"store-{size}")) for size in sizes]
     first, last = runs[0], runs[-1]
     times = last["dialogues"] / first["dialogues"]
     return {
@@ -194,60 +192,65 @@ def measure_scale(sizes: Sequence[int], folder: Path) -> dict[str, Any]:
     }
 
 
-def ingest_measured(dialogues: int, store: Path) -> dict[str, Any]:
-    """Run ``jobs.ingest`` on a shop corpus and sample the memory of its process tree.
+def ingest_shop(dialogues: int, store: str, shop: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Ingest a simulated shop and check that every record arrived.
 
-    Raises:
-        ConfigError: the job failed; its output says why.
+    Args:
+        dialogues: to be written.
+        store: folder of the artefact.
+        shop: other settings of ``data.shop``.
     """
-    command = [sys.executable, "-m", "jobs.ingest", "--set", f"data.shop.dialogues={dialogues}"]
-    command += ["--set", f"store={store}", "--corpus", "shop"]
-    started = time.perf_counter()
-    log = store.parent / f"{store.name}.log"
-    with log.open("w") as out:
-        job = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)  # noqa: S603 (our own job)
-        peak_pss = peak_one = 0
-        cpu_s: dict[int, float] = {}
-        while job.poll() is None:
-            tree = _tree(job.pid)
-            each = [_pss(process) for process in tree]
-            cpu_s |= {process.pid: _cpu_s(process) or cpu_s.get(process.pid, 0.0) for process in tree}
-            peak_pss, peak_one = max(peak_pss, sum(each)), max([peak_one, *each])
-            time.sleep(_SAMPLE_S)
-    seconds = time.perf_counter() - started
-    if job.returncode:
-        raise ConfigError(f"ingest of {dialogues} dialogues failed:\n{log.read_text()[-2000:]}")
-    metrics = ArtifactStore(str(store)).open("corpus/shop", verify=False).manifest.metrics
+    given = {"dialogues": dialogues, **(shop or {})}
+    config = build_config({"store": store, "data": {"shop": given}})
+    with ray_cluster(config.cluster):
+        started = time.perf_counter()
+        artifact = ingest.run(JobContext(config, options={}))
+        ingest_s = time.perf_counter() - started
+        spilled = spilled_bytes()
+    arrived = check_arrival(Corpus(artifact), dialogues)
     return {
         "dialogues": dialogues,
-        "pictures": metrics["images"],
-        "seconds": seconds,
-        "cpu_s": sum(cpu_s.values()),
-        "dialogues_per_s": dialogues / seconds,
-        "peak_pss_gb": peak_pss / 2**30,
-        "peak_pss_of_one_process_gb": peak_one / 2**30,
+        "pictures": artifact.manifest.metrics["images"],
+        "ingest_s": ingest_s,
+        "dialogues_per_s": dialogues / ingest_s,
+        "spilled_bytes": spilled,
+        "artefact_bytes": sum(file.stat().st_size for file in Path(store).rglob("*") if file.is_file()),
+        **arrived,
     }
 
 
-def _tree(pid: int) -> list[psutil.Process]:
-    try:
-        top = psutil.Process(pid)
-        return [top, *top.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+def spilled_bytes() -> int:
+    """Return what Ray's object store has written to disk since the cluster started, for want of memory."""
+    import ray
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    address = ray.get_runtime_context().gcs_address
+    return int(get_memory_info_reply(get_state_from_address(address)).store_stats.spilled_bytes_total)
 
 
-def _cpu_s(process: psutil.Process) -> float:
-    try:
-        times = process.cpu_times()
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return 0.0
-    return float(times.user + times.system)
+def check_arrival(corpus: Corpus, dialogues: int) -> dict[str, Any]:
+    """Read a shop corpus, shard by shard, and compare with what the simulator numbers its records.
 
-
-def _pss(process: psutil.Process) -> int:
-    """Return a process's proportional set size in bytes: shared pages count once over all processes."""
-    try:
-        return int(process.memory_full_info().pss)
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return 0
+    Returns:
+        ``ids_all_there``: each number from 0 once, and no other; ``quarantined``; ``picture_mentions`` in dialogues;
+        ``pictures_all_there``: each mentioned picture is stored, once.
+    """
+    seen = np.zeros(dialogues, np.int64)
+    mentioned: set[str] = set()
+    mentions = 0
+    artifact = corpus.artifact
+    for shard in artifact.shards("dialogues"):
+        with artifact.fs.open(f"{artifact.root}/{shard}", "rb") as handle:
+            table = pq.read_table(handle, columns=["id", "turns"])
+        numbers = [int(name.removeprefix("shop-")) for name in table["id"].to_pylist()]
+        np.add.at(seen, numbers, 1)
+        shown = pc.list_flatten(pc.struct_field(pc.list_flatten(table["turns"]), "image_ids")).to_pylist()
+        mentioned.update(shown)
+        mentions += len(shown)
+    stored = corpus.image_table(["id"])["id"].to_pylist()
+    return {
+        "ids_all_there": bool((seen == 1).all()),
+        "quarantined": corpus.quarantine().num_rows,
+        "picture_mentions": mentions,
+        "pictures_all_there": len(set(stored)) == len(stored) and mentioned <= set(stored),
+    }
