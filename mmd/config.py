@@ -76,7 +76,13 @@ class ServeSettings(Settings):
         ge=0,
         description="GPUs that Ray reserves for a replica of the intent engine; fractions share one, 0 stays on CPUs.",
     )
-    target_ongoing_requests: int = Field(default=4, ge=1, description="Requests a replica, for autoscaling.")
+    target_ongoing_requests: int = Field(default=2, ge=1, description="Requests a replica, for autoscaling.")
+    slowdown: float = Field(
+        default=2.5,
+        ge=0,
+        description="Times what it takes alone that a request may take on average before others get 429, though twice "
+        "target_ongoing_requests are always let in; 0: full queues alone refuse.",
+    )
     max_ongoing_requests: int = Field(default=16, ge=1, description="Requests a replica works on at a time.")
     max_queued_requests: int = Field(default=64, ge=1, description="Waiting requests above which 429 is sent.")
     batch_max_size: int = Field(default=8, ge=1, description="Dialogues predicted together at most.")
@@ -118,6 +124,27 @@ class ServeSettings(Settings):
     cors_origins: tuple[str, ...] = Field(
         default=(),
         description="Origins of other sites whose pages may ask, as https://shop.example; none by default.",
+    )
+    jobs_address: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/?#@\s]+/?$",
+        description="Dashboard of the Ray cluster on which the page of sweeps launches and stops jobs, as "
+        "http://HEAD:8265; null: it only shows them. Needs api_keys_file.",
+    )
+    jobs_working_dir: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9+]+://\S+$",
+        description="URI of a package with the code and ray_config.yaml, where launched jobs run, as "
+        "s3://bucket/mmd.zip; null: mmd is installed in the cluster's image.",
+    )
+    jobs_config: str | None = Field(
+        default=None,
+        description="Settings file of launched jobs, as the cluster's machines have it; null: ray_config.yaml where "
+        "they run.",
+    )
+    jobs_keys: tuple[str, ...] = Field(
+        default=(),
+        description="Names of the API keys that may launch and stop jobs; none named: every key in api_keys_file.",
     )
     request_timeout_s: float = Field(default=30.0, gt=0, description="Longest time to an answer, s; then 504.")
     part_timeout_s: float = Field(

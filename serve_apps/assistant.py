@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
@@ -27,10 +27,12 @@ from mmd.retrieval.types import Query
 from serve_apps.answers import RecommendResult, RetrievalResult
 from serve_apps.api import ApiError
 from serve_apps.limits import RetrievalQuery
+from serve_apps.presence import Presence
 from serve_apps.recommend_routes import Recommending
 from serve_apps.speech import Said, StudentSpeech, failure_of
 
 T = TypeVar("T")
+_MISSED = frozenset({"unavailable", "timeout", "part_failed"})
 
 
 class Parts(Recommending, Protocol):
@@ -42,6 +44,10 @@ class Parts(Recommending, Protocol):
 
     async def retrieve(self, query: RetrievalQuery) -> RetrievalResult:
         """Rank responses to one dialogue."""
+        ...
+
+    async def reach(self, part: Part) -> None:
+        """Return once a part gives a sign of life."""
         ...
 
 
@@ -73,12 +79,14 @@ class TurnResult:
         intent: the answer behind its intents.
         mode: of the student, with its probability; None where it told none.
         pictures: ids of the hits' pictures that the service has.
+        missed: parts that did not answer in time, or not at all.
     """
 
     reply: AssistantReply
     intent: IntentAnswer | None
     mode: tuple[Mode, float | None] | None
     pictures: frozenset[str]
+    missed: frozenset[Part] = frozenset()
 
 
 @dataclass
@@ -143,7 +151,8 @@ class _Turn:
             degraded=tuple(dict.fromkeys((*self.served.degraded, *problems))),
             artifacts={**self.served.artifacts, **{k: v for answer in told for k, v in answer.artifacts.items()}},
         )
-        return TurnResult(reply, self.intent, self.mode, self.pictures)
+        missed = frozenset(part for part, err in self.failed.items() if err.code in _MISSED)
+        return TurnResult(reply, self.intent, self.mode, self.pictures, missed)
 
     @property
     def pictures(self) -> frozenset[str]:
@@ -187,6 +196,7 @@ class TurnService:
 
     def __init__(self, parts: Parts, settings: ServeSettings) -> None:
         self._parts = parts
+        self._presence = Presence(parts.reach)
         # Twice within the request's own limit: the student may have to be asked again.
         self._limit_s = min(settings.part_timeout_s, 0.4 * settings.request_timeout_s)
         self._log = structlog.get_logger("mmd.assistant")
@@ -245,36 +255,38 @@ class TurnService:
     # ------------------------------------------------------------ asking the parts
 
     async def _ask_intent(self, turn: _Turn) -> None:
-        turn.intent = await self._within(turn, "intent", self._parts.answer(intent_query(turn.query)))
+        query = intent_query(turn.query)
+        turn.intent = await self._within(turn, "intent", lambda: self._parts.answer(query))
 
     async def _ask_retrieval(self, turn: _Turn) -> None:
         query, count = turn.query, turn.served.policy.settings.candidates
         asked = RetrievalQuery(query.id, Query(query.turns), query.images, count, each=True)
-        turn.retrieval = await self._within(turn, "retrieval", self._parts.retrieve(asked))
+        turn.retrieval = await self._within(turn, "retrieval", lambda: self._parts.retrieve(asked))
 
     async def _ask_student(self, turn: _Turn, mode: Mode | None = None) -> None:
-        asked = self._parts.recommend(_in_mode(turn.query, mode))
-        turn.recommended = found = await self._within(turn, "recommendation", asked)
+        query = _in_mode(turn.query, mode)
+        found = await self._within(turn, "recommendation", lambda: self._parts.recommend(query))
+        turn.recommended = found
         if found and mode is None:
             turn.mode = found.answer.mode, found.answer.mode_probability
 
     async def _open(self, turn: _Turn, student: StudentSpeech, mode: Mode | None = None) -> None:
         """Begin a stream of the student's."""
-        told = await self._within(turn, "recommendation", student.open(_in_mode(turn.query, mode)))
+        query = _in_mode(turn.query, mode)
+        told = await self._within(turn, "recommendation", lambda: student.open(query))
         if mode is None:
             turn.mode = told
 
     async def _finish(self, turn: _Turn, student: StudentSpeech) -> None:
         """Wait for the end of the student's stream, which has all that it had in mind."""
         if "recommendation" not in turn.failed:
-            turn.recommended = await self._within(turn, "recommendation", student.result())
+            turn.recommended = await self._within(turn, "recommendation", student.result)
 
-    async def _within(self, turn: _Turn, part: Part, asked: Awaitable[T]) -> T | None:
+    async def _within(self, turn: _Turn, part: Part, ask: Callable[[], Awaitable[T]]) -> T | None:
         """Wait for a part's answer; None, and its failure noted, where none comes in time."""
         started = time.perf_counter()
         try:
-            async with asyncio.timeout(self._limit_s):
-                return await asked
+            return await self._presence.answer(part, ask, self._limit_s)
         except ApiError as err:
             turn.failed[part] = err
         except TimeoutError:

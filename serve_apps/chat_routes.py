@@ -62,6 +62,10 @@ def add_chat(
         served = backend.policy
         check_model(body.model, served)
 
+        def answered(result: TurnResult) -> None:
+            request.state.went_without = bool(result.missed)
+            told(result)
+
         async def whole(query: AssistantQuery) -> tuple[AssistantQuery, TurnResult]:
             return query, await turns.answer(served, query)
 
@@ -71,10 +75,10 @@ def add_chat(
         if body.stream:
             (query, pieces), decoded_ms, _ = await asked(body, request, read_chat_query, begun)
             wants_usage = bool(body.stream_options and body.stream_options.include_usage)
-            events = ChatEvents(_writer(body, request, query, served), decoded_ms, usage=wants_usage, told=told)
+            events = ChatEvents(_writer(body, request, query, served), decoded_ms, usage=wants_usage, told=answered)
             return streamed(pieces, events, *asked.limit(request), request.state.request_id)
         (query, result), decoded_ms, _ = await asked(body, request, read_chat_query, whole)
-        told(result)
+        answered(result)
         return _writer(body, request, query, served).response(result, decoded_ms)
 
     @app.get("/v1/models", summary="Who can be asked", tags=["conversation"])

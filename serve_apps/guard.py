@@ -12,6 +12,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_apps.api import ApiError
+from serve_apps.congestion import Congestion
 from serve_apps.keys import Admission
 
 # Scripts and styles only from here; pictures also from data: (thumbnails). No inline code, no frame, no form target.
@@ -31,6 +33,7 @@ SECURITY_HEADERS: Mapping[str, str] = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+MODEL_PATHS = frozenset({"/v1/chat/completions", "/v1/intent", "/v1/retrieve", "/v1/recommend"})
 Observer = Callable[[str, str | None, int, float], None]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LENGTH = re.compile(r"[0-9]{1,18}")  # what else is announced is not believed; the body is counted as it comes
@@ -49,6 +52,7 @@ class Guard:
         observe: is told method, route (as the API document writes its path; None where there is none), status and
             seconds of every exchange.
         admit: lets requests in by their keys, before their bodies are read; None: all of them.
+        congestion: lets those in that ask models, before their bodies are read; None: all of them.
     """
 
     def __init__(
@@ -60,10 +64,12 @@ class Guard:
         max_commas: int | None = None,
         observe: Observer | None = None,
         admit: Admission | None = None,
+        congestion: Congestion | None = None,
     ) -> None:
         self._app = app
         self._observe = observe
         self._admit = admit
+        self._congestion = congestion
         self._max_body_bytes = max_body_bytes
         self._max_commas = max_commas
         self._body_timeout_s = body_timeout_s
@@ -75,9 +81,13 @@ class Guard:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, send)
+        congestion = self._congestion if exchange.asks_models else None
+        crowd = 0
         try:
             if self._admit:
-                exchange.key_name = self._admit(exchange.headers, exchange.path)
+                exchange.key_name = scope["state"]["key_name"] = self._admit(exchange.headers, exchange.path)
+            if congestion:
+                crowd = congestion.enter()
             body = await self._read_body(exchange, receive)
             await self._app(scope, _replay(body, receive), exchange.send)
         except ApiError as err:
@@ -93,6 +103,8 @@ class Guard:
             message = f"the service failed; its log has the reason under request id {exchange.request_id}."
             await exchange.respond(error_response(ApiError(500, "internal_error", message)), receive)
         finally:
+            if congestion and crowd:
+                _leave(congestion, crowd, exchange)
             elapsed_s = time.perf_counter() - exchange.started
             if self._observe:
                 self._observe(exchange.method, getattr(scope.get("route"), "path", None), exchange.status, elapsed_s)
@@ -129,7 +141,7 @@ class Guard:
                 if more:
                     await self._drain(receive, deadline)
                 raise self._too_large(size)
-        exchange.body_bytes = size
+        exchange.body_bytes, exchange.read_at = size, time.perf_counter()
         # Also what keeps other sites out: a cross-origin page cannot send JSON without asking first (CORS), which
         # serve.cors_origins alone allows.
         media = exchange.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -180,15 +192,32 @@ class _Exchange:
         self.key_name: str | None = None
         self.status = 0
         self.body_bytes = 0
+        self.read_at = self.begun_at = self.started  # its body was there, its response began
         self._scope = scope
         self._send = send
         scope.setdefault("state", {})["request_id"] = self.request_id
         scope["state"]["started"] = self.started
+        scope["state"]["key_name"] = None
+
+    @property
+    def asks_models(self) -> bool:
+        """Whether models work for the answer."""
+        return self.method == "POST" and self.path in MODEL_PATHS
+
+    @property
+    def told_s(self) -> float | None:
+        """Seconds from the whole request to the response, where they tell how busy the models are.
+
+        An error takes no time, and a part that is gone, seconds: neither does.
+        """
+        if self.status != HTTPStatus.OK or self._scope["state"].get("went_without"):
+            return None
+        return self.begun_at - self.read_at
 
     async def send(self, message: Message) -> None:
         """Pass a message on, with our headers on the first."""
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.status, self.begun_at = message["status"], time.perf_counter()
             headers = MutableHeaders(scope=message)
             for name, value in SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
@@ -199,6 +228,13 @@ class _Exchange:
     async def respond(self, response: Response, receive: Receive) -> None:
         """Send a whole response."""
         await response(self._scope, receive, self.send)
+
+
+def _leave(congestion: Congestion, crowd: int, exchange: _Exchange) -> None:
+    """Count a request out; a long body is of another kind than a short one, as is a picture."""
+    congestion.leave(crowd, (exchange.path, exchange.body_bytes.bit_length() // 2), exchange.told_s)
+    if exchange.status == HTTPStatus.TOO_MANY_REQUESTS:
+        congestion.refused()
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

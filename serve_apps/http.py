@@ -36,12 +36,15 @@ from serve_apps.api import (
 )
 from serve_apps.asking import ERRORS, MAY_FAIL, Asked
 from serve_apps.chat_routes import Chatting, add_chat
+from serve_apps.congestion import Congestion
 from serve_apps.examples import media_type
 from serve_apps.guard import Guard, error_response
 from serve_apps.keys import admission
 from serve_apps.limits import most_commas, read_intent_query, read_retrieval_query
 from serve_apps.pages import add_pages
 from serve_apps.recommend_routes import add_recommend
+from serve_apps.sweeps import SweepDesk
+from serve_apps.sweeps_routes import add_sweeps
 from serve_apps.telemetry import MEDIA_TYPE, Telemetry
 
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
@@ -69,12 +72,13 @@ class Backend(Chatting, Protocol):
         ...
 
 
-def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
+def create_app(backend: Backend, settings: ServeSettings, sweeps: SweepDesk | None = None) -> FastAPI:
     """Return the application, its guard around it.
 
     Args:
         backend: what answers.
         settings: limits.
+        sweeps: lists and launches sweeps; without it there are no such routes.
     """
     app = FastAPI(
         title="mmd",
@@ -90,6 +94,8 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
     _add_errors(app)
     _add_api(app, backend, asked)
     add_chat(app, backend, asked, settings, telemetry.turn)
+    if sweeps is not None:
+        add_sweeps(app, sweeps)
     _add_metrics(app, telemetry)
     add_pages(app, settings)
     limit, body_timeout_s = int(settings.max_body_mb * 2**20), settings.request_timeout_s
@@ -100,6 +106,7 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
         max_commas=most_commas(settings),
         observe=telemetry.request,
         admit=admission(settings),
+        congestion=Congestion(settings.slowdown, 2 * settings.target_ongoing_requests) if settings.slowdown else None,
     )
     if settings.cors_origins:  # outermost, so that refusals can be read, too; a preflight carries no key
         app.add_middleware(

@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from mmd.artifacts import ArtifactStore
 from mmd.assistant.settings import AssistantSettings
 from mmd.config import ServeSettings
 from mmd.intent.engine import IntentAnswer, IntentQuery
@@ -29,6 +30,7 @@ from serve_apps.http import create_app
 from serve_apps.limits import RetrievalQuery
 from serve_apps.policy import PolicySeat
 from serve_apps.replica import PartStatus, Refused
+from serve_apps.sweeps import SweepDesk
 
 RETRY_AFTER_S = 1
 _STATUS_S = 2.0  # a probe must not wait for a part that is gone
@@ -59,6 +61,11 @@ class HandleBackend:
         self._intent = intent
         self._retrieval = retrieval
         self._recommendation = recommendation
+        self._handles: dict[Part, DeploymentHandle[Any]] = {
+            "intent": intent,
+            "retrieval": retrieval,
+            "recommendation": recommendation,
+        }
         self._timeout_s = timeout_s
         self._seat = seat
         self._told: tuple[float, ReadyResponse | None] = (0.0, None)
@@ -145,15 +152,22 @@ class HandleBackend:
         """
         told_at, told = self._told
         if told is None or time.monotonic() - told_at > _STATUS_KEPT_S:
-            handles: dict[Part, DeploymentHandle[Any]] = {
-                "intent": self._intent,
-                "retrieval": self._retrieval,
-                "recommendation": self._recommendation,
-            }
-            parts = await asyncio.gather(*(self._status(part, handle) for part, handle in handles.items()))
+            parts = await asyncio.gather(*(self._status(part, handle) for part, handle in self._handles.items()))
             told = to_ready([*parts, await self._seat.status()])
             self._told = time.monotonic(), told
         return told
+
+    async def reach(self, part: Part) -> None:
+        """Return once a part gives a sign of life.
+
+        Raises:
+            ApiError: none comes.
+        """
+        try:
+            await self._call(self._handles[part].status.remote)
+        except ApiError as err:
+            if err.status != HTTPStatus.TOO_MANY_REQUESTS:  # which is one
+                raise
 
     async def _status(self, part: Part, handle: DeploymentHandle[Any]) -> PartStatus:
         """Return what a part says of itself; that it is there where it has no time to, else that it is not."""
@@ -242,7 +256,7 @@ class Ingress:
         retrieval: handle of the deployment that ranks responses.
         recommendation: handle of the deployment that replies and recommends.
         settings: limits and timeout.
-        store: URI of the artefact store, for the policy.
+        store: URI of the artefact store, for the policy and for sweeps.
         corpus: name of the corpus.
         assistant: settings of conversations.
     """
@@ -261,6 +275,7 @@ class Ingress:
         self._seat = PolicySeat(store, corpus, settings, assistant)
         self._backend = HandleBackend(intent, retrieval, recommendation, settings.request_timeout_s, self._seat)
         self._settings = settings
+        self._store = store
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load the policy that ``user_config`` names, see :meth:`~serve_apps.replica.Replica.reconfigure`."""
@@ -268,4 +283,4 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the application; Serve calls this once the replica is constructed."""
-        return create_app(self._backend, self._settings)
+        return create_app(self._backend, self._settings, SweepDesk(ArtifactStore(self._store), self._settings))

@@ -11,20 +11,25 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import httpx
 import psutil
 
 from jobs.glue.cluster import ray_cluster
 from mmd.artifacts import ArtifactStore
 from mmd.config import AppConfig, load_config
 from mmd.corpora.store import Corpus
+from mmd.errors import ConfigError
 from mmd.loadtest.generator import Load, Outcome, Request
 from mmd.loadtest.questions import CHAT, asked_of, renewed, request_of, text_dialogues
 from mmd.schema import Turn
+
+if TYPE_CHECKING:  # Ray comes with it
+    from serve_apps.app import AppArgs
 
 APP = "bench"
 WARMUP = 40
@@ -101,17 +106,43 @@ class Service:
     corpus: str
 
     def deploy(self, **refs: str) -> None:
-        """Serve, or go on serving with other artefacts; with one replica a model, so that scaling blurs nothing.
+        """Deploy the application as ``serve deploy`` does a file; of one that runs, artefacts are swapped in place.
 
         Args:
             refs: kind → reference; the newest of other kinds.
+
+        Raises:
+            ConfigError: it does not answer with them.
         """
         from ray import serve
+        from ray.serve.schema import ServeDeploySchema
 
-        from serve_apps.app import AppArgs, build, refs_from
+        from serve_apps.app import refs_from
 
         intent, retrieval, recommendation, policy = refs_from(list(refs.values()))
-        args = AppArgs(
+        named = {"ingress": policy, "intent": intent, "retrieval": retrieval, "recommendation": recommendation}
+        application = {
+            "name": APP,
+            "import_path": "serve_apps.app:build",
+            "args": self._arguments().model_dump(mode="json"),
+            "deployments": [{"name": name, "user_config": given.model_dump()} for name, given in named.items()],
+        }
+        schema = ServeDeploySchema.model_validate({"applications": [application]})
+        client: Any = serve.context._get_global_client()  # what the command line's own server calls
+        client.deploy_apps(schema)
+        for _ in range(600):
+            with suppress(httpx.TransportError):
+                ready = httpx.get(f"{self.url}/readyz", timeout=60)
+                if ready.is_success and set(refs.values()) <= set(ready.json()["artifacts"].values()):
+                    return
+            time.sleep(0.2)
+        raise ConfigError(f"{', '.join(refs.values())}: not served within two minutes; see Ray's logs for the reason.")
+
+    def _arguments(self) -> AppArgs:
+        """Return the application's, with one replica a model, so that scaling blurs nothing."""
+        from serve_apps.app import AppArgs
+
+        return AppArgs(
             store=self.store.root,
             corpus=self.corpus,
             serve=self.config.serve.model_copy(update={"max_replicas": 1}),
@@ -119,12 +150,7 @@ class Service:
             models=self.config.models,
             assistant=self.config.assistant,
             generation=self.config.recommend.generation,
-            intent=intent,
-            retrieval=retrieval,
-            recommendation=recommendation,
-            policy=policy,
         )
-        serve.run(build(args), name=APP)
 
     def versions(self, kind: str) -> list[str]:
         """Return what the store has of a kind for the corpus, the oldest first."""

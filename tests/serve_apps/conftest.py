@@ -68,7 +68,7 @@ from mmd.retrieval.sources import build_maker, training_sources
 from mmd.retrieval.types import RESPONSES, Response
 from mmd.schema import IMAGES, Image, image_to_row
 from serve_apps.answers import RecommendResult, RetrievalResult, StreamPiece, to_ready
-from serve_apps.api import ApiError, ExamplesResponse, ReadyResponse, TasksResponse
+from serve_apps.api import ApiError, ExamplesResponse, Part, ReadyResponse, TasksResponse
 from serve_apps.assistant import ServedPolicy
 from serve_apps.examples import pick_examples
 from serve_apps.http import create_app
@@ -79,6 +79,7 @@ from serve_apps.recommend import recommend_one, stream_one
 from serve_apps.recommend import status_of as status_of_student
 from serve_apps.replica import PartStatus, absent_part, unknown_picture
 from serve_apps.retrieval import rank_one, status_of
+from serve_apps.sweeps import SweepDesk
 
 LIMITS = ServeSettings(
     max_turns=20,
@@ -123,6 +124,9 @@ class EngineBackend:
             return self.engine.answer([query])[0]
         except RequestError as err:
             raise ApiError(400, "unknown_task", str(err), "task") from err
+
+    async def reach(self, part: Part) -> None:
+        """Be there: this process is."""
 
     async def retrieve(self, query: RetrievalQuery) -> RetrievalResult:
         if self.failure:
@@ -396,9 +400,11 @@ def serving(free_port: Callable[[], int]) -> Iterator[Callable[[EngineBackend, S
     """A real HTTP server in a thread of this process; returns its address."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def start(backend: EngineBackend, settings: ServeSettings, port: int | None = None) -> str:
+    def start(
+        backend: EngineBackend, settings: ServeSettings, port: int | None = None, sweeps: SweepDesk | None = None
+    ) -> str:
         port = port or free_port()
-        config = uvicorn.Config(create_app(backend, settings), port=port, log_level="warning", ws="none")
+        config = uvicorn.Config(create_app(backend, settings, sweeps), port=port, log_level="warning", ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
         thread.start()

@@ -1,0 +1,95 @@
+"""Which parts answer at the moment, so that no turn waits long for one that is gone.
+
+A part's replica may die, and a new one takes seconds to load. Whoever waits for an answer longer than is usual has the
+part asked for a sign of life, once for all who wait; where none comes, all of them go on without, and so does
+everybody until it gives one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from mmd.assistant.types import PARTS, Part
+from serve_apps.api import ApiError
+
+T = TypeVar("T")
+
+DOUBT_S = 0.5
+"""Waiting from which on a sign of life is asked for, s."""
+SIGN_S = 0.5
+"""Longest wait for one, s: a replica gives it between its batches, without a place in their queue."""
+_CANCEL_S = 1.0
+
+
+class Presence:
+    """Waits for parts, and knows which are gone.
+
+    Args:
+        reach: returns when a part gives a sign of life; raises where it cannot.
+    """
+
+    def __init__(self, reach: Callable[[Part], Awaitable[None]]) -> None:
+        self._reach = reach
+        self._gone = {part: asyncio.Event() for part in PARTS}
+        self._looking: dict[Part, asyncio.Task[None]] = {}
+
+    async def answer(self, part: Part, ask: Callable[[], Awaitable[T]], limit_s: float) -> T:
+        """Return a part's answer.
+
+        Args:
+            part: that is asked.
+            ask: asks it; not called while it is gone.
+            limit_s: longest wait.
+
+        Raises:
+            ApiError: it is gone, or what ``ask`` raises.
+            TimeoutError: it is there, and has not answered within the limit.
+        """
+        gone = self._gone[part]
+        if gone.is_set():
+            raise _unreached()
+        asking = asyncio.ensure_future(ask())
+        leaving = asyncio.ensure_future(gone.wait())
+        try:
+            first_s = min(DOUBT_S, limit_s)
+            await asyncio.wait({asking, leaving}, timeout=first_s, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done() and not leaving.done():
+                self._look(part)
+                await asyncio.wait({asking, leaving}, timeout=limit_s - first_s, return_when=asyncio.FIRST_COMPLETED)
+            if asking.done():
+                return asking.result()
+            if leaving.done():
+                raise _unreached()
+            raise TimeoutError
+        finally:
+            leaving.cancel()
+            asking.cancel()  # nothing, where it has answered
+            await asyncio.wait({asking}, timeout=_CANCEL_S)  # a stream that is still being opened cannot be closed
+
+    def _look(self, part: Part) -> None:
+        """Look for a sign of life, unless somebody does already."""
+        looking = self._looking.get(part)
+        if looking is None or looking.done():
+            self._looking[part] = asyncio.create_task(self._watch(part))
+
+    async def _watch(self, part: Part) -> None:
+        gone = self._gone[part]
+        try:
+            sign = asyncio.ensure_future(self._reach(part))
+            await asyncio.wait({sign}, timeout=SIGN_S)
+            while not sign.done() or sign.exception() is not None:
+                gone.set()
+                with suppress(Exception):  # whatever it fails of, it is no sign of life
+                    await sign
+                    break
+                await asyncio.sleep(SIGN_S)
+                sign = asyncio.ensure_future(self._reach(part))
+        finally:
+            gone.clear()
+
+
+def _unreached() -> ApiError:
+    return ApiError(503, "unavailable", "it does not answer now; turns go on without it until it does.")

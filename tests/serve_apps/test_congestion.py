@@ -1,0 +1,100 @@
+"""How many requests are let in at a time."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_apps.api import ApiError
+from serve_apps.congestion import Congestion
+
+
+def alone(congestion: Congestion, seconds: float = 0.1, times: int = 10, kind: str = "text") -> None:
+    for _ in range(times):
+        congestion.leave(congestion.enter(), kind, seconds)
+
+
+def crowd_of(congestion: Congestion, count: int) -> list[int]:
+    return [congestion.enter() for _ in range(count)]
+
+
+def test_twice_the_least_are_let_in_at_first_and_the_next_is_told_when_to_come_back():
+    congestion = Congestion(slowdown=2.5, least=4)
+    crowds = crowd_of(congestion, 8)
+    with pytest.raises(ApiError) as caught:
+        congestion.enter()
+    assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (429, "overloaded", 1)
+    congestion.leave(crowds.pop())
+    assert congestion.enter() == 8
+
+
+def test_a_full_house_that_is_still_fast_lets_more_in():
+    """Half a place a request that found the house full."""
+    congestion = Congestion(slowdown=2.5, least=4)
+    alone(congestion)
+    for crowd in crowd_of(congestion, 8):
+        congestion.leave(crowd, "text", 0.15)
+    assert congestion.most == 8  # only the eighth found it full: 8.5
+    for crowd in crowd_of(congestion, 8):
+        congestion.leave(crowd, "text", 0.15)
+    assert congestion.most == 9
+
+
+def test_a_slow_house_lets_fewer_in_but_never_fewer_than_the_least():
+    """Five times as long as alone: the mean slowdown passes 2.5 with the third, then a tenth goes with each."""
+    congestion = Congestion(slowdown=2.5, least=4)
+    alone(congestion)
+    for crowd in crowd_of(congestion, 8)[4:]:
+        congestion.leave(crowd, "text", 0.5)  # the mean slowdown: 1.8, 2.44, 2.95, 3.36
+    assert congestion.most == 6  # 8 × 0.9 × 0.9
+    for _ in range(50):
+        congestion.leave(7, "text", 0.5)
+    assert congestion.most == 4
+
+
+def test_kinds_are_compared_with_themselves():
+    """A picture takes ten times as long as a text, and slows nothing down."""
+    congestion = Congestion(slowdown=2.5, least=4)
+    alone(congestion, 0.1)
+    alone(congestion, 1.0, kind="picture")
+    for _ in range(20):
+        congestion.leave(congestion.enter(), "picture", 1.0)
+    assert congestion.most == 8
+
+
+def test_before_its_time_alone_is_known_a_kind_tells_nothing():
+    congestion = Congestion(slowdown=2.5, least=4)
+    alone(congestion, 0.1, times=9)
+    for crowd in crowd_of(congestion, 8):
+        congestion.leave(crowd, "text", 9.0 if crowd > 2 else None)
+    assert congestion.most == 8
+
+
+def test_a_full_queue_behind_lets_fewer_in():
+    congestion = Congestion(slowdown=2.5, least=4)
+    for _ in range(100):
+        congestion.refused()
+    assert congestion.most == 4
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.floats(0, 60) | st.none(), st.sampled_from("ab")), max_size=200),
+    st.integers(1, 8),
+)
+def test_whatever_happens_the_least_are_let_in_and_everybody_who_left_is_gone(
+    steps: list[tuple[bool, float | None, str]], least: int
+):
+    congestion, inside = Congestion(2.5, least), []
+    for enters, seconds, kind in steps:
+        if enters:
+            try:
+                inside.append(congestion.enter())
+            except ApiError:
+                assert len(inside) >= least
+        elif inside:
+            congestion.leave(inside.pop(), kind, seconds)
+        assert congestion.most >= least
+    for crowd in inside:
+        congestion.leave(crowd)
+    assert congestion.enter() == 1
