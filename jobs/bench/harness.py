@@ -128,7 +128,7 @@ class Service:
             "deployments": [{"name": name, "user_config": given.model_dump()} for name, given in named.items()],
         }
         schema = ServeDeploySchema.model_validate({"applications": [application]})
-        client: Any = serve.context._get_global_client()  # what the command line's own server calls
+        client: Any = serve.context._get_global_client()  # noqa: SLF001 (what the command line's own server calls)
         client.deploy_apps(schema)
         for _ in range(600):
             with suppress(httpx.TransportError):
