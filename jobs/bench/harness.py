@@ -21,7 +21,7 @@ import psutil
 
 from jobs.glue.cluster import ray_cluster
 from mmd.artifacts import ArtifactStore
-from mmd.config import AppConfig, load_config
+from mmd.config import AppConfig, ServeSettings, load_config
 from mmd.corpora.store import Corpus
 from mmd.errors import ConfigError
 from mmd.loadtest.generator import Load, Outcome, Request
@@ -163,14 +163,19 @@ class Service:
         return [one.pid for one in running if (one.info["cmdline"] or [""])[0].startswith(title)]
 
 
+def loop_variables(settings: ServeSettings) -> dict[str, str]:
+    """Return what ``mmd serve`` puts into the environment of Ray's processes; here for all benches."""
+    from serve_apps import run
+
+    return run.loop_variables(settings)
+
+
 @contextmanager
 def served(
     config: AppConfig, store: ArtifactStore, corpus: str, variables: Mapping[str, str] | None = None
 ) -> Iterator[Service]:
     """Serve a corpus's artefacts on a local cluster for the length of the ``with``."""
     from ray import serve
-
-    from serve_apps.run import loop_variables
 
     given = loop_variables(config.serve) if variables is None else variables
     with environment(given), ray_cluster(config.cluster):

@@ -30,13 +30,12 @@ from typing import Any
 
 import httpx
 
-from jobs.bench.harness import WARMUP, WITHOUT, Bench, Memory, Service, meanwhile
+from jobs.bench.harness import WARMUP, WITHOUT, Bench, Memory, Service, loop_variables, meanwhile
 from jobs.glue.entry import console
 from mmd.config import ServeSettings
 from mmd.errors import ConfigError
 from mmd.loadtest.generator import Load
 from mmd.loadtest.report import percentiles, summarise
-from serve_apps.run import loop_variables
 
 MODELS = ("intent", "retrieval", "recommendation")
 OVER = 3.0
