@@ -34,6 +34,7 @@ _K = 10
 _BATCH = 1000  # queries; exact search is quicker a query with many at a time
 _SINGLE = 200  # queries asked one at a time
 _TUNING = 500
+_TOPICS = 2000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -83,19 +84,38 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
 def sentence_like(n: int, dim: int, latent: int, noise: float, seed: int) -> Vectors:
     """Draw unit vectors (n, dim) as the module's text says; the same ``seed``, the same vectors."""
     draw = np.random.default_rng(seed)
-    bend = (draw.standard_normal((latent, dim)) / np.sqrt(latent)).astype(np.float32)
-    topics = 2000
-    centres = draw.standard_normal((topics, latent), dtype=np.float32)
-    weights = np.arange(1, topics + 1) ** -0.7
-    topic = draw.choice(topics, n, p=weights / weights.sum())
-    out = np.empty((n, dim), np.float32)
-    for start in range(0, n, 50_000):
-        some = slice(start, min(n, start + 50_000))
-        place = centres[topic[some]]
-        place += 0.6 * draw.standard_normal(place.shape, dtype=np.float32)
-        rows = np.tanh(place @ bend) + noise * draw.standard_normal((len(place), dim), dtype=np.float32)
-        out[some] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return out
+    return Surface(dim, latent, noise, draw).vectors(n, draw)
+
+
+class Surface:
+    """Topics on a bent surface, from which vectors are drawn.
+
+    Args:
+        dim: numbers of a vector.
+        latent: dimensions of the surface.
+        noise: of each number.
+        draw: of the surface itself.
+    """
+
+    def __init__(self, dim: int, latent: int, noise: float, draw: np.random.Generator) -> None:
+        self._noise = noise
+        self._bend = (draw.standard_normal((latent, dim)) / np.sqrt(latent)).astype(np.float32)
+        self._centres = draw.standard_normal((_TOPICS, latent), dtype=np.float32)
+        weights = np.arange(1, _TOPICS + 1) ** -0.7
+        self._shares = weights / weights.sum()
+
+    def vectors(self, n: int, draw: np.random.Generator) -> Vectors:
+        """Draw ``n`` unit vectors (n, dim)."""
+        topic = draw.choice(_TOPICS, n, p=self._shares)
+        out = np.empty((n, self._bend.shape[1]), np.float32)
+        for start in range(0, n, 50_000):
+            some = slice(start, min(n, start + 50_000))
+            place = self._centres[topic[some]]
+            place += 0.6 * draw.standard_normal(place.shape, dtype=np.float32)
+            rows = np.tanh(place @ self._bend)
+            rows += self._noise * draw.standard_normal(rows.shape, dtype=np.float32)
+            out[some] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return out
 
 
 class Candidate(Protocol):

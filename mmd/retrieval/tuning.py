@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,19 @@ _SHARE = 10  # one in so many is held out of a small index
 _DEPTH = 10
 _NEAR_BEST = 0.005
 _TIE = 1e-6
+
+
+class Judge(Protocol):
+    """Queries, and which rows are right for them."""
+
+    @property
+    def queries(self) -> Vectors:
+        """Return the queries (n, dim)."""
+        ...
+
+    def recalls(self, rows: Slots) -> npt.NDArray[np.float64]:
+        """Return each query's share of right ones among rows (n, depth)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,7 @@ def build_index(
     return index
 
 
-def tune(found: Callable[[int], Slots], truth: Truth, efforts: Sequence[int], recall: float) -> Tuned:
+def tune(found: Callable[[int], Slots], truth: Judge, efforts: Sequence[int], recall: float) -> Tuned:
     """Return the least effort whose recall is above the wanted one by a standard error.
 
     Where none is, because the codes of a structure are too coarse: the least that comes near the best.
