@@ -23,14 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make a key from the command line; return the exit code (0 done, 2 a user's mistake)."""
-    parser = argparse.ArgumentParser(
-        prog="mmd keys", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    actions = parser.add_subparsers(required=True, metavar="ACTION")
-    new = actions.add_parser("new", help="make a key and add its hash to a file")
-    new.add_argument("name", help="for the log and for finding the line again: letters, digits, . _ -")
-    new.add_argument("--file", type=Path, required=True, help="file of hashes; made where it is not there yet")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     try:
         key = add_key(args.file, args.name)
     except MmdError as err:
@@ -39,6 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.write(f"{key}\n")
     sys.stderr.write(f"mmd keys: this is the only time the key is shown; its hash is in {args.file}\n")
     return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="mmd keys", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    new = actions.add_parser("new", help="make a key and add its hash to a file")
+    new.add_argument("name", help="for the log and for finding the line again: letters, digits, . _ -")
+    new.add_argument("--file", type=Path, required=True, help="file of hashes; made where it is not there yet")
+    return parser
 
 
 def add_key(path: Path, name: str) -> str:

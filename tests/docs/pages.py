@@ -42,10 +42,11 @@ def commands(page: Path) -> Iterator[list[str]]:
     for kind, block in _FENCE.findall(page.read_text(encoding="utf-8")):
         if kind == "bash":
             for line in _logical_lines(block):
-                if assigned := _VARIABLE.fullmatch(line):
+                plain = _filled_in(line, variables)
+                if assigned := _VARIABLE.fullmatch(plain):
                     variables[assigned[1]] = assigned[2].strip("\"'")
                 else:
-                    yield from _simple_commands(line, variables)
+                    yield from _simple_commands(plain)
 
 
 def _logical_lines(block: str) -> Iterator[str]:
@@ -59,9 +60,14 @@ def _logical_lines(block: str) -> Iterator[str]:
                     break
 
 
-def _simple_commands(line: str, variables: Mapping[str, str]) -> Iterator[list[str]]:
+def _filled_in(line: str, variables: Mapping[str, str]) -> str:
     for name, value in variables.items():
+        line = line.replace(f"${{{name}}}", value)
         line = re.sub(rf"\${name}\b", lambda _, value=value: value, line)
+    return line
+
+
+def _simple_commands(line: str) -> Iterator[list[str]]:
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     words: list[str] = []
