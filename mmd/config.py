@@ -37,6 +37,7 @@ class _Yaml(yaml.SafeLoader):
 
 _Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
 ProfileName = Literal["laptop", "mllm", "gpu"]
+Placement = Literal["PACK", "SPREAD", "STRICT_SPREAD"]
 
 
 class ClusterSettings(Settings):
@@ -53,6 +54,11 @@ class ClusterSettings(Settings):
     )
     object_store_mb: int = Field(default=1024, ge=80, description="Object store of a local cluster, MiB.")
     dashboard: bool = Field(default=False, description="Start the Ray dashboard with a local cluster.")
+    placement: Placement = Field(
+        default="PACK",
+        description="Where a training's workers run: PACK: on as few nodes as hold them; SPREAD: on as many as there "
+        "are; STRICT_SPREAD: each on a node of its own, waiting for nodes where there are too few.",
+    )
 
 
 class TuneSettings(Settings):
@@ -71,6 +77,12 @@ class ServeSettings(Settings):
     port: int = Field(default=8000, ge=1, le=65535, description="HTTP port.")
     min_replicas: int = Field(default=1, ge=1, description="Lower bound of autoscaling.")
     max_replicas: int = Field(default=2, ge=1, description="Upper bound of autoscaling.")
+    max_replicas_per_node: int | None = Field(
+        default=None,
+        ge=1,
+        description="Replicas of a part, and of the ingress, that one node holds at most; with 1 and min_replicas=2 the "
+        "loss of a node takes no part away. null: no bound.",
+    )
     gpus_per_replica: float = Field(
         default=0.0,
         ge=0,

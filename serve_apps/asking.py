@@ -19,8 +19,10 @@ DECODERS = 2
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "Malformed, or over a limit."},
     401: {"model": ErrorResponse, "description": "The service asks for API keys, and this request has none."},
+    403: {"model": ErrorResponse, "description": "This service, or this key, may not do that; the message says why."},
     408: {"model": ErrorResponse, "description": "The body did not arrive in time."},
     404: {"model": ErrorResponse, "description": "There is no such thing."},
+    409: {"model": ErrorResponse, "description": "Not as things are now; the message says what is in the way."},
     413: {"model": ErrorResponse, "description": "Too many bytes."},
     415: {"model": ErrorResponse, "description": "Not JSON."},
     429: {"model": ErrorResponse, "description": "Overloaded; come back after Retry-After seconds."},

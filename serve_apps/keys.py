@@ -22,7 +22,7 @@ from mmd.config import ServeSettings
 from mmd.errors import ConfigError
 from serve_apps.api import ApiError
 
-PUBLIC = frozenset({"/", "/try", "/docs", "/openapi.json", "/healthz", "/readyz"})
+PUBLIC = frozenset({"/", "/try", "/sweeps", "/docs", "/openapi.json", "/healthz", "/readyz"})
 """Paths that need no key: the pages, the API document and the probes; nothing there answers a dialogue."""
 PICTURES = "/v1/images/"
 PUBLIC_FOLDERS = ("/static/", PICTURES)

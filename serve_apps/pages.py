@@ -15,7 +15,7 @@ from starlette.responses import Response
 from mmd.config import ServeSettings
 from serve_apps.limits import MEDIA_TYPES
 
-_PAGES = {"/": "index.html", "/try": "try.html", "/docs": "docs.html"}
+_PAGES = {"/": "index.html", "/try": "try.html", "/sweeps": "sweeps.html", "/docs": "docs.html"}
 _MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
@@ -55,7 +55,7 @@ def page_limits(settings: ServeSettings) -> dict[str, object]:
 
 
 def add_pages(app: FastAPI, settings: ServeSettings) -> None:
-    """Add the chat page, the page to try each part, the API document and their files.
+    """Add the chat page, the page to try each part, that of sweeps, the API document and their files.
 
     Args:
         app: gets the routes.

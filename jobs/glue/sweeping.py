@@ -26,12 +26,10 @@ from jobs.glue.sweep_gauges import SweepGauges
 from mmd.artifacts import Artifact
 from mmd.errors import MmdError
 from mmd.sweeps.kinds import KINDS, SweepKind, check_space, read_space, space_of
-from mmd.sweeps.store import EVENTS_FOLDER, SweepStore, is_id, kept, new_id, sweep_of, thinned
+from mmd.sweeps.store import EVENTS_FOLDER, ID_VARIABLE, SweepStore, is_id, kept, new_id, sweep_of, thinned
 from mmd.sweeps.types import NOTE_CHARS, SweepName, SweepRecord, Trial, Written, best_of, mean_best
 
 log = structlog.get_logger(__name__)
-ID_VARIABLE = "MMD_SWEEP_ID"
-"""In the environment of a job that the service launched: the id under which it follows the sweep."""
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's own; set for the entry point of a submitted job alone
 _WRITE_S = 2.0
 _LINE_S = 20.0

@@ -18,6 +18,8 @@ FOLDER = ".sweeps"
 SWEEP_FILE = "sweep.json"
 TRIALS_FILE = "trials.json"
 EVENTS_FOLDER = "tensorboard"
+ID_VARIABLE = "MMD_SWEEP_ID"
+"""In the environment of a job that the service launched: the id under which it follows the sweep."""
 MAX_RECORDS = 200
 """Records of ended sweeps that a store keeps, the newest."""
 MAX_TRIALS = 2_000
@@ -52,6 +54,19 @@ def sweep_of(sweep_id: str) -> SweepName:
         if found and found[1] == name:
             return name
     raise ArtifactError(f"{sweep_id[:80]!r}: not the id of a sweep; those are as 20260131-235959-conkd-01ab23cd.")
+
+
+def started_at(sweep_id: str) -> float:
+    """Return when the sweep of an id was begun or launched, seconds since 1970.
+
+    Raises:
+        ArtifactError: it is no id, or names no time.
+    """
+    sweep_of(sweep_id)
+    try:
+        return datetime.strptime(sweep_id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).timestamp()
+    except ValueError as err:
+        raise ArtifactError(f"{sweep_id!r}: does not begin with a time ({err}).") from err
 
 
 class SweepStore:

@@ -14,6 +14,11 @@ function readLanguage() {
   return navigator.language.startsWith("zh") ? "zh" : "en";
 }
 
+// Adds the words of one page.
+export function learn(words) {
+  for (const known of Object.keys(WORDS)) Object.assign(WORDS[known], words[known]);
+}
+
 export const current = () => language;
 
 function choose(wanted) {

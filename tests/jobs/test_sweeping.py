@@ -14,11 +14,11 @@ import pytest
 from jobs.glue import sweeping
 from jobs.glue.entry import JobContext
 from jobs.glue.sweep_events import steps_of
-from jobs.glue.sweeping import ID_VARIABLE, SweepRun, record_found, recorded, submission_id, with_space
+from jobs.glue.sweeping import SweepRun, record_found, recorded, submission_id, with_space
 from mmd.artifacts import ArtifactStore
 from mmd.config import build_config
 from mmd.errors import ArtifactError, ConfigError
-from mmd.sweeps.store import SweepStore
+from mmd.sweeps.store import ID_VARIABLE, SweepStore
 from mmd.sweeps.types import Trial
 
 GIVEN = "20260131-235959-conkd-01ab23cd"

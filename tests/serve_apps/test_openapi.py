@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -10,8 +11,10 @@ import schemathesis
 from hypothesis import HealthCheck
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from mmd.artifacts import ArtifactStore
 from mmd.config import ServeSettings
 from serve_apps.http import create_app
+from serve_apps.sweeps import SweepDesk
 
 OPERATIONS = [
     "POST /v1/intent",
@@ -23,6 +26,11 @@ OPERATIONS = [
     "GET /v1/images/{image_id}",
     "GET /v1/tasks",
     "GET /v1/examples",
+    "GET /v1/sweeps",
+    "GET /v1/sweeps/kinds",
+    "GET /v1/sweeps/{sweep_id}",
+    "POST /v1/sweeps",
+    "POST /v1/sweeps/{sweep_id}/stop",
     "GET /healthz",
     "GET /readyz",
     "GET /metrics",
@@ -31,8 +39,10 @@ OPERATIONS = [
 
 @pytest.mark.filterwarnings("ignore")  # of the tool's own dependencies
 @pytest.mark.parametrize("label", OPERATIONS)
-def test_answers_match_the_openapi_document(full_backend: Any, label: str):
-    schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(full_backend, ServeSettings(max_body_mb=0.5)))
+def test_answers_match_the_openapi_document(full_backend: Any, tiny_store: Path, label: str):
+    settings = ServeSettings(max_body_mb=0.5)
+    app = create_app(full_backend, settings, SweepDesk(ArtifactStore(str(tiny_store)), settings))
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
     operations = {found.ok().label: found.ok() for found in schema.get_all_operations()}
     assert set(operations) == set(OPERATIONS)
 

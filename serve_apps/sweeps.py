@@ -1,0 +1,305 @@
+"""Sweeps as the service shows and launches them: the store's records joined with the cluster's jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar, get_args
+
+import structlog
+
+from mmd.artifacts import ArtifactStore
+from mmd.config import ServeSettings
+from mmd.corpora.settings import ReaderName
+from mmd.errors import ArtifactError, ConfigError, UnavailableError
+from mmd.sweeps.kinds import KINDS, SweepKind, check_space, fields_of, overrides_of
+from mmd.sweeps.store import MAX_RECORDS, SweepStore, is_id, new_id, sweep_of
+from mmd.sweeps.types import State, SweepRecord, Trial, best_of, state_at
+from serve_apps.api import ApiError
+from serve_apps.sweeps_api import (
+    FieldOut,
+    KindOut,
+    KindsResponse,
+    LaunchingOut,
+    LaunchRequest,
+    SweepDetail,
+    SweepOut,
+    SweepsResponse,
+    TrialOut,
+)
+from serve_apps.sweeps_jobs import Jobs, LaunchedJob, RayJobs, find
+
+MAX_UNFINISHED = 4
+"""Launched sweeps that may wait or run at once."""
+_KEPT_S = 1.0  # what was read is told again for so long, whoever asks
+_RETRY_AFTER_S = 5
+T = TypeVar("T")
+
+
+class SweepDesk:
+    """Lists, shows, launches and stops sweeps.
+
+    Args:
+        store: whose records are shown, and in which launched sweeps work.
+        settings: of the service.
+        jobs: where they run; None takes ``serve.jobs_address``.
+    """
+
+    def __init__(self, store: ArtifactStore, settings: ServeSettings, jobs: Jobs | None = None) -> None:
+        self._sweeps, self._settings = SweepStore(store), settings
+        if jobs is None and settings.jobs_address is not None:
+            jobs = RayJobs(settings.jobs_address, settings.jobs_working_dir)
+        # Without keys nothing is launched, and nobody learns of the cluster's jobs.
+        self._jobs = jobs if settings.api_keys_file is not None else None
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="sweeps")
+        self._reading, self._launching = asyncio.Lock(), asyncio.Lock()
+        self._ended: dict[str, SweepRecord] = {}  # nothing more is written to them
+        self._kept: tuple[float, list[SweepOut], str | None] | None = None
+        self._log = structlog.get_logger("mmd.sweeps")
+
+    # ------------------------------------------------------------ reading
+
+    async def all(self, key: str | None) -> SweepsResponse:
+        """Return the newest sweeps."""
+        sweeps, problem = await self._all()
+        return SweepsResponse(sweeps=tuple(sweeps), launching=self.launching(key), problem=problem)
+
+    async def one(self, sweep_id: str) -> SweepDetail:
+        """Return a sweep with its trials.
+
+        Raises:
+            ApiError: 404, there is no such sweep.
+        """
+        found = await self._out(sweep_id)
+        trials = await self._in_thread(lambda: self._trials(sweep_id))
+        best = {id(trial) for trial in best_of(trials, found.metric, found.mode).values()}
+        told = tuple(TrialOut(**trial.model_dump(), best=id(trial) in best) for trial in trials)
+        return SweepDetail(**found.model_dump(), trials=told)
+
+    async def kinds(self) -> KindsResponse:
+        """Return the sweeps that there are, each with the corpora that have what it needs."""
+        corpora = await self._in_thread(self._corpora)
+        told = [_kind_out(kind, corpora.get(name, ())) for name, kind in KINDS.items()]
+        return KindsResponse(kinds=tuple(told))
+
+    def launching(self, key: str | None) -> LaunchingOut:
+        """Say whether the owner of a key may launch sweeps."""
+        reason = self._refusal(key)
+        return LaunchingOut(allowed=reason is None, reason=reason)
+
+    def _refusal(self, key: str | None) -> str | None:
+        settings = self._settings
+        if settings.api_keys_file is None:
+            return "launching and stopping need API keys, and this service has none (serve.api_keys_file)."
+        if self._jobs is None:
+            return "this service knows no cluster to launch jobs on (serve.jobs_address)."
+        if settings.jobs_keys and key not in settings.jobs_keys:
+            return "this API key may look, but not launch or stop (serve.jobs_keys)."
+        return None
+
+    async def _all(self) -> tuple[list[SweepOut], str | None]:
+        async with self._reading:
+            if self._kept is None or time.monotonic() - self._kept[0] > _KEPT_S:
+                records, (jobs, problem) = await asyncio.gather(self._in_thread(self._records), self._ask_jobs())
+                known = {record.id for record in records}
+                found = [self._told(record, find(jobs, record.id)) for record in records]
+                found += [self._launched(job) for job in jobs if job.sweep_id not in known]
+                found.sort(key=lambda sweep: sweep.id, reverse=True)
+                self._kept = time.monotonic(), found[:MAX_RECORDS], problem
+            return self._kept[1], self._kept[2]
+
+    async def _out(self, sweep_id: str) -> SweepOut:
+        if is_id(sweep_id):
+            sweeps, _ = await self._all()
+            for sweep in sweeps:
+                if sweep.id == sweep_id:
+                    return sweep
+        raise ApiError(404, "unknown_sweep", f"{sweep_id[:80]!r}: there is no such sweep; /v1/sweeps has them.")
+
+    async def _ask_jobs(self) -> tuple[list[LaunchedJob], str | None]:
+        if self._jobs is None:
+            return [], None
+        try:
+            return await self._jobs.jobs(), None
+        except UnavailableError as err:
+            return [], str(err)
+
+    def _records(self) -> list[SweepRecord]:
+        found = []
+        for sweep_id in self._sweeps.ids()[:MAX_RECORDS]:
+            record = self._ended.get(sweep_id)
+            if record is None:
+                try:
+                    record = self._sweeps.read(sweep_id)
+                except ArtifactError:  # not there yet, or of another version
+                    continue
+                if record.state != "running":
+                    self._ended[sweep_id] = record
+            found.append(record)
+        self._ended = {record.id: record for record in found if record.id in self._ended}
+        return found
+
+    def _trials(self, sweep_id: str) -> Sequence[Trial]:
+        try:
+            return self._sweeps.trials(sweep_id)
+        except ArtifactError:
+            return ()
+
+    def _corpora(self) -> dict[str, tuple[str, ...]]:
+        store = self._sweeps.store
+        names: dict[str, set[str]] = {}
+        for kind in {needed for sweep in KINDS.values() for needed in sweep.needs}:
+            names[kind] = {path.rsplit("/", 1)[-1] for path in store.subdirs(f"{store.root}/{kind}")}
+        return {
+            name: tuple(sorted(set.intersection(*(names[kind] for kind in sweep.needs))))
+            for name, sweep in KINDS.items()
+        }
+
+    def _told(self, record: SweepRecord, job: LaunchedJob | None) -> SweepOut:
+        now = time.time()
+        state = state_at(record, now)
+        if record.state == "running" and job is not None and job.ended:
+            state = "interrupted"
+        fields = set(SweepOut.model_fields) - {"state", "seconds", "stoppable"}
+        until = record.ended_unix_s or (now if state == "running" else record.updated_unix_s)
+        stoppable = state == "running" and self._jobs is not None and record.job is not None
+        seconds = round(max(0.0, until - record.started_unix_s), 1)
+        return SweepOut(**record.model_dump(include=fields), state=state, seconds=seconds, stoppable=stoppable)
+
+    def _launched(self, job: LaunchedJob) -> SweepOut:
+        """Return what is to be told of a job that has not recorded anything."""
+        kind = KINDS[sweep_of(job.sweep_id)]
+        states: Mapping[str, State] = {"STOPPED": "stopped", "FAILED": "failed", "SUCCEEDED": "failed"}
+        notes = {"SUCCEEDED": "The job ended without a record in this store.", "FAILED": job.message or None}
+        return SweepOut(
+            id=job.sweep_id,
+            sweep=kind.name,
+            corpus=job.corpus,
+            state=states.get(job.status, "waiting"),
+            metric=kind.metric,
+            mode=kind.mode,
+            axis=kind.axis,
+            space=dict(job.space),
+            total=0,
+            done=0,
+            best=None,
+            started_unix_s=job.started_unix_s,
+            seconds=0.0,
+            artifact=None,
+            note=notes.get(job.status),
+            stoppable=not job.ended,
+        )
+
+    # ------------------------------------------------------------ launching
+
+    async def launch(self, request: LaunchRequest, key: str | None) -> SweepOut:
+        """Launch a sweep and return it; it waits until the cluster starts it.
+
+        Raises:
+            ApiError: it must not or cannot be, or asks for what is not there.
+        """
+        jobs, kind = self._allowed(key), KINDS[request.sweep]
+        space = {name: list(v) if isinstance(v, tuple) else v for name, v in request.space.items()}
+        try:
+            check_space(kind, space)
+        except ConfigError as err:
+            raise ApiError(400, "invalid_space", str(err).removeprefix("settings: "), "space") from None
+        reader = await self._in_thread(lambda: self._reader(kind, request.corpus))
+        async with self._launching:
+            self._kept = None
+            sweeps, problem = await self._all()
+            unfinished = [sweep.id for sweep in sweeps if sweep.state in ("waiting", "running") and sweep.stoppable]
+            if len(unfinished) >= MAX_UNFINISHED:
+                message = f"{len(unfinished)} sweeps wait or run already; at most {MAX_UNFINISHED} do. Stop one first."
+                raise ApiError(409, "too_many_sweeps", message)
+            sweep_id = new_id(kind.name)
+            command = entrypoint(kind, request.corpus, reader, space, self._settings, self._sweeps.store.uri)
+            with _explained():
+                await jobs.launch(sweep_id, request.corpus, space, command)
+            self._kept = None
+        self._log.info("sweep_launched", id=sweep_id, sweep=kind.name, corpus=request.corpus, key=key, problem=problem)
+        return await self._out(sweep_id)
+
+    async def stop(self, sweep_id: str, key: str | None) -> SweepOut:
+        """Ask a sweep's job to end; it writes that it was stopped.
+
+        Raises:
+            ApiError: it must not or cannot be stopped, or there is no such sweep.
+        """
+        jobs = self._allowed(key)
+        found = await self._out(sweep_id)
+        if not found.stoppable:
+            reason = (
+                f"{sweep_id}: is {found.state}; nothing is left to stop."
+                if found.state not in ("waiting", "running")
+                else f"{sweep_id}: was not started as a job of this cluster; stop it where it was started (Ctrl+C)."
+            )
+            raise ApiError(409, "not_stoppable", reason)
+        record = await self._in_thread(lambda: self._record(sweep_id))
+        with _explained():
+            await jobs.stop(record.job if record and record.job else sweep_id)
+        self._kept = None
+        self._log.info("sweep_stopped", id=sweep_id, key=key)
+        return await self._out(sweep_id)
+
+    def _allowed(self, key: str | None) -> Jobs:
+        reason = self._refusal(key)
+        if reason is not None or self._jobs is None:
+            raise ApiError(403, "launching_off", f"no sweep is launched or stopped here: {reason}")
+        return self._jobs
+
+    def _record(self, sweep_id: str) -> SweepRecord | None:
+        try:
+            return self._sweeps.read(sweep_id)
+        except ArtifactError:
+            return None
+
+    def _reader(self, kind: SweepKind, corpus: str) -> ReaderName:
+        """Return how a corpus was read, once what the sweep needs is found.
+
+        Raises:
+            ApiError: something is missing.
+        """
+        store = self._sweeps.store
+        try:
+            opened = {needed: store.open(f"{needed}/{corpus}", verify=False) for needed in ("corpus", *kind.needs)}
+        except ArtifactError as err:
+            raise ApiError(409, "missing_artifact", f"sweep {kind.name} of {corpus}: {err}") from None
+        told = opened["corpus"].manifest.settings.get("reader")
+        readers: tuple[ReaderName, ...] = get_args(ReaderName)
+        return next((name for name in readers if name == told), "chat")
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def entrypoint(
+    kind: SweepKind, corpus: str, reader: str, space: Mapping[str, Any], settings: ServeSettings, store: str
+) -> str:
+    """Return the command of a sweep's job; what a client said comes as whole, quoted words, all of them checked."""
+    config = [] if settings.jobs_config is None else ["--config", settings.jobs_config]
+    sets = [f"store={store}", *overrides_of(space)]
+    options = [word for value in sets for word in ("--set", value)]
+    corpus_option = ["--corpus", f"{corpus}:{reader}"]
+    return shlex.join(["python", "-m", kind.module, *kind.arguments, *config, *corpus_option, *options])
+
+
+def _kind_out(kind: SweepKind, corpora: Sequence[str]) -> KindOut:
+    fields = [
+        FieldOut(key=field.key, default=field.default, accepts=dict(field.schema), description=field.description)
+        for field in fields_of(kind)
+    ]
+    return KindOut(name=kind.name, needs=kind.needs, corpora=tuple(corpora), fields=tuple(fields))
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn a cluster that cannot be asked into the API's error."""
+    try:
+        yield
+    except UnavailableError as err:
+        raise ApiError(503, "cluster_unavailable", str(err), retry_after_s=_RETRY_AFTER_S) from None
