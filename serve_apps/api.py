@@ -271,7 +271,8 @@ class ErrorDetail(Wire):
 
     message: str = Field(description="What is wrong, where, and the way out.")
     type: str = Field(
-        description="invalid_request_error, authentication_error, overloaded_error, timeout_error or server_error."
+        description="invalid_request_error, authentication_error, permission_error, overloaded_error, timeout_error or "
+        "server_error."
     )
     param: str | None = Field(description="Path of the offending field, e.g. turns[2].images[0].")
     code: str = Field(description="Stable machine-readable reason.")
@@ -283,7 +284,13 @@ class ErrorResponse(Wire):
     error: ErrorDetail
 
 
-_TYPES = {401: "authentication_error", 429: "overloaded_error", 504: "timeout_error", 408: "timeout_error"}
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "overloaded_error",
+    504: "timeout_error",
+    408: "timeout_error",
+}
 
 
 class ApiError(RequestError):
