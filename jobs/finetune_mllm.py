@@ -36,6 +36,7 @@ from jobs.glue.nodes import threads_each
 from jobs.glue.placing import HELD_OUT, Pass, make_datasets, ordered_shards, placed_rows, plan_passes, read_rows
 from jobs.glue.train import (
     RunPlace,
+    Scaling,
     StepReporter,
     TrainingOutput,
     fit,
@@ -250,9 +251,7 @@ def train_run(
                     datasets,
                     ordered_shards(plan, passes, {HELD_OUT: judged}),
                     own,
-                    workers=finetune.workers,
-                    use_gpu=use_gpu,
-                    max_failures=finetune.max_failures,
+                    Scaling(finetune.workers, use_gpu, context.config.cluster.placement, finetune.max_failures),
                 )
     folder = scratch / each.name
     own.fetch(checkpoint, str(folder))

@@ -31,7 +31,7 @@ from jobs.glue.metric_logs import EVENTS_FILE, write_events
 from jobs.glue.placing import HELD_OUT, make_datasets, ordered_shards, plan_passes
 from jobs.glue.progress import progress
 from jobs.glue.retriever import MINED, RetrieverJob, features_of, load_best, train_worker, write_reranker
-from jobs.glue.train import RunPlace, TrainingOutput, fit, gpus_wanted, make_by_training, start_monitor, watch
+from jobs.glue.train import RunPlace, Scaling, TrainingOutput, fit, gpus_wanted, make_by_training, start_monitor, watch
 from mmd.artifacts import Artifact, ArtifactWriter
 from mmd.config import AppConfig
 from mmd.corpora.store import Corpus
@@ -251,9 +251,7 @@ def fit_run(job: RetrieverJob, division: Division, shards: Sequence[str], place:
             make_datasets(shards, job.passes, shared),
             ordered_shards(plan, job.passes, shared),
             RunPlace(place.path, "run"),
-            workers=training.workers,
-            use_gpu=not job.on_cpu,
-            max_failures=training.max_failures,
+            Scaling(training.workers, not job.on_cpu, job.config.cluster.placement, training.max_failures),
         )
 
 

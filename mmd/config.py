@@ -80,8 +80,9 @@ class ServeSettings(Settings):
     max_replicas_per_node: int | None = Field(
         default=None,
         ge=1,
-        description="Replicas of a part, and of the ingress, that one node holds at most; with 1 and min_replicas=2 the "
-        "loss of a node takes no part away. null: no bound.",
+        le=100,
+        description="Replicas of a part, and of the ingress, that one node holds at most; with 1 and min_replicas=2 "
+        "the loss of a node takes no part away. null: no bound.",
     )
     gpus_per_replica: float = Field(
         default=0.0,

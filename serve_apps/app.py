@@ -70,6 +70,8 @@ def build(args: AppArgs | Mapping[str, Any]) -> serve.Application:
     capacity = 3 * (settings.max_replicas * settings.max_ongoing_requests + settings.max_queued_requests)
     return serve.deployment(
         name="ingress",
+        num_replicas=settings.min_replicas,
+        **_per_node(settings),
         max_ongoing_requests=capacity + settings.max_queued_requests,
         max_queued_requests=settings.max_queued_requests,
         backpressure_config=_backpressure(),
@@ -92,6 +94,7 @@ def _deployment(name: str, replica: type, settings: ServeSettings, refs: Refs, g
         max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=settings.max_queued_requests,
         backpressure_config=_backpressure(),
+        **_per_node(settings),
         ray_actor_options={"num_gpus": gpus},
         user_config=refs.model_dump(),
         health_check_period_s=5,
@@ -103,6 +106,12 @@ def _deployment(name: str, replica: type, settings: ServeSettings, refs: Refs, g
 def drain_s(settings: ServeSettings) -> float:
     """Return how long a replica that is to go, s, may take to finish what it has begun: as long as anybody waits."""
     return settings.request_timeout_s + 5
+
+
+def _per_node(settings: ServeSettings) -> dict[str, Any]:
+    """Return the bound of replicas a node as Serve wants it: not even named where there is none."""
+    bound = settings.max_replicas_per_node
+    return {} if bound is None else {"max_replicas_per_node": bound}
 
 
 def _backpressure() -> BackpressureConfig:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from jobs.glue.entry import console
 from jobs.glue.metric_logs import EVENTS_FILE, write_events
-from jobs.glue.train import RunPlace, StepReporter, fit, gpus_wanted, start_monitor, watch
+from jobs.glue.train import RunPlace, Scaling, StepReporter, fit, gpus_wanted, start_monitor, watch
 from mmd.artifacts import Artifact, ArtifactStore, ArtifactWriter
 from mmd.config import AppConfig
 from mmd.errors import ModelError
@@ -218,9 +218,7 @@ def fit_run(job: RecommendJob, place: RunPlace, steps: int, samples: int, scratc
                 {},
                 None,
                 place,
-                workers=train.workers,
-                use_gpu=not job.on_cpu,
-                max_failures=train.max_failures,
+                Scaling(train.workers, not job.on_cpu, job.config.cluster.placement, train.max_failures),
             )
     place.fetch(checkpoint, str(scratch))
     return TrainState.load(scratch)

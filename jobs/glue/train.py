@@ -22,6 +22,7 @@ from jobs.glue.placing import TrainError
 from jobs.glue.progress import progress
 from jobs.glue.tune import BatchError, only_run
 from mmd.artifacts import Artifact, ArtifactWriter, Kind, version_for
+from mmd.config import Placement
 from mmd.errors import MmdError
 from mmd.models.settings import ModelSettings
 
@@ -35,8 +36,9 @@ log = structlog.get_logger(__name__)
 
 
 def start_monitor() -> Any:  # noqa: ANN401 (an actor handle)
-    """Start the small actor through which the first worker's step reports reach the driver."""
+    """Start the small actor through which the first worker's step reports reach the driver, on the driver's node."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     class Monitor:
         """Keeps reports until the driver takes them."""
@@ -53,7 +55,8 @@ def start_monitor() -> Any:  # noqa: ANN401 (an actor handle)
             rows, self._rows = self._rows, []
             return rows
 
-    return ray.remote(Monitor).options(num_cpus=0).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # lives as long as we do
+    return ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 class StepReporter:
@@ -270,20 +273,35 @@ def own_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """Who trains a run.
+
+    Attributes:
+        workers: processes.
+        use_gpu: whether each has a GPU.
+        placement: on which nodes they run.
+        max_failures: how often the run goes on from its last checkpoint after a worker was lost.
+    """
+
+    workers: int
+    use_gpu: bool
+    placement: Placement
+    max_failures: int
+
+
 def fit(
     loop: Callable[[dict[str, Any]], None],
     config: Mapping[str, Any],
     datasets: Mapping[str, Any],
     data_config: Any,  # noqa: ANN401 (a ray.train.DataConfig)
     place: RunPlace,
-    *,
-    workers: int,
-    use_gpu: bool,
-    max_failures: int,
+    scaling: Scaling,
 ) -> str:
     """Train with Ray Train and return the last checkpoint's folder name under the run.
 
-    A run of this name that was interrupted in this storage goes on from its last checkpoint.
+    A run of this name that was interrupted in this storage goes on from its last checkpoint; so does one whose worker,
+    or a worker's whole node, is lost, up to ``scaling.max_failures`` times.
 
     Raises:
         MmdError: what a worker raised, if that is the input's fault.
@@ -295,13 +313,15 @@ def fit(
     trainer = TorchTrainer(
         loop,
         train_loop_config=dict(config),
-        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scaling.workers, use_gpu=scaling.use_gpu, placement_strategy=scaling.placement
+        ),
         datasets=dict(datasets),
         dataset_config=data_config,
         run_config=ray.train.RunConfig(
             name=place.name,
             storage_path=place.storage,
-            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
     )

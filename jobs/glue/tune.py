@@ -21,6 +21,8 @@ from mmd.errors import MmdError
 Worker = Callable[[Any], list[dict[str, Any]]]
 
 Tell = Callable[[list[dict[str, Any]]], None]
+_RESTARTS = 2
+"""Times a trial is started again after it failed: its node may be lost, and with it nothing but the trial's time."""
 
 _advance: Advance | None = None
 """Moves the progress line of the run in this process. Callbacks are stored with a run, a terminal cannot be."""
@@ -136,6 +138,7 @@ def run_trials(
                     storage_path=storage,
                     verbose=0,
                     callbacks=[_callback()],
+                    failure_config=tune.FailureConfig(max_failures=_RESTARTS),
                     checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
                 ),
             )
