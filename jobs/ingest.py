@@ -67,12 +67,12 @@ def run(context: JobContext) -> Artifact:
     seeds = {"seed": config.seed} if config.data.corpus.reader == "shop" else {}
     if found := context.existing("corpus", settings, {}, seeds):
         return found
-    with (
-        ray_cluster(config.cluster),
-        context.store.write("corpus", context.name, settings=settings, seeds=seeds, replace=context.force) as writer,
-    ):
+    with ray_cluster(config.cluster):
         require_visible(source_paths(config.data, reader))
-        Ingest(reader, parts, config.data, writer, context.options.get("workers")).run()
+        with context.store.write(
+            "corpus", context.name, settings=settings, seeds=seeds, replace=context.force
+        ) as writer:
+            Ingest(reader, parts, config.data, writer, context.options.get("workers")).run()
     return context.store.open(f"corpus/{context.name}@{version_for('corpus', settings, {}, seeds)}", verify=False)
 
 
