@@ -25,6 +25,8 @@ BENCHES = (
     "retriever",
     "distill",
     "rgcn",
+    "sharded",
+    "nodes",
 )
 """Module names; a new benchmark adds its own here."""
 SUITE = Suite("bench", "jobs.bench", BENCHES)

@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ _TOO_SLOW = "timed out during startup"
 """What Ray says when a node did not start in its 30 s, on a busy machine: it is started again."""
 _AGAIN = "\n--- started again ---\n"
 _SAID_CHARS = 600
+_ROWS = 1000
+_ANSWER_S = 60.0
 _NOT_PASSED_ON = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -62,7 +65,7 @@ class NodeCluster:
     """
 
     def __init__(self, network: Network, folder: Path, size: NodeSize) -> None:
-        self._network, self._folder, self._size = network, folder, size
+        self._network, self._folder, self.size = network, folder, size
         self._numbers = itertools.count(1)
         self.nodes: dict[str, Machine] = {}
         place = network.place(HEAD)
@@ -99,18 +102,28 @@ class NodeCluster:
         return [name for name in self.nodes if name != HEAD]
 
     def alive(self) -> dict[str, dict[str, Any]]:
-        """Return name → what Ray tells of the nodes that it takes for alive.
+        """Return name → what Ray tells of the nodes that it takes for alive."""
+        return {str(row["node_name"]): row for row in self._state("nodes") if row["state"] == "ALIVE"}
+
+    def actors(self, title: str) -> dict[str, int]:
+        """Return name of a worker node → how many running actors there have this in their class's name."""
+        names = {row["node_id"]: name for name, row in self.alive().items() if name in self.workers()}
+        running = [row for row in self._state("actors") if row["state"] == "ALIVE" and title in row["class_name"]]
+        return dict(Counter(names[row["node_id"]] for row in running if row["node_id"] in names))
+
+    def _state(self, what: str) -> list[dict[str, Any]]:
+        """Return the rows of Ray's state API.
 
         Raises:
             ClusterError: the dashboard does not answer.
         """
         try:
-            answer = httpx.get(f"{self.dashboard}/api/v0/nodes", params={"limit": 100}, timeout=20.0)
+            answer = httpx.get(f"{self.dashboard}/api/v0/{what}", params={"limit": _ROWS}, timeout=_ANSWER_S)
             answer.raise_for_status()
-            rows = answer.json()["data"]["result"]["result"]
+            rows: list[dict[str, Any]] = answer.json()["data"]["result"]["result"]
         except (httpx.HTTPError, KeyError, TypeError, ValueError) as err:
-            raise ClusterError(f"{self.dashboard}: does not tell its nodes ({type(err).__name__}: {err}).") from err
-        return {str(row["node_name"]): row for row in rows if row["state"] == "ALIVE"}
+            raise ClusterError(f"{self.dashboard}: does not tell {what} ({type(err).__name__}: {err}).") from err
+        return rows
 
     def wait_for(self, nodes: int) -> None:
         """Wait until so many nodes are alive, the head among them.
@@ -153,7 +166,7 @@ class NodeCluster:
         own = self._folder / place.name
         own.mkdir(exist_ok=True)
         is_head = place.name == HEAD
-        command = head_command(place, self._size) if is_head else worker_command(place, self._head, self._size)
+        command = head_command(place, self.size) if is_head else worker_command(place, self._head, self.size)
         return self._network.start(place, [*command, f"--temp-dir={own / 'ray'}"], node_environment(os.environ), own)
 
     def _start_again(self, name: str) -> None:

@@ -1,0 +1,232 @@
+"""Jobs on a cluster of several nodes beside the same jobs alone, once undisturbed, once with a worker node lost midway.
+
+A trial starts from a store that holds what the job reads, sends it by the Jobs API, and compares what it made with what
+the job makes in a cluster of its own on this machine: version, and hash of every file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.bench.node_cluster import ClusterJob, NodeCluster, node_environment
+from jobs.glue.entry import console
+from mmd.artifacts import Artifact, ArtifactStore, Kind
+from mmd.errors import ClusterError
+
+REPLACED_AFTER_S = 5.0
+_TRIES = 3
+_LOG_CHARS = 2000
+_BUSY_MACHINE = "Ray did not start within its 30 s"
+_PASSING = (".tfevents", "training.json")
+"""Ends of files that tell times, too, and so differ between runs."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A job, and when it is midway.
+
+    Attributes:
+        verb: of ``mmd``.
+        arguments: without the store.
+        makes: kind of its artefact.
+        midway: says of its store whether part of the work is done and reported, and part is not.
+        at_work: part of the class name of the actors whose node is lost.
+    """
+
+    verb: str
+    arguments: Sequence[str]
+    makes: Kind
+    midway: Callable[[Path], bool]
+    at_work: str
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a node.
+
+    Attributes:
+        node: its name.
+        at_s: seconds after the job was sent.
+        at_work: node → actors that were at work on it just before.
+    """
+
+    node: str
+    at_s: float
+    at_work: Mapping[str, int]
+
+    def told(self) -> dict[str, Any]:
+        """Return it for a record."""
+        return {"node": self.node, "at_s": self.at_s, "actors_at_work": dict(self.at_work)}
+
+
+@dataclass
+class Lab:
+    """Where trials are made.
+
+    Attributes:
+        cluster: that jobs are sent to.
+        work: folder for stores, on a disk that the nodes share.
+        ready: store with what jobs read; None: they read no artefact.
+    """
+
+    cluster: NodeCluster
+    work: Path
+    ready: Path | None = None
+    _stores: int = field(default=0)
+
+    def try_job(self, trial: Trial) -> dict[str, Any]:
+        """Run a job alone, on the nodes, and on the nodes with the loss of one; compare."""
+        alone = self._alone(trial)
+        told: dict[str, Any] = {
+            "artefact": alone.ref,
+            "digest": alone.manifest.digest,
+            "files": len(alone.manifest.files),
+        }
+        for name, disturbed in (("undisturbed", False), ("node lost", True)):
+            console.print(f"{trial.verb}, {name} …", markup=False)
+            told[name] = self._on_nodes(trial, alone, disturbed=disturbed)
+        return told
+
+    def store(self, without: Kind) -> Path:
+        """Return a new store like the ready one, without artefacts of a kind."""
+        self._stores += 1
+        place = self.work / f"{without}-{self._stores}"
+        if self.ready is None:
+            place.mkdir(parents=True)
+        else:
+            shutil.copytree(self.ready, place, ignore=shutil.ignore_patterns(".*"))
+            shutil.rmtree(place / without, ignore_errors=True)
+        return place
+
+    def send(self, verb: str, *arguments: str, store: Path) -> dict[str, Any]:
+        """Run a job on the nodes and return its exit code, its seconds and, if it failed, the end of its log."""
+        started = time.monotonic()
+        job = self.cluster.submit(verb, *arguments, "--set", f"store={store}")
+        return ending(job, started)
+
+    def _alone(self, trial: Trial) -> Artifact:
+        """Return what the job makes in a cluster of its own, or made when the ready store was made."""
+        place = self.ready
+        if place is None:
+            place = self.store(trial.makes)
+            run_alone(trial.verb, [*trial.arguments, "--set", f"store={place}"])
+        return newest(place, trial.makes)
+
+    def _on_nodes(self, trial: Trial, alone: Artifact, *, disturbed: bool) -> dict[str, Any]:
+        place = self.store(trial.makes)
+        started = time.monotonic()
+        job = self.cluster.submit(trial.verb, *trial.arguments, "--set", f"store={place}")
+        loss = None
+        if disturbed:
+            loss = lose_node(self.cluster, job, lambda: trial.midway(place), trial.at_work, started)
+        told = ending(job, started)
+        if not told["exit_code"]:
+            told |= compare(alone, newest(place, trial.makes))
+        if disturbed:
+            told["lost"] = loss.told() if loss else None
+            told["gone_on"] = [line for line in job.log().splitlines() if "goes on after step" in line]
+            self.cluster.wait_for(3)
+        return told
+
+
+def lose_node(
+    cluster: NodeCluster, job: ClusterJob, midway: Callable[[], bool], at_work: str, started: float
+) -> Loss | None:
+    """Kill the node with most of a job's actors when it is midway; another joins later. None: the job ended before.
+
+    Args:
+        cluster: that it runs on.
+        job: which.
+        midway: whether it is.
+        at_work: part of the class name of its actors.
+        started: monotonic time at which it was sent.
+    """
+    if not job.wait_until(lambda: midway() and bool(cluster.actors(at_work))):
+        return None
+    where = cluster.actors(at_work)
+    if not where:
+        return None
+    node = max(where, key=lambda name: where[name])
+    cluster.kill(node)
+    loss = Loss(node, round(time.monotonic() - started, 1), where)
+    time.sleep(REPLACED_AFTER_S)
+    cluster.add()
+    return loss
+
+
+def ending(job: ClusterJob, started: float) -> dict[str, Any]:
+    """Wait for a job's end; return its exit code, its seconds since ``started`` and, if it failed, its last words."""
+    code = job.wait().exit_code
+    told = {"exit_code": code, "seconds": round(time.monotonic() - started, 1)}
+    return told | ({"log": job.log()[-_LOG_CHARS:]} if code else {})
+
+
+def run_alone(verb: str, arguments: Sequence[str], timeout_s: float = 3600.0) -> None:
+    """Run a job in a process of its own, in a cluster of its own; again where the machine was too busy to start Ray.
+
+    Raises:
+        ClusterError: it failed.
+    """
+    command = [sys.executable, "-m", f"jobs.{verb}", *arguments]
+    for _ in range(_TRIES):
+        done = subprocess.run(  # noqa: S603 (our own module)
+            command, env=node_environment(os.environ), capture_output=True, text=True, check=False, timeout=timeout_s
+        )
+        if done.returncode == 0:
+            return
+        if _BUSY_MACHINE not in done.stdout:
+            break
+    raise ClusterError(f"{verb} alone: exit code {done.returncode}: {(done.stdout + done.stderr)[-1500:]}")
+
+
+def newest(store: Path, kind: Kind) -> Artifact:
+    """Return the artefact of a kind that was made last, its files' hashes checked.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    opened = ArtifactStore(str(store))
+    found = opened.find(kind)
+    if not found:
+        raise ClusterError(f"{store}: holds no {kind}.")
+    return opened.open(max(found, key=lambda artifact: artifact.manifest.created_unix_s).ref)
+
+
+def compare(one: Artifact, other: Artifact) -> dict[str, Any]:
+    """Return whether two artefacts are the same: version, each file's hash, and losses where there are any."""
+    told: dict[str, Any] = {"version_equal": one.ref == other.ref, "files_unlike": files_unlike(one, other)}
+    told["equal"] = told["version_equal"] and all(name.endswith(_PASSING) for name in told["files_unlike"])
+    if one.has("training.json") and one.manifest.kind == "adapter":
+        told["losses"] = compare_losses(losses_of(one), losses_of(other))
+    return told
+
+
+def files_unlike(one: Artifact, other: Artifact) -> list[str]:
+    """Return the files that only one of two artefacts has, or that differ; in order."""
+    mine, theirs = ({name: entry.sha256 for name, entry in a.manifest.files.items()} for a in (one, other))
+    return sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+
+
+def losses_of(adapter: Artifact) -> dict[str, list[float]]:
+    """Return run → loss of each step."""
+    runs: Mapping[str, Any] = json.loads(adapter.read_bytes("training.json"))["runs"]
+    return {name: [float(row["loss"]) for row in run["history"]] for name, run in runs.items()}
+
+
+def compare_losses(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Return how many steps there are and the largest relative difference of a step's losses; None: other steps."""
+    steps = {name: len(losses) for name, losses in one.items()}
+    if steps != {name: len(losses) for name, losses in other.items()}:
+        return {"steps": steps, "largest_relative_difference": None}
+    pairs = [pair for name in one for pair in zip(one[name], other[name], strict=True)]
+    gap = max((abs(a - b) / max(abs(a), 1e-12) for a, b in pairs), default=0.0)
+    return {"steps": steps, "largest_relative_difference": gap}

@@ -1,0 +1,94 @@
+"""Every job on three Ray nodes of this machine by the Jobs API, and the main five through the loss of a worker node.
+
+The nodes have addresses, names and processes of their own (:mod:`jobs.bench.node_cluster`); only the disk is shared.
+What a job makes there must be what it makes alone: same version, same hashes. Parts, one after the other:
+
+* ``verbs``: each step of the pipeline as a job of its own, then ``pipeline`` as one;
+* ``ingest``, ``mine_rules``, ``finetune_mllm`` (two workers on two nodes, ZeRO-3): undisturbed, and with a node killed
+  (SIGKILL, all its processes) when part of the work is done and reported; a new node joins some seconds later;
+* ``sharded``: an index in three parts on several nodes answers as the whole one, before and after a node is lost;
+* ``serve``: two replicas of everything on different nodes, asked at a fixed rate while a node is lost.
+
+Takes root, for network namespaces; about half an hour on two free cores.
+
+    mmd bench nodes
+    mmd bench nodes --parts ingest serve --work /tmp/nodes
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from jobs.bench.node_cluster import node_cluster
+from jobs.bench.node_jobs import (
+    SMALL,
+    as_options,
+    finetune_trial,
+    ingest_trial,
+    rules_trial,
+    try_sharded,
+    try_verbs,
+    write_chats,
+)
+from jobs.bench.node_serving import try_serving
+from jobs.bench.node_trials import Lab, run_alone
+from jobs.glue.entry import console
+
+READY = "ready"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the parts and the folder."""
+    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="default: all")
+    parser.add_argument(
+        "--work", type=Path, help="folder for stores; a ready store in it is taken as it is (default: a temporary one)"
+    )
+    parser.add_argument("--seconds", type=float, default=90.0, help="of the service's load (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=3.0, help="of it, requests a second (default: %(default)s)")
+
+
+def run(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Try the parts on one cluster."""
+    with ExitStack() as stack:
+        work = (options["work"] or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
+        if set(options["parts"]) != {"ingest"}:
+            make_ready(work / READY)
+        cluster = stack.enter_context(node_cluster())
+        found: dict[str, Any] = {}
+        for name in options["parts"]:
+            console.rule(name, align="left")
+            found[name] = PARTS[name](Lab(cluster, work / name, work / READY), options)
+            console.print_json(data=found[name])
+    return {
+        "config": {"settings": dict(SMALL), "rate_per_s": options["rate"], "load_s": options["seconds"]},
+        "nodes": {"head": "no CPUs", "workers": 2, "logical_cpus": cluster.size.cpus, "apart by": "Linux namespaces"},
+        "repeats": 1,
+        **found,
+    }
+
+
+def make_ready(store: Path) -> None:
+    """Make all artefacts of the small shop in a cluster of their own, unless they are there."""
+    console.print(f"pipeline alone, into {store} …", markup=False)
+    run_alone("pipeline", [*as_options(SMALL), "--set", f"store={store}"])
+
+
+def _ingest(lab: Lab, _: Mapping[str, Any]) -> dict[str, Any]:
+    chats = lab.work / "chats"
+    write_chats(chats)
+    return Lab(lab.cluster, lab.work).try_job(ingest_trial(chats))  # it reads no artefact
+
+
+PARTS: Mapping[str, Callable[[Lab, Mapping[str, Any]], dict[str, Any]]] = {
+    "ingest": _ingest,
+    "mine_rules": lambda lab, _: lab.try_job(rules_trial()),
+    "finetune_mllm": lambda lab, _: lab.try_job(finetune_trial()),
+    "sharded": lambda lab, _: try_sharded(lab),
+    "serve": lambda lab, options: try_serving(lab, options["rate"], options["seconds"]),
+    "verbs": lambda lab, _: try_verbs(lab),
+}
