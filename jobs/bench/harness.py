@@ -204,6 +204,22 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def ways() -> dict[str, dict[str, str]]:
+    """Return how requests can reach the models: name → variables of Ray Serve. ``mmd serve`` has one loop."""
+    from serve_apps.run import loop_variables
+
+    loop = loop_variables(ServeSettings(one_loop=True))
+    proxy, throughput = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}, {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+    return {
+        "Ray's defaults": {},
+        "one loop": loop,
+        "throughput settings": throughput,
+        "HA proxy": proxy,
+        "HA proxy, one loop": proxy | loop,
+        "HA proxy, throughput settings": proxy | throughput,
+    }
+
+
 def free_port() -> int:
     """Return a port that nothing listens on."""
     with socket.socket() as probe:

@@ -30,9 +30,8 @@ from typing import Any
 
 import httpx
 
-from jobs.bench.harness import WARMUP, WITHOUT, Bench, Memory, Service, loop_variables, meanwhile
+from jobs.bench.harness import WARMUP, WITHOUT, Bench, Memory, Service, meanwhile, ways
 from jobs.glue.entry import console
-from mmd.config import ServeSettings
 from mmd.errors import ConfigError
 from mmd.loadtest.generator import Load
 from mmd.loadtest.report import percentiles, summarise
@@ -41,18 +40,6 @@ MODELS = ("intent", "retrieval", "recommendation")
 OVER = 3.0
 """Times the rate that the service holds."""
 KILL_EVERY_S = 10.0
-_HA_PROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
-_THROUGHPUT = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
-_ONE_LOOP = loop_variables(ServeSettings(one_loop=True))
-WAYS: Mapping[str, Mapping[str, str]] = {
-    "Ray's defaults": {},
-    "one loop": _ONE_LOOP,
-    "throughput settings": _THROUGHPUT,
-    "HA proxy": _HA_PROXY,
-    "HA proxy, one loop": {**_HA_PROXY, **_ONE_LOOP},
-    "HA proxy, throughput settings": {**_HA_PROXY, **_THROUGHPUT},
-}
-"""How requests reach the models, by variables of Ray Serve; ``one loop`` is how ``mmd serve`` starts it."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +98,7 @@ def turn(bench: Bench) -> dict[str, Any]:
 def proxies(bench: Bench) -> dict[str, Any]:
     """Ask for whole turns one by one with each of Ray's ways to take and route requests."""
     before, found = _direct(bench), {}
-    for name, variables in WAYS.items():
+    for name, variables in ways().items():
         with bench.service(variables=variables) as service:
             told = _one_by_one(bench, service)
             empty = _no_work(service, bench.turns)
