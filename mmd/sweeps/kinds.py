@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -105,9 +106,15 @@ class SpaceField:
     description: str
 
 
+@cache
+def _document() -> Mapping[str, Any]:
+    """Return the JSON schema of all settings."""
+    return AppConfig.model_json_schema()
+
+
 def fields_of(kind: SweepKind) -> list[SpaceField]:
     """Return the settings that a sweep's space may have, in the order of its keys."""
-    document = AppConfig.model_json_schema()
+    document = _document()
     defaults = AppConfig().model_dump(mode="json")
     return [field for key in kind.keys for field in _fields(document, key, *_lookup(document, defaults, key))]
 
@@ -215,7 +222,7 @@ def overrides_of(values: Mapping[str, Any]) -> list[str]:
 
 def space_of(kind: SweepKind, config: AppConfig) -> dict[str, Any]:
     """Return what a sweep searches under these settings: setting → value."""
-    document, values = AppConfig.model_json_schema(), config.model_dump(mode="json")
+    document, values = _document(), config.model_dump(mode="json")
     return {field.key: _lookup(document, values, field.key)[1] for field in fields_of(kind)}
 
 

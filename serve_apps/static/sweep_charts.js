@@ -40,9 +40,17 @@ function scaleOf(values, even = false) {
   const size = (value) => (logs ? Math.log(value) : value);
   const at = (value) => (high > low ? (size(value) - size(low)) / (size(high) - size(low)) : 0.5);
   const distinct = [...new Set(known)].sort((a, b) => a - b);
-  const own = !even && distinct.length <= 6;
-  const ticks = own || high === low ? distinct : [0, 1, 2, 3, 4].map((i) => low + ((high - low) * i) / 4);
+  const ticks = (!even && distinct.length <= 6) || high === low ? distinct : roundTicks(low, high);
   return { at, ticks: apart(ticks.map((value) => ({ at: at(value), text: short(value) }))) };
+}
+
+// A few round numbers between two.
+function roundTicks(low, high) {
+  const rough = (high - low) / 5;
+  const ten = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((n) => n * ten).find((size) => size >= rough);
+  const first = Math.ceil(low / step);
+  return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => (first + i) * step);
 }
 
 // Ticks without those whose words would lie over the ones before.
@@ -83,6 +91,7 @@ function frame(title, words, hint, svg) {
 }
 
 const picture = (width) => draw("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT });
+const ABSENT = 0.14; // of an axis, for trials that do not have its setting
 const inside = (at) => PAD.top + (1 - at) * (HEIGHT - PAD.top - PAD.bottom);
 
 function lineOf(points, className, title) {
@@ -106,12 +115,9 @@ export function parallelNode({ trials, metric, mode }, width) {
   const wide = Math.max(width, axes.length * 110);
   const svg = picture(wide);
   const x = (i) => PAD.left + (i * (wide - PAD.left - PAD.right - 40)) / (axes.length - 1);
-  for (const axis of axes) axis.scale = scaleOf(all.map(axis.of));
+  for (const axis of axes) axis.scale = withAbsent(all.map(axis.of), axis.name === metric);
   const lines = shown.map((trial, place) => {
-    const points = axes.flatMap((axis, i) => {
-      const value = axis.of(trial);
-      return value === undefined ? [] : [[x(i), inside(axis.scale.at(value))]];
-    });
+    const points = axes.map((axis, i) => [x(i), inside(axis.scale.at(axis.of(trial)))]);
     const classes = ["line", shade(place, shown.length), trial.best ? "best" : "", trial.done ? "" : "going"];
     return lineOf(points, classes.filter(Boolean).join(" "), trialWords(trial, metric));
   });
@@ -123,6 +129,17 @@ export function parallelNode({ trials, metric, mode }, width) {
   return frame(say("parallel"), words, say("parallelHint") + cut, svg);
 }
 
+// A scale whose foot is for those without a value, if there are any.
+function withAbsent(values, even) {
+  const { at, ticks } = scaleOf(values, even);
+  if (!values.includes(undefined)) return { at, ticks };
+  const raised = (place) => ABSENT + (1 - ABSENT) * place;
+  return {
+    at: (value) => (value === undefined ? 0 : raised(at(value))),
+    ticks: [{ at: 0, text: "–" }, ...ticks.map((tick) => ({ ...tick, at: raised(tick.at) }))],
+  };
+}
+
 function axisNode(axis, x, last) {
   const node = draw("g", { class: last ? "axis result" : "axis" });
   node.append(draw("line", { x1: x, x2: x, y1: inside(1), y2: inside(0) }));
@@ -130,7 +147,7 @@ function axisNode(axis, x, last) {
     const y = inside(tick.at);
     node.append(draw("line", { x1: x - 4, x2: x + 4, y1: y, y2: y }));
     const text = tick.text.length > 14 ? `${tick.text.slice(0, 13)}…` : tick.text;
-    node.append(draw("text", { x: x + 7, y: y + 4, class: "tick" }, text));
+    node.append(draw("text", { x: x + 7, y: y + (last ? 4 : -6), class: "tick" }, text));
   }
   node.append(draw("text", { x, y: HEIGHT - 16, "text-anchor": "middle", class: "name" }, axis.name));
   return node;
@@ -179,7 +196,7 @@ export function overTimeNode({ trials, metric, mode }, width) {
   const last = steps.at(-1)[1];
   svg.append(lineOf(stairs, "line best", short(last)));
   const words = say("overTimeLabel", { n: told.length, metric, best: short(last) });
-  return frame(say("overTime", { metric }), words, "", svg);
+  return frame(say("overTime", { metric }), words, say("overTimeHint"), svg);
 }
 
 // A plane with both axes; returns where its values lie.

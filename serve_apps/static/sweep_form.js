@@ -7,13 +7,15 @@ const isList = (field) => field.accepts.type === "array";
 const isNumber = (accepts) => accepts.type === "number" || accepts.type === "integer";
 const idOf = (field) => `field-${field.key.replaceAll(".", "-")}`;
 
-// Shows the fields of a kind: lists, which are what is searched, and the rest folded away.
+const sectionOf = (field) => field.key.split(".").slice(0, -1).join(".");
+
+// Shows the fields of a kind: those of its first section, which is what it searches, and the rest folded away.
 export function showFields(kind) {
   $("kind-words").textContent = say(`about_${kind.name}`);
   $("corpus").replaceChildren(...kind.corpora.map((corpus) => new Option(corpus, corpus)));
-  const lists = kind.fields.filter(isList);
-  $("fields").replaceChildren(...lists.map(fieldNode));
-  $("rest").replaceChildren(...kind.fields.filter((field) => !isList(field)).map(fieldNode));
+  const isOwn = (field) => sectionOf(field) === sectionOf(kind.fields[0]);
+  $("fields").replaceChildren(...kind.fields.filter(isOwn).map(fieldNode));
+  $("rest").replaceChildren(...kind.fields.filter((field) => !isOwn(field)).map(fieldNode));
 }
 
 function fieldNode(field) {
