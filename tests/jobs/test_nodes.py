@@ -1,64 +1,244 @@
-"""How many processes a cluster's machines can keep busy."""
+"""Jobs on several nodes; the quick part needs no cluster, the slow one loses nodes of a real one (root, Linux)."""
 
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
+from ray.serve.schema import ServeDeploySchema
 
-from jobs.glue import nodes
-from jobs.glue.nodes import cores_by_machine, threads_each, worker_count
+from jobs.bench import machines, node_cluster, nodes
+from jobs.bench.machines import Network, Place, boot_command, free_subnet, hosts_file
+from jobs.bench.node_cluster import NodeCluster, NodeSize, head_command, node_environment, worker_command
+from jobs.bench.node_jobs import MAKES, SMALL, as_options, chat_line, write_chats
+from jobs.bench.node_serving import config_of
+from jobs.bench.node_trials import Lab, compare, compare_losses, files_unlike
+from jobs.pipeline import STEPS
+from mmd.artifacts import ArtifactStore
+from mmd.config import load_config
+from mmd.corpora.chat import ChatReader
+from mmd.corpora.settings import LimitSettings
+from mmd.corpora.validate import validate_record
+from mmd.errors import BadRecordError, ClusterError
+from serve_apps.app import AppArgs, build
 
-
-def node(host: str, cpus: float, **more: Any) -> dict[str, Any]:
-    return {"NodeManagerHostname": host, "Alive": True, "Resources": {"CPU": cpus, "memory": 1e9}, **more}
-
-
-@pytest.mark.parametrize(
-    ("cluster", "cores"),
-    [
-        ([node("here", 8)], {"here": 2}),  # a local cluster, started with more logical CPUs than cores
-        ([node("here", 1)], {"here": 1}),  # and one that shall use fewer
-        ([node("here", 2), node("here", 2), node("here", 2)], {"here": 2}),  # three nodes on this machine
-        ([node("here", 2), node("far", 8), node("far", 8)], {"here": 2, "far": 16}),
-        ([{"NodeManagerHostname": "head", "Alive": True, "Resources": {}}, node("far", 8)], {"head": 0, "far": 8}),
-    ],
-)
-def test_logical_cpus_are_bounded_by_the_cores_that_are_known(cluster: list[dict[str, Any]], cores: dict[str, int]):
-    assert cores_by_machine(cluster, "here", 2) == cores
+PLACE = Place("worker1", "mmd1-2", "mmd1v2", "10.213.0.2")
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """A cluster's nodes, to be filled; this machine has two cores."""
-    found: list[dict[str, Any]] = []
-    monkeypatch.setattr(nodes, "alive_nodes", lambda: found)
-    monkeypatch.setattr(nodes, "own_cores", lambda: 2)
-    monkeypatch.setattr(nodes.socket, "gethostname", lambda: "here")
-    monkeypatch.setattr(nodes, "_cpus_to_come", lambda: 0)
-    return found
+@pytest.fixture(scope="session")
+def namespaces() -> None:
+    if reason := machines.why_not():
+        pytest.skip(f"no namespaces: {reason}")
 
 
-def test_every_core_of_a_cluster_can_be_busy(cluster: list[dict[str, Any]]):
-    cluster += [node("here", 8), node("a", 4), node("b", 4)]
-    assert worker_count() == 10
+# ---------------------------------------------------------------- machines
 
 
-def test_a_cluster_that_may_grow_is_counted_as_grown(cluster: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch):
-    cluster += [node("head", 0), node("a", 8)]
-    assert worker_count() == 8
-    monkeypatch.setattr(nodes, "_cpus_to_come", lambda: 64)
-    assert worker_count() == 64
-    assert threads_each(1) == 7  # what is there
+def test_a_machine_dies_with_its_starter_and_all_of_it_with_its_first_process():
+    command = boot_command(PLACE, ["ray", "start"], Path("/h o/hosts"))
+    assert command[:3] == ["setpriv", "--pdeathsig", "KILL"]
+    assert {"--pid", "--kill-child=KILL", "--uts", "--mount"} <= set(command)
+    assert command[-2:] == ["ray", "start"]
+    assert "mount --bind '/h o/hosts' /etc/hosts" in " ".join(command)
 
 
-def test_a_cluster_without_cpus_still_gets_one_process(cluster: list[dict[str, Any]]):
-    cluster += [node("head", 0)]
-    assert worker_count() == 1
-    assert threads_each(2) == 1
+def test_a_machine_finds_its_own_address_by_its_name():
+    assert hosts_file(PLACE).splitlines()[1] == "10.213.0.2 worker1"
 
 
-def test_training_processes_share_the_cores_and_leave_one_to_ray(cluster: list[dict[str, Any]]):
-    cluster += [node("a", 8), node("b", 8)]
-    assert threads_each(1) == 7  # not 15: a process has one machine
-    assert threads_each(2) == 7
-    assert threads_each(4) == 3
-    assert threads_each(16) == 1
+def test_a_network_takes_addresses_that_no_route_leads_to():
+    assert free_subnet("default via 192.0.2.1 dev eth0\n") == "10.213.0"
+    assert free_subnet("10.213.0.0/24 dev mmd1\n10.213.1.0/24 dev mmd2\n") == "10.213.2"
+    with pytest.raises(ClusterError, match="no free /24 network"):
+        free_subnet("\n".join(f"10.213.{number}.0/24 dev x" for number in range(256)))
+
+
+def test_killing_a_machine_ends_what_its_programs_started(tmp_path: Path, namespaces: None):
+    network = Network()
+    try:
+        place = network.place("alpha")
+        program = ["sh", "-c", "hostname; getent hosts alpha; setsid sleep 4711 & exec sleep 4711"]
+        machine = network.start(place, program, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, tmp_path)
+        wait_for(lambda: len(sleeping()) == 2)
+        assert (tmp_path / "log").read_text().split() == ["alpha", place.address, "alpha"]
+        machine.kill()
+        wait_for(lambda: not sleeping())
+        assert not machine.alive
+    finally:
+        network.close()
+    told = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+    assert place.namespace not in told
+
+
+def sleeping() -> list[int]:
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "4711"]]
+
+
+def wait_for(what: Any, seconds: float = 20.0) -> None:
+    import time
+
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+# ---------------------------------------------------------------- nodes
+
+
+def test_the_head_runs_drivers_only_and_workers_join_it():
+    head = head_command(PLACE, NodeSize(cpus=3, object_store_mb=100))
+    assert {"--head", "--num-cpus=0", "--block", "--object-store-memory=104857600"} <= set(head)
+    worker = worker_command(PLACE, "10.213.0.1", NodeSize(cpus=3))
+    assert {"--address=10.213.0.1:6379", "--num-cpus=3", "--node-ip-address=10.213.0.2", "--node-name=worker1"} <= set(
+        worker
+    )
+
+
+def test_a_node_takes_nothing_of_another_cluster_along():
+    env = node_environment({"RAY_ADDRESS": "http://other", "PATH": "/bin", "HOME": "/me"})
+    assert "RAY_ADDRESS" not in env
+    assert env["RAY_AUTH_MODE"] == "disabled"
+    assert env["PATH"].endswith(":/bin")
+    assert env["HOME"] == "/me"
+
+
+def test_a_machine_without_namespaces_is_told_why(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(node_cluster, "why_not", lambda: "making network namespaces takes root")
+    with (
+        pytest.raises(ClusterError, match="cannot be started here: making network namespaces takes root"),
+        node_cluster.node_cluster(),
+    ):
+        pass
+
+
+# ---------------------------------------------------------------- what is compared
+
+
+def write(store: ArtifactStore, seed: int, text: str) -> Any:
+    with store.write("rulebase", "shop", settings={"seed": seed}) as writer:
+        writer.write_json("rules.json", {"text": text})
+        writer.write_json("same.json", {})
+    return store.open("rulebase/shop")
+
+
+def test_artefacts_are_equal_by_version_and_the_hash_of_every_file(tmp_path: Path):
+    one, same = (write(ArtifactStore(str(tmp_path / name)), 0, "a") for name in ("one", "same"))
+    assert compare(one, same) == {"version_equal": True, "files_unlike": [], "equal": True}
+    other_content = write(ArtifactStore(str(tmp_path / "content")), 0, "b")
+    assert files_unlike(one, other_content) == ["rules.json"]
+    assert not compare(one, other_content)["equal"]
+    other_version = write(ArtifactStore(str(tmp_path / "version")), 1, "a")
+    assert compare(one, other_version) == {"version_equal": False, "files_unlike": [], "equal": False}
+
+
+def test_losses_are_compared_step_by_step():
+    """2.0 against 2.1 is 5 %."""
+    found = compare_losses({"run": [4.0, 2.0]}, {"run": [4.0, 2.1]})
+    assert found["steps"] == {"run": 2}
+    assert found["largest_relative_difference"] == pytest.approx(0.05)
+    assert compare_losses({"run": [4.0]}, {"run": [4.0, 2.0]})["largest_relative_difference"] is None
+
+
+def test_every_step_of_the_pipeline_is_tried():
+    assert tuple(MAKES) == STEPS
+    config = load_config(Path("ray_config.yaml"), overrides=as_options(SMALL)[1::2])
+    assert config.intent.finetune.deepspeed.stage == 3
+
+
+def test_one_chat_in_thirteen_is_bad_for_three_reasons_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jobs.bench.node_jobs._CHAT_FILES", 1)
+    monkeypatch.setattr("jobs.bench.node_jobs._CHAT_SIDE_PX", 16)
+    write_chats(tmp_path / "chats")
+    reader = ChatReader(tmp_path / "chats")
+    reasons = []
+    for part in reader.plan():
+        for raw in reader.read(part):
+            try:
+                validate_record(reader, raw, LimitSettings(), {})
+            except BadRecordError as err:
+                reasons.append(err.reason)
+    assert reasons == ["broken_json", "unknown_speaker", "image_missing", "broken_json"]  # chats 0, 13, 26, 39 of 40
+    assert chat_line(1).endswith("}]}")
+
+
+def test_the_service_is_deployed_with_two_replicas_of_everything_on_different_nodes(tmp_path: Path):
+    config = ServeDeploySchema.model_validate(config_of(tmp_path))
+    args = AppArgs.model_validate(config.applications[0].args)
+    ingress = build(args)._bound_deployment
+    models = [bound._bound_deployment for bound in ingress.init_args[:3]]
+    assert ingress.num_replicas == 2
+    assert all(d._deployment_config.autoscaling_config.min_replicas == 2 for d in models)
+    assert all(d._replica_config.max_replicas_per_node == 1 for d in (ingress, *models))
+    alone = build(AppArgs(store="artifacts"))._bound_deployment
+    assert (alone.num_replicas, alone._replica_config.max_replicas_per_node) == (1, None)
+
+
+# ---------------------------------------------------------------- a real cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(namespaces: None) -> Iterator[NodeCluster]:
+    with node_cluster.node_cluster() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("nodes") / "ready"
+    nodes.make_ready(store)
+    return store
+
+
+def check(found: dict[str, Any]) -> None:
+    """Undisturbed and with a node lost, the job made what it makes alone; a node was lost while it was at work."""
+    for name in ("undisturbed", "node lost"):
+        assert found[name]["exit_code"] == 0, found[name]
+        assert found[name]["equal"], found[name]
+    assert found["node lost"]["lost"]
+
+
+class TestNodesAreLost:
+    pytestmark = (pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800))
+
+    def test_ingest_loses_no_record(self, cluster: NodeCluster, tmp_path: Path):
+        check(nodes.PARTS["ingest"](Lab(cluster, tmp_path, None), {}))
+
+    def test_the_rule_base_is_the_same(self, cluster: NodeCluster, ready: Path, tmp_path: Path):
+        check(nodes.PARTS["mine_rules"](Lab(cluster, tmp_path, ready), {}))
+
+    def test_training_goes_on_from_its_checkpoint(self, cluster: NodeCluster, ready: Path, tmp_path: Path):
+        found = nodes.PARTS["finetune_mllm"](Lab(cluster, tmp_path, ready), {})
+        check(found)
+        assert set(found["node lost"]["lost"]["actors_at_work"].values()) == {1}  # a worker on each node
+        assert found["node lost"]["gone_on"]
+
+    def test_an_index_in_parts_answers_as_the_whole(self, cluster: NodeCluster, ready: Path, tmp_path: Path):
+        found = nodes.PARTS["sharded"](Lab(cluster, tmp_path, ready), {})
+        for name in ("undisturbed", "node lost"):
+            assert found[name]["searches_unlike_the_whole"] == 0, found[name]
+            assert found[name]["nodes"]["at the start"] == 2
+        assert found["node lost"]["parts_lost"] >= 1
+
+    def test_the_service_goes_on_answering(self, cluster: NodeCluster, ready: Path, tmp_path: Path):
+        found = nodes.PARTS["serve"](Lab(cluster, tmp_path, ready), {"rate": 3.0, "seconds": 60.0})
+        assert all(len(set(where)) == 2 for where in found["replicas"].values())
+        assert found["undisturbed"]["reached"], found["undisturbed"]
+        assert found["node lost"]["reached"], found["node lost"]
+
+    def test_a_node_that_is_lost_is_noticed_and_another_joins(self, cluster: NodeCluster):
+        cluster.wait_for(3)
+        lost = cluster.workers()[0]
+        cluster.kill(lost)
+        cluster.wait_for(2)
+        assert lost not in cluster.alive()
+        assert cluster.add() != lost
+        cluster.wait_for(3)
+        with pytest.raises(ClusterError, match="not a worker"):
+            cluster.kill("head")
+        assert httpx.get(f"{cluster.dashboard}/api/version", timeout=20).is_success
