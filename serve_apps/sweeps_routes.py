@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI, Request
 
-from serve_apps.asking import ERRORS, MAY_FAIL
+from serve_apps.asking import ERRORS
 from serve_apps.sweeps import SweepDesk
 from serve_apps.sweeps_api import (
     KindsResponse,
@@ -15,7 +17,7 @@ from serve_apps.sweeps_api import (
     SweepsResponse,
 )
 
-_CHANGES = {code: MAY_FAIL[code] for code in (400, 408, 413, 415, 429)} | {code: ERRORS[code] for code in (403, 409)}
+_CHANGES: dict[int | str, dict[str, Any]] = {code: ERRORS[code] for code in (400, 403, 408, 409, 413, 415, 429)}
 
 
 def add_sweeps(app: FastAPI, desk: SweepDesk) -> None:
