@@ -20,6 +20,7 @@ from mmd.artifacts import Artifact, ArtifactStore
 from mmd.corpora.store import Corpus
 from mmd.errors import ArtifactError, MmdError, ModelError, ServerUnavailableError
 from mmd.features.extract import ROLES, VECTOR_ROLES, ExtractorInfo, Extractors, Role, build_extractors
+from mmd.features.shared import shared
 from mmd.features.store import Features
 from mmd.intent.engine import IntentModel, require_numbers, training_shapes, without_mllms
 from mmd.intent.gate import Gate, TaskGate, load_gates
@@ -234,16 +235,19 @@ def _load(role: Role, choice: str, settings: OnlineSettings, absent: dict[str, s
     if role == "ocr" and not settings.run_ocr:
         absent[role] = "switched off (serve.run_ocr); text in pictures is not read"
         return None
-    off = {"ocr": "none", "text": "none"} | {role: choice}
+    chosen = settings.features.model_copy(update={"ocr": "none", "text": "none"} | {role: choice})
     try:
-        extractors = build_extractors(settings.features.model_copy(update=off))
-        extractor = getattr(extractors, role)
-        warm = getattr(extractor, "warm", None)
-        if warm:
-            warm()
+        extractor = shared((role, chosen.model_dump_json()), lambda: _warm(getattr(build_extractors(chosen), role)))
     except Exception as err:  # noqa: BLE001 (whatever its package raises: the answers go on without it)
         absent[role] = f"cannot be used here ({err})"
         return None
     if extractor is None:
         absent[role] = "no engine is installed (`pip install 'mmd[ocr]'`); text in pictures is not read"
+    return extractor
+
+
+def _warm(extractor: Any) -> Any:  # noqa: ANN401 (by role)
+    """Load an extractor's weights, if it has any."""
+    if warm := getattr(extractor, "warm", None):
+        warm()
     return extractor

@@ -9,6 +9,7 @@ error of an orthogonal projection where it has fewer), and training moves on fro
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,6 +31,7 @@ _KIND_STD = 1e-3
 """Too small to change a ranking, large enough to keep the gradient of a row without any input finite."""
 
 
+@functools.lru_cache(maxsize=32)  # towers of one size are many, and made anew whenever another retriever is served
 def projection(inputs: int, dim: int) -> Tensor:
     """Return float32 (dim, inputs) that keeps cosines: identity padded with zeros, or random orthonormal rows.
 
