@@ -17,7 +17,7 @@ from mmd.errors import UnavailableError
 from mmd.sweeps.store import ID_VARIABLE, is_id, started_at
 
 Status = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
-_TIMEOUT_S = 5.0
+_TIMEOUTS_S = {"GET": 5.0, "POST": 20.0}  # a busy cluster takes its time to accept a job
 _TOLD_CHARS = 300
 _MARK = "mmd_sweep"  # metadata of our jobs: id, corpus and space
 
@@ -117,9 +117,11 @@ class RayJobs:
         """Ask a job to end."""
         await self._ask("POST", f"/api/jobs/{quote(job_id, safe='')}/stop")
 
-    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
+    async def _ask(
+        self, method: Literal["GET", "POST"], path: str, body: Mapping[str, Any] | None = None
+    ) -> httpx.Response:
         try:
-            async with httpx.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:
+            async with httpx.AsyncClient(timeout=_TIMEOUTS_S[method], trust_env=False) as client:
                 answer = await client.request(method, self._address + path, json=body, headers=_token_header())
         except httpx.HTTPError as err:
             reason = str(err) or type(err).__name__
