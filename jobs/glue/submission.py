@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -105,6 +106,8 @@ class JobServer:
         _use_token_if_there_is_one()
         with self._in_words(), _without(ADDRESS_VARIABLES):  # Ray prefers them to the address that it is given
             self._client = _timed_client(address)
+        for module in ("dashboard_sdk", "job.sdk"):  # which tell of every package and stream
+            logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
 
     def submit(self, verb: str, entrypoint: str, *, code: Path | None, environment: Mapping[str, str]) -> str:
         """Send a job; return its id.

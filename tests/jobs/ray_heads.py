@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef" * 4
-_START_S = 120.0
+_START_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,65 @@ def wait_for_dashboard(of: Head, process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.3)
         else:
             return
+
+
+class Tunnel:
+    """Passes connections on to a port, as a port-forward does, until they are cut.
+
+    Args:
+        host: of the port.
+        port: that connections are passed on to.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._threads: list[threading.Thread] = []
+        self.cuts = 0
+
+    def __enter__(self) -> Self:
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+        for thread in self._threads:
+            thread.join(10)
+
+    def cut(self) -> None:
+        """Break every connection that is open now."""
+        cut, self._open = self._open, []
+        self.cuts += bool(cut)
+        for end in cut:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self._target)
+                self._open += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    self._start(_pass_on, source, sink)
+
+    def _start(self, work: Callable[..., None], *arguments: socket.socket) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+
+def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    with source, contextlib.suppress(OSError):
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        finally:
+            sink.shutdown(socket.SHUT_RDWR)  # the other direction closes it
 
 
 def can_hide_folders() -> bool:

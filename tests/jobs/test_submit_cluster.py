@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mmd.artifacts import Artifact, ArtifactStore
-from tests.jobs.ray_heads import BIN, Head, can_hide_folders, head, node
+from tests.jobs.ray_heads import BIN, Head, Tunnel, can_hide_folders, head, node
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -154,6 +155,60 @@ def test_without_the_token_nothing_is_told(cluster: Head, tmp_path: Path):
     wrong = submit(cluster, "--list", RAY_AUTH_TOKEN="f" * 64)
     assert wrong.returncode == 2
     assert "does not take this token" in wrong.stderr
+
+
+def test_a_connection_that_is_cut_is_made_again(cluster: Head):
+    """As when a port-forward ends and is started again: nothing is lost, nothing comes twice."""
+    host, port = cluster.address.removeprefix("http://").split(":")
+    code = (
+        "from jobs.glue.submission import JobServer; from jobs.glue.following import follow; import sys\n"
+        "server = JobServer(sys.argv[1])\n"
+        "count = 'for i in $(seq 40); do echo line $i; sleep 0.5; done; exit 5'\n"
+        "id = server.submit('count', count, code=None, environment={})\n"
+        "sys.exit(follow(server, id, lambda text: print(text, end='', flush=True), print).exit_code)\n"
+    )
+    with (
+        Tunnel(host, int(port)) as tunnel,
+        subprocess.Popen(
+            [sys.executable, "-c", code, tunnel.address],
+            cwd=ROOT,
+            env=cluster.environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as following,
+    ):
+        assert following.stdout is not None
+        lines = []
+        for line in following.stdout:
+            lines.append(line.strip())
+            if lines[-1] in {"line 3", "line 9"}:
+                tunnel.cut()
+    assert tunnel.cuts >= 2
+    assert [line for line in lines if line.startswith("line ")] == [f"line {i}" for i in range(1, 41)]
+    assert following.returncode == 5
+
+
+def test_workers_are_counted_as_far_as_the_autoscaler_goes(cluster: Head):
+    """Its limits are reported here in its place: a head without CPUs and up to eight workers of eight."""
+    code = (
+        "import ray\n"
+        f"ray.init({cluster.gcs!r}, log_to_driver=False)\n"
+        "from ray._private.worker import global_worker\n"
+        "from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig\n"
+        "from jobs.glue.nodes import worker_count\n"
+        "before = worker_count()\n"
+        "group = NodeGroupConfig(name='cpu', max_count=8, resources={'CPU': 8})\n"
+        "report = global_worker.gcs_client.report_cluster_config\n"
+        "report(ClusterConfig(node_group_configs=[group]).SerializeToString())\n"
+        "print(before, worker_count())\n"
+        "report(ClusterConfig().SerializeToString())\n"
+        "print(worker_count() == before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=cluster.environment, capture_output=True, text=True, check=False
+    )
+    cores = min(4, len(os.sched_getaffinity(0)))
+    assert done.stdout.splitlines() == [f"{cores} 64", "True"], done.stderr
 
 
 @pytest.mark.skipif(not can_hide_folders(), reason="this machine gives no process a view of its own of the files")
