@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -196,3 +197,23 @@ def test_actors_that_hold_parts_answer_as_the_whole(job: Callable[..., JobContex
         sharded_search(absolute_store(context), spread, "text", encoder="f"),
     ):
         pass
+
+
+@pytest.mark.ray
+def test_a_part_that_is_lost_comes_back_with_what_was_changed(job: Callable[..., JobContext], ray_local: None):
+    context = job(shards=2)
+    whole, spread = build_index.run(job()), build_index.run(context)
+    index, queries = ResponseIndex.load(whole, "text"), encoding_of(context).queries("text")
+    gone, new = index.search(queries, 1).ids[0], queries[:3]
+    with sharded_search(absolute_store(context), spread, "text") as actors:
+        for changed in (index, actors):
+            changed.delete(gone)
+            changed.add(["text:new0", "text:new1", "text:new2"], new)
+        own = psutil.Process().children(recursive=True)
+        lost = [one for one in own if "ray::IndexShard" in " ".join(one.cmdline())]
+        for one in lost:
+            one.kill()
+        one, many = index.search(queries, 7), actors.search(queries, 7)
+        assert many.ids == one.ids
+        np.testing.assert_array_equal(many.scores, one.scores)
+        assert (actors.losses, len(actors)) == (len(lost), len(index)) == (2, len(index))

@@ -89,6 +89,30 @@ def test_a_batch_that_fails_is_told_with_its_cause(tmp_path: Path, ray_local: No
         )
 
 
+def dying_worker(marks: str) -> Callable[[int], list[dict[str, object]]]:
+    """Die of SIGKILL at the first attempt of batch 1, as by the loss of the node."""
+
+    def work(batch: int) -> list[dict[str, object]]:
+        died = Path(marks) / "died"
+        if batch == 1 and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [{"batch": batch}]
+
+    return work
+
+
+@pytest.mark.ray
+def test_a_batch_whose_process_is_lost_is_done_again(tmp_path: Path, ray_local: None):
+    marks, runs = tmp_path / "marks", tmp_path / "runs"
+    marks.mkdir()
+    found = tune_batches(
+        dying_worker, (str(marks),), [0, 1, 2], storage=str(runs), name="lost", max_concurrent=1, title="t"
+    )
+    assert (marks / "died").exists()
+    assert [value["batch"] for value in found] == [0, 1, 2]
+
+
 def test_the_benchmark_counts_distinct_conjunctions():
     record = mcts.run({"sizes": [500], "predicates": 20, "rollouts": 40, "repeats": 1})
     assert record["sizes"]["500"]["evaluations"] >= 20
