@@ -25,6 +25,7 @@ BENCHES = (
     "retriever",
     "distill",
     "rgcn",
+    "scale",
     "sharded",
     "nodes",
 )

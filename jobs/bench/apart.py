@@ -17,6 +17,7 @@ import psutil
 from mmd.errors import MmdError
 
 _SAMPLE_S = 0.5
+_REST = 20.0  # times as long as a look took is waited for the next, so that looking costs a twentieth at most
 
 
 class MeasurementError(MmdError):
@@ -43,7 +44,11 @@ def apart(work: Callable[..., dict[str, Any]], **given: Any) -> dict[str, Any]: 
         process = spawn.Process(target=_answer, args=(work.__module__, work.__qualname__, given, str(answer)))
         started = time.perf_counter()
         process.start()
-        watched = _watch(process)
+        try:
+            watched = _watch(process)
+        finally:
+            process.terminate()  # where this process was told to stop; nothing happens to one that has ended
+            process.join()
         seconds = time.perf_counter() - started
         found: dict[str, Any] = (
             json.loads(answer.read_text(encoding="utf-8"))
@@ -72,11 +77,12 @@ def _watch(process: multiprocessing.process.BaseProcess) -> dict[str, float]:
     peak, peak_one = 0, 0
     cpu_s: dict[int, float] = {}
     while process.is_alive():
+        looked = time.perf_counter()
         tree = _tree(process.pid)
         each = [_pss(one) for one in tree]
         cpu_s |= {one.pid: max(_cpu_s(one), cpu_s.get(one.pid, 0.0)) for one in tree}
         peak, peak_one = max(peak, sum(each)), max([peak_one, *each])
-        process.join(_SAMPLE_S)
+        process.join(max(_SAMPLE_S, _REST * (time.perf_counter() - looked)))
     return {
         "cpu_s": sum(cpu_s.values()),
         "peak_pss_gb": peak / 2**30,

@@ -139,13 +139,13 @@ class Service:
         raise ConfigError(f"{', '.join(refs.values())}: not served within two minutes; see Ray's logs for the reason.")
 
     def _arguments(self) -> AppArgs:
-        """Return the application's, with one replica a model, so that scaling blurs nothing."""
+        """Return the application's, with the fewest replicas a model that the settings allow: scaling blurs nothing."""
         from serve_apps.app import AppArgs
 
         return AppArgs(
             store=self.store.root,
             corpus=self.corpus,
-            serve=self.config.serve.model_copy(update={"max_replicas": 1}),
+            serve=self.config.serve.model_copy(update={"max_replicas": self.config.serve.min_replicas}),
             features=self.config.features,
             models=self.config.models,
             assistant=self.config.assistant,

@@ -90,7 +90,7 @@ def index_streamed(
     dim: int = 384,
     lists: int = 0,
     recall: float = 0.92,
-    threads: int = 2,
+    threads: int = 1,
     within_s: float = math.inf,
 ) -> dict[str, Any]:
     """Build, tune and judge an index of drawn vectors.
