@@ -9,9 +9,10 @@
     mmd submit --stop ID
 
 What follows JOB is the job's own, but for the options listed here; all that follows `--` is. The job's arguments and
-settings are checked before anything is sent. Sent is the code (mmd, jobs, serve_apps, as they are on disk) and the
-settings file, never data: paths in the job's arguments are the cluster's. --installed sends nothing and runs the
-package that the cluster's image has, with the settings file that lies there.
+settings are checked before anything is sent. Sent is the code (mmd, jobs, serve_apps, as they are on disk), the
+settings file and the file of --space, never data: all other paths in the job's arguments are the cluster's, and the
+record of a benchmark or an experiment is in its log alone unless --out leads to a shared disk. --installed sends
+nothing and runs the package that the cluster's image has, with the settings file that lies there.
 
 The address is that of the dashboard: --address, else RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, else
 http://127.0.0.1:8265. A cluster that asks for a token gets RAY_AUTH_TOKEN or ~/.ray/auth_token.
@@ -126,7 +127,7 @@ class Submit:
         command = job_command(args.job, rest, installed=args.installed)
         environment = environment_of(args.env)
         with ExitStack() as stack:
-            code = None if args.installed else stack.enter_context(packed_code(command.settings))
+            code = None if args.installed else stack.enter_context(packed_code(command.files))
             server = JobServer(address_of(args.address))
             job_id = server.submit(command.verb, command.entrypoint, code=code, environment=environment)
         self._console.print(job_id, markup=False, soft_wrap=True)

@@ -18,6 +18,8 @@ from mmd.errors import ConfigError
 IMAGE_SETTINGS = "/opt/mmd/ray_config.yaml"
 """Where the image of ``cluster/Dockerfile`` has the settings file."""
 
+_SPACE = "space.yaml"
+
 
 @dataclass(frozen=True)
 class JobCommand:
@@ -26,12 +28,12 @@ class JobCommand:
     Attributes:
         verb: the job.
         entrypoint: shell command.
-        settings: file here that holds the job's settings.
+        files: name in the folder that it runs in → file here: its settings, and its search space if it has one.
     """
 
     verb: str
     entrypoint: str
-    settings: Path
+    files: Mapping[str, Path]
 
 
 def job_command(word: str, arguments: Sequence[str], *, installed: bool = False) -> JobCommand:
@@ -50,14 +52,18 @@ def job_command(word: str, arguments: Sequence[str], *, installed: bool = False)
         raise ConfigError(f"no job {word!r}; there are {', '.join(JOBS)}.")
     args = vars(parser_of(verb, arguments).parse_args(arguments))
     given = Path(args.get("config") or DEFAULT_PATH)
-    words = [*arguments]
-    if "config" in args and installed == (given == DEFAULT_PATH):  # the last one counts; a file is sent by that name
-        words += ["--config", IMAGE_SETTINGS if installed else str(DEFAULT_PATH)]
-    if verb == "bench":  # most benchmarks read no settings, and name a trained corpus plainly
-        args.pop("corpus", None)
     if not installed or given.is_file():
-        check_settings(args, given)
-    return JobCommand(verb, shlex.join(["python", "-m", job_module(verb), *words]), given)
+        check_settings(args if verb != "bench" else {**args, "corpus": None}, given)  # whose corpora are plain names
+    files = {str(DEFAULT_PATH): given}
+    words = [*arguments]  # of an option that is there twice, the last one counts
+    if "config" in args and installed == (given == DEFAULT_PATH):
+        words += ["--config", IMAGE_SETTINGS if installed else str(DEFAULT_PATH)]
+    if (space := args.get("space")) is not None and not installed:
+        if not space.is_file():
+            raise ConfigError(f"--space {space}: no such file here; it is sent with the job.")
+        files[_SPACE] = space
+        words += ["--space", _SPACE]
+    return JobCommand(verb, shlex.join(["python", "-m", job_module(verb), *words]), files)
 
 
 def parser_of(verb: str, arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -1,16 +1,15 @@
-"""What ``mmd submit`` sends: the code of the three packages and the settings file, never data."""
+"""What ``mmd submit`` sends: the code of the three packages and the files of settings, never data."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import mmd
-from mmd.config import DEFAULT_PATH
 from mmd.errors import ClusterError
 
 PACKAGES = ("mmd", "jobs", "serve_apps")
@@ -21,11 +20,11 @@ _LARGEST_NAMED = 5
 
 
 @contextmanager
-def packed_code(settings: Path, root: Path | None = None) -> Iterator[Path]:
-    """Yield a folder to run jobs in: the packages as they are on disk now, and the settings as ``ray_config.yaml``.
+def packed_code(extra: Mapping[str, Path], root: Path | None = None) -> Iterator[Path]:
+    """Yield a folder to run jobs in: the packages as they are on disk now, and files that the job reads.
 
     Args:
-        settings: the settings file that the job reads.
+        extra: name in the folder → file.
         root: folder that holds the packages; by default that of the code that runs.
 
     Raises:
@@ -41,7 +40,8 @@ def packed_code(settings: Path, root: Path | None = None) -> Iterator[Path]:
             target = Path(folder) / file
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / file, target)
-        shutil.copyfile(settings, Path(folder) / DEFAULT_PATH)
+        for name, source in extra.items():
+            shutil.copyfile(source, Path(folder) / name)
         yield Path(folder)
 
 

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from jobs import submit
 from jobs.bench import SUITE as BENCHES
 from jobs.experiments import SUITE as EXPERIMENTS
 from jobs.glue import entry, records
 from jobs.glue.job_command import IMAGE_SETTINGS, job_command, parser_of
-from jobs.submit import build_parser
 from mmd.cli import JOBS
 from mmd.errors import ConfigError
 
+ROOT = Path(__file__).resolve().parents[2]
 STORE = ("--set", "store=/mnt/store")
 
 
@@ -25,7 +26,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_entrypoint_is_the_job_with_its_arguments_quoted():
     command = job_command("mine-rules", ["--profile", "gpu", "--set", "store=/mnt/my store", "--force"])
     assert command.entrypoint == "python -m jobs.mine_rules --profile gpu --set 'store=/mnt/my store' --force"
-    assert (command.verb, command.settings) == ("mine_rules", Path("ray_config.yaml"))
+    assert (command.verb, command.files) == ("mine_rules", {"ray_config.yaml": Path("ray_config.yaml")})
 
 
 def test_arguments_cannot_break_out_of_the_command():
@@ -37,10 +38,20 @@ def test_arguments_cannot_break_out_of_the_command():
 def test_a_settings_file_of_ones_own_is_sent_under_the_name_that_the_job_reads():
     Path("mine.yaml").write_text("store: /mnt/store\n")
     command = job_command("ingest", ["--config", "mine.yaml"])
-    assert command.settings == Path("mine.yaml")
+    assert command.files == {"ray_config.yaml": Path("mine.yaml")}
     assert shlex.split(command.entrypoint)[3:] == ["--config", "mine.yaml", "--config", "ray_config.yaml"]
     args = entry.build_parser("ingest", "").parse_args(shlex.split(command.entrypoint)[3:])
     assert str(args.config) == "ray_config.yaml"
+
+
+def test_a_search_space_is_sent_too():
+    Path("conf").mkdir()
+    Path("conf/wide.yaml").write_text("recommend: {}\n")
+    command = job_command("sweep_gates", ["--space", "conf/wide.yaml", *STORE])
+    assert command.files["space.yaml"] == Path("conf/wide.yaml")
+    assert shlex.split(command.entrypoint)[-2:] == ["--space", "space.yaml"]
+    with pytest.raises(ConfigError, match=r"--space none\.yaml: no such file here"):
+        job_command("sweep_gates", ["--space", "none.yaml", *STORE])
 
 
 def test_an_installed_package_reads_the_settings_of_its_image():
@@ -90,12 +101,29 @@ def test_stores_that_every_node_reaches_pass():
 
 
 def test_no_job_has_an_option_that_submit_takes_for_its_own():
-    own = {word for action in build_parser()._actions for word in action.option_strings} - {"-h", "--help"}
+    own = {word for action in submit.build_parser()._actions for word in action.option_strings} - {"-h", "--help"}
     for verb in set(JOBS) - {"bench", "experiment"}:
         assert not own & option_words(verb, []), verb
     for verb, suite in (("bench", BENCHES), ("experiment", EXPERIMENTS)):
         for name in suite.names:
             assert not own & option_words(verb, [name]), name
+
+
+def test_the_commands_of_the_documents_and_the_help_are_valid(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    texts = [(ROOT / "cluster" / "README.md").read_text(encoding="utf-8"), submit.__doc__ or ""]
+    lines = [
+        line.split("#")[0].split()[2:]
+        for text in texts
+        for line in text.splitlines()
+        if line.strip().startswith("mmd submit ")
+    ]
+    assert len(lines) > 10
+    for words in lines:
+        args, rest = submit.build_parser().parse_known_args(words)
+        assert args.job or not rest, words
+        if args.job:
+            job_command(args.job, rest, installed=args.installed)
 
 
 def option_words(verb: str, arguments: list[str]) -> set[str]:

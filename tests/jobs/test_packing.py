@@ -89,10 +89,10 @@ def test_a_folder_that_an_outer_checkout_ignores_is_read_itself(checkout: Path):
     assert names(site) == ["mmd/__init__.py"]
 
 
-def test_the_settings_go_along_as_ray_config_yaml_and_the_folder_goes_away(checkout: Path, tmp_path: Path):
+def test_files_of_the_job_go_along_under_their_names_and_the_folder_goes_away(checkout: Path, tmp_path: Path):
     settings = tmp_path / "mine.yaml"
     settings.write_text("seed: 7\n")
-    with packed_code(settings, checkout) as folder:
+    with packed_code({"ray_config.yaml": settings}, checkout) as folder:
         assert (folder / "ray_config.yaml").read_text() == "seed: 7\n"
         assert (folder / "mmd/prompts/intent.j2").read_text() == "# mmd/prompts/intent.j2\n"
         assert not (folder / "README.md").exists()
@@ -110,14 +110,14 @@ def test_too_much_code_is_refused_with_the_largest_files(tmp_path: Path):
 def test_a_place_without_code_is_refused(tmp_path: Path):
     with (
         pytest.raises(ClusterError, match="holds no code of mmd, jobs, serve_apps; --installed"),
-        packed_code(tmp_path / "x.yaml", tmp_path),
+        packed_code({}, tmp_path),
     ):
         pass
 
 
 def test_this_project_is_small_and_whole():
     """Every module can be found in what is sent, which is far below what Ray takes."""
-    with packed_code(ROOT / "ray_config.yaml") as folder:
+    with packed_code({}) as folder:
         sent = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
         modules = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
         assert modules <= sent
