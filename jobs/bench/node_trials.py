@@ -28,6 +28,7 @@ _LOG_CHARS = 2000
 _BUSY_MACHINE = "Ray did not start within its 30 s"
 _PASSING = (".tfevents", "training.json")
 """Ends of files that tell times, too, and so differ between runs."""
+_COUNTED = ("dialogues_", "images", "quarantined.")
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,8 @@ def compare(one: Artifact, other: Artifact) -> dict[str, Any]:
     """Return whether two artefacts are the same: version, each file's hash, and losses where there are any."""
     told: dict[str, Any] = {"version_equal": one.ref == other.ref, "files_unlike": files_unlike(one, other)}
     told["equal"] = told["version_equal"] and all(name.endswith(_PASSING) for name in told["files_unlike"])
+    if one.manifest.kind == "corpus":
+        told["counts"] = {name: n for name, n in other.manifest.metrics.items() if name.startswith(_COUNTED)}
     if one.has("training.json") and one.manifest.kind == "adapter":
         told["losses"] = compare_losses(losses_of(one), losses_of(other))
     return told

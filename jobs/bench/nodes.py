@@ -18,13 +18,14 @@ Takes root, for network namespaces; about half an hour on two free cores.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.node_cluster import node_cluster
+from jobs.bench.node_cluster import NodeSize, node_cluster
 from jobs.bench.node_jobs import (
     SMALL,
     as_options,
@@ -46,30 +47,38 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the parts and the folder."""
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="default: all")
     parser.add_argument(
-        "--work", type=Path, help="folder for stores; a ready store in it is taken as it is (default: a temporary one)"
+        "--work", type=Path, help="folder for stores; what an earlier run finished in it stands (default: a new one)"
     )
     parser.add_argument("--seconds", type=float, default=90.0, help="of the service's load (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=3.0, help="of it, requests a second (default: %(default)s)")
 
 
 def run(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Try the parts on one cluster."""
+    """Try the parts on one cluster; those that an earlier run in the same folder finished are only read."""
     with ExitStack() as stack:
         work = (options["work"] or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
-        if set(options["parts"]) != {"ingest"}:
+        work.mkdir(parents=True, exist_ok=True)
+        wanted = [name for name in options["parts"] if not _record(work, name).is_file()]
+        if set(wanted) - {"ingest"}:
             make_ready(work / READY)
-        cluster = stack.enter_context(node_cluster())
-        found: dict[str, Any] = {}
-        for name in options["parts"]:
+        if wanted:
+            cluster = stack.enter_context(node_cluster())
+        for name in wanted:
             console.rule(name, align="left")
-            found[name] = PARTS[name](Lab(cluster, work / name, work / READY), options)
-            console.print_json(data=found[name])
+            found = PARTS[name](Lab(cluster, work / name, work / READY), options)
+            console.print_json(data=found)
+            _record(work, name).write_text(json.dumps(found), encoding="utf-8")
+        parts = {name: json.loads(_record(work, name).read_text(encoding="utf-8")) for name in options["parts"]}
     return {
         "config": {"settings": dict(SMALL), "rate_per_s": options["rate"], "load_s": options["seconds"]},
-        "nodes": {"head": "no CPUs", "workers": 2, "logical_cpus": cluster.size.cpus, "apart by": "Linux namespaces"},
+        "nodes": {"head": "no CPUs", "workers": 2, "logical_cpus": NodeSize().cpus, "apart by": "Linux namespaces"},
         "repeats": 1,
-        **found,
+        **parts,
     }
+
+
+def _record(work: Path, part: str) -> Path:
+    return work / f"{part}.json"
 
 
 def make_ready(store: Path) -> None:
