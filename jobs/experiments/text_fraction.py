@@ -17,6 +17,7 @@ from typing import Any
 from jobs.experiments import domains, figures, retrievers
 from jobs.experiments.retrievers import Swept, Unit
 from jobs.glue.sweeping import add_space
+from mmd.evaluation.retrieval import ALL
 from mmd.sweeps.kinds import KINDS, overrides_of, read_space
 from mmd.sweeps.types import Trial
 
@@ -73,7 +74,9 @@ def settled(options: Mapping[str, Any]) -> dict[str, Any]:
 def shares_of(shares: Mapping[str, float | None], outcome: Mapping[str, Any]) -> list[Trial]:
     """Return what is recorded of one training: R@1 of all validation samples in union pools, and over its epochs."""
     metrics = {"R@1": retrievers.recall([outcome], "union")["mean"]}
-    metrics |= {f"R@1 {name}": retrievers.recall([outcome], "union", name)["mean"] for name in outcome["samples"]}
+    metrics |= {
+        f"R@1 {name}": retrievers.recall([outcome], "union", name)["mean"] for name in outcome["samples"] if name != ALL
+    }
     curve = tuple((float(row["epoch"]), float(row["r1"])) for row in outcome["validations"])
     share = shares[outcome["name"]]
     setting = {"text_fraction": NATURAL if share is None else share, "seed": outcome["seed"]}

@@ -30,7 +30,7 @@ from jobs.glue.outputs import OutputsPlan, write_outputs
 from jobs.glue.recommend import RecommendJob, trained_settings
 from jobs.glue.student_trial import StudentTrial, TrialPlan
 from jobs.glue.train import RunPlace
-from mmd.artifacts import ArtifactStore
+from mmd.artifacts import Artifact, ArtifactStore
 from mmd.config import AppConfig, build_config, change_settings
 from mmd.errors import ArtifactError, ConfigError
 from mmd.evaluation.recommend_pairs import MEASURES
@@ -39,6 +39,7 @@ from mmd.recommend.conversations import Conversations
 from mmd.recommend.runs import Ground, dialogue_task, new_talker, recommender_task, speaker_of
 from mmd.recommend.saving import DIALOGUE, save_talker
 from mmd.recommend.training import Training
+from mmd.sweeps.store import SweepStore
 
 STEPS = {"epochs": 2.0, "batch": 16, "min_steps": 0}
 
@@ -365,3 +366,18 @@ def test_a_sweep_tells_what_its_trials_tell_plainly(job: JobContext, ray_local: 
         assert found["f1"] == pytest.approx(expected["f1"], abs=1e-6)
     assert told["chosen"] in points
     assert sweep_conkd.run(job).manifest == gate.manifest
+    assert_recorded(SweepStore(job.store), gate, told)
+
+
+def assert_recorded(sweeps: SweepStore, gate: Artifact, told: Mapping[str, Any]) -> None:
+    """The record beside the artefacts has the trials that the artefact has."""
+    [record] = [sweeps.read(sweep_id) for sweep_id in sweeps.ids() if "-conkd-" in sweep_id]
+    assert (record.state, record.artifact, record.settings) == ("done", gate.ref, gate.manifest.version)
+    assert record.done == record.total == len(told["trials"])
+    recorded = {str(trial.setting["gate"]): trial for trial in sweeps.trials(record.id)}
+    for trial in told["trials"]:
+        found = recorded[trial["point"]["gate"]]
+        assert ("eta" in found.setting) == (trial["point"]["gate"] == "hard")
+        assert found.metrics["score"] == pytest.approx(trial["score"])
+        assert [place for place, _ in found.curve] == [row["validation"] for row in trial["rows"]]
+    assert record.best == pytest.approx(max(trial["score"] for trial in told["trials"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,16 +17,18 @@ from mmd.artifacts import Artifact
 from mmd.config import build_config
 from mmd.corpora.store import Corpus
 from mmd.errors import ArtifactError
+from mmd.evaluation.metrics import weighted_f1_codes
 from mmd.features.store import Features
-from mmd.intent.choice import choose_gate
+from mmd.intent.choice import HeldOutTask, choose_gate, plan_slices, slice_answers
 from mmd.intent.examples import load_examples, with_pictures
 from mmd.intent.folds import assign_folds
 from mmd.intent.gate import GATE_FILE, load_gates, save_gates
 from mmd.intent.mllm import HeldOutScore, MllmIndex, MllmTask, save_held_out, save_mllm_index, save_mllm_task
-from mmd.intent.settings import PromptSettings
+from mmd.intent.settings import GateSettings, PromptSettings
 from mmd.models.lora import save_trained
 from mmd.models.mllm import load_mllm
 from mmd.models.settings import ModelSettings
+from mmd.sweeps.store import SweepStore, thinned
 
 BASE = "tiny-smolvlm"
 MllmScores = dict[str, dict[str, HeldOutScore]]
@@ -95,6 +98,28 @@ def test_the_sweep_through_tune_chooses_what_the_plain_call_chooses(job: JobCont
         assert {key: told[task][key] for key in plain} == plain
     assert set(gate.manifest.inputs) == {"corpus", "features", "rulebase", "classifier", "adapter"}
     assert sweep_gates.run(job).manifest == gate.manifest
+    assert_recorded(SweepStore(job.store), gate, held_out, job.config.intent.gate)
+
+
+def assert_recorded(
+    sweeps: SweepStore, gate: Artifact, held_out: Mapping[str, HeldOutTask], settings: GateSettings
+) -> None:
+    """The record beside the artefacts has every slice with the scores of the plain call."""
+    [record] = map(sweeps.read, sweeps.ids())
+    trials = sweeps.trials(record.id)
+    slices = {task: plan_slices(found, settings) for task, found in held_out.items()}
+    assert (record.state, record.artifact, record.settings) == ("done", gate.ref, gate.manifest.version)
+    assert record.done == record.total == len(trials) == sum(map(len, slices.values()))
+    for task, plans in slices.items():
+        found = held_out[task]
+        for plan in plans:
+            setting = {"task": task, "arm": plan.family, "vote_weight": plan.weight, "mllm_share": plan.mllm}
+            [trial] = [trial for trial in trials if trial.setting == setting]
+            scores = [
+                weighted_f1_codes(found.gold_codes, row, len(found.vocabulary)) for row in slice_answers(found, plan)
+            ]
+            assert trial.curve == thinned(list(zip(plan.taus, scores, strict=True)))
+            assert trial.metrics["weighted_f1"] == max(scores)
 
 
 def test_only_examples_that_the_mllm_had_held_out_count(job: JobContext):
