@@ -225,7 +225,8 @@ def spilled_bytes() -> int:
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
     address = ray.get_runtime_context().gcs_address
-    return int(get_memory_info_reply(get_state_from_address(address)).store_stats.spilled_bytes_total)
+    state = get_state_from_address(address)  # type: ignore[no-untyped-call]  # upstream has no annotation
+    return int(get_memory_info_reply(state).store_stats.spilled_bytes_total)  # type: ignore[no-untyped-call]
 
 
 def check_arrival(corpus: Corpus, dialogues: int) -> dict[str, Any]:

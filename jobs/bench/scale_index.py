@@ -160,9 +160,9 @@ def pieces(vectors: int) -> Iterator[tuple[int, int]]:
 def asked(index: ResponseIndex, nearest: Nearest) -> dict[str, Any]:
     """Ask all at once, then one by one, and judge what was found."""
     index.search(nearest.queries, DEPTH)  # warm-up
-    started = Clock.now()
+    clock, begun = Clock(), Clock.now()
     found = np.array(index.search(nearest.queries, DEPTH).ids).astype(np.int64)
-    together_s, together_cpu_s = (now - then for now, then in zip(Clock.now(), started, strict=True))
+    clock("search", begun)
     times = []
     for query in nearest.queries[:_SINGLE]:
         started = time.perf_counter()
@@ -170,7 +170,7 @@ def asked(index: ResponseIndex, nearest: Nearest) -> dict[str, Any]:
         times.append((time.perf_counter() - started) * 1000)
     return {
         "recall_at_10": float(nearest.recalls(found).mean()),
-        "queries_per_s": len(found) / together_s,
-        "query_cpu_ms": 1000 * together_cpu_s / len(found),
+        "queries_per_s": len(found) / clock.spent["search"]["seconds"],
+        "query_cpu_ms": 1000 * clock.spent["search"]["cpu_s"] / len(found),
         "one_query_ms": {name: float(np.percentile(times, at)) for name, at in (("p50", 50), ("p99", 99))},
     }

@@ -29,6 +29,7 @@ from mmd.intent.types import ImageFacts, IntentExample
 from mmd.loadtest.report import summarise
 
 if TYPE_CHECKING:
+    from mmd.intent.mining import NameVectors
     from mmd.recommend.graph import ItemGraph
 
 Size = Literal["small", "full"]
@@ -110,7 +111,8 @@ def mine_sized(examples: int, labels: int, workers: Sequence[int], repeats: int,
         [[u.task, u.repeat, u.fold, u.label] for u in batch]
         for batch in batch_units(units, max(1, min(config.tune.searches_per_trial, len(units) // 8)))
     ]
-    arguments = ({_TASK: rows}, {_TASK: {}}, config.intent, config.models, config.seed)
+    no_names: NameVectors = {}
+    arguments = ({_TASK: rows}, {_TASK: no_names}, config.intent, config.models, config.seed)
     seconds: dict[int, list[float]] = {count: [] for count in workers}
     answers = []
     with tempfile.TemporaryDirectory(prefix="mmd-scale-") as folder, ray_cluster(config.cluster):

@@ -14,7 +14,7 @@ from jobs.bench.apart import MeasurementError, apart
 from jobs.bench.cost_model import Machine
 from jobs.bench.scale_costs import costs_of, lines_of
 from jobs.bench.scale_index import DEPTH, Nearest, index_streamed, pieces
-from jobs.bench.scale_parts import parts_of, repeated
+from jobs.bench.scale_parts import Point, parts_of, repeated
 from mmd.errors import ConfigError
 
 OPTIONS: dict[str, Any] = {
@@ -99,7 +99,7 @@ def test_what_is_recorded_is_not_measured_again(tmp_path: Path):
 def test_a_measurement_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     measured = []
 
-    def measure(point: scale.Point, path: Path) -> None:
+    def measure(point: Point, path: Path) -> None:
         if point.name == "2000":
             raise MeasurementError("no memory")
         measured.append(path.name)
