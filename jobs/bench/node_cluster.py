@@ -158,7 +158,7 @@ class NodeCluster:
             arguments: of the job.
         """
         command, server = job_command(verb, arguments), JobServer(self.dashboard)
-        with packed_code(command.settings) as code:
+        with packed_code(command.files) as code:
             job_id = server.submit(command.verb, command.entrypoint, code=code, environment={"OMP_NUM_THREADS": "1"})
         return ClusterJob(server, job_id)
 

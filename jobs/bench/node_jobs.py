@@ -150,7 +150,7 @@ def rules_trial() -> Trial:
         records = store.glob(".sweeps/*/trials.json")  # each is exchanged whole
         return any(len(json.loads(path.read_text(encoding="utf-8"))) >= _SEARCHED for path in records)
 
-    return Trial("mine_rules", as_options(SMALL), "rulebase", midway, "Batch")
+    return Trial("mine_rules", as_options(SMALL), "rulebase", midway, "Trainable")
 
 
 def finetune_trial() -> Trial:
