@@ -186,7 +186,7 @@ export function overTimeNode({ trials, metric, mode }, width) {
   });
   const svg = picture(width);
   const points = told.map((trial) => [trial.at_s, trial.metrics[metric]]);
-  const { px, py } = plane(svg, width, [...points, ...steps], say("seconds"));
+  const { px, py } = plane(svg, width, [...points, ...steps, [0, steps[0][1]]], say("seconds"));
   told.forEach((trial, i) => {
     const dot = draw("circle", { cx: px(points[i][0]).toFixed(1), cy: py(points[i][1]).toFixed(1), r: 3, class: "dot-trial" });
     dot.append(draw("title", {}, trialWords(trial, metric)));
