@@ -180,35 +180,35 @@ def match_sized(dialogues: int, repeats: int = 3) -> dict[str, Any]:
 
 
 def train_sized(batch: int, steps: int, model: str, repeats: int = 2) -> dict[str, Any]:
-    """Train the retriever with batches of one size; two cores at most."""
-    import torch
-
+    """Train the retriever with batches of one size on one core."""
     from mmd.models.threads import torch_threads
 
     options = {"model": model, "batch": batch, "steps": steps, "context": 40, "response": 12, "tokens": 128}
     task = retriever.make_task({**options, "dtype": "auto"})
     side = retriever.OurSide(task)
-    with torch_threads(2):
+    with torch_threads(1):
         rates = [batch * steps / side.seconds() for _ in range(repeats)]
-        threads = torch.get_num_threads()
     dtype = str(task.dtype).removeprefix("torch.")
-    return {**options, "dtype": dtype, "threads": threads, "examples_per_s": spread(rates)}
+    return {**options, "dtype": dtype, "threads": 1, "examples_per_s": spread(rates)}
 
 
 # ---------------------------------------------------------------- ConKD
 
 
 def convolve_sized(copies: int, sizes: Mapping[str, int], steps: int, batch: int = 256) -> dict[str, Any]:
-    """Train the recommendation teacher on a drawn graph that is repeated beside itself."""
+    """Train the recommendation teacher on one core on a drawn graph that is repeated beside itself."""
+    from mmd.models.threads import torch_threads
+
     rng = np.random.default_rng(0)
     one = distill.draw_graph(sizes, rng)
     options = {**sizes, "context": 60, "response": 12}
     samples = distill.mentions_of([distill.draw_sample(number, options, rng) for number in range(4 * batch)])
     graph = repeated(one, copies)
     way = rgcn.Way(graph, samples, "typed")
-    way.steps(1, batch)  # warm-up
-    for _ in range(steps):
-        way.measure(1, batch)
+    with torch_threads(1):
+        way.steps(1, batch)  # warm-up
+        for _ in range(steps):
+            way.measure(1, batch)
     return {
         "copies": copies,
         "entities": graph.n_entities,
