@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from jobs.bench.machines import Machine, Network, Place, why_not
 from jobs.glue.following import follow
 from jobs.glue.job_command import job_command
 from jobs.glue.packing import packed_code
+from jobs.glue.stopping import sigterm_as_interrupt
 from jobs.glue.submission import JobServer, SubmittedJob
 from mmd.config import ServeSettings
 from mmd.errors import ClusterError
@@ -224,18 +225,18 @@ def node_cluster(workers: int = 2, size: NodeSize | None = None) -> Iterator[Nod
     """
     if reason := why_not():
         raise ClusterError(f"a cluster of several nodes cannot be started here: {reason}.")
-    folder = Path(tempfile.mkdtemp(prefix="mmd-"))
-    network = Network()
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(sigterm_as_interrupt())
+        folder = Path(tempfile.mkdtemp(prefix="mmd-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        network = Network()
+        stack.callback(network.close)
         cluster = NodeCluster(network, folder, size or NodeSize())
         cluster.wait_for(1)
         for _ in range(workers):
             cluster.add()
         cluster.wait_for(1 + workers)
         yield cluster
-    finally:
-        network.close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def head_command(place: Place, size: NodeSize) -> list[str]:

@@ -136,6 +136,8 @@ def quiet_data() -> Iterator[None]:
     data_context.enable_progress_bars = False
     data_context.print_on_execution_start = False
     data_context.raise_original_map_exception = True
+    # The newer reader of Parquet starts sixteen processes for each dataset and worker, only to read files' footers.
+    data_context.use_datasource_v2 = False
     with quiet_logger("ray.data", logging.CRITICAL), DataContext.current(data_context):
         yield
 
