@@ -70,7 +70,10 @@ def _cpus_to_come() -> int:
     The autoscaler reports its limits to the cluster, from where Ray Train and Ray Data read them in the same way.
     """
     from ray._private.state import state
+    from ray.util.client import ray as ray_client
 
+    if ray_client.is_connected():  # by ray://, where this cannot be asked
+        return 0
     limits = state.get_max_resources_from_cluster_config()
     cpus = int((limits or {}).get("CPU", 0))
     return cpus if cpus < _MORE_THAN_ANY else 0
