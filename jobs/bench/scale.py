@@ -28,6 +28,7 @@ from jobs.bench.apart import MeasurementError, apart
 from jobs.bench.cost_model import Machine
 from jobs.bench.scale_costs import costs_of, lines_of
 from jobs.bench.scale_parts import Part, Point, parts_of
+from jobs.bench.scale_targets import targets_of
 from jobs.glue.entry import console
 from jobs.glue.records import OUT, hardware
 from mmd.artifacts import code_revision
@@ -91,6 +92,7 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
         "missing": missing(found, chosen, options),
         "about": {name: part.about for name, part in chosen.items()},
         "parts": found,
+        "targets": targets_of(found),
         "lines": lines_of(found),
         "costs": costs_of(found, machine, within_h=options["within_h"]),
         "note": "Every measurement carries its own code, date and load; where the load exceeds the cores, seconds tell "

@@ -16,9 +16,7 @@ from jobs.bench.cost_model import (
     fine_tuning,
     service_of_index,
 )
-
-Parts = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""Part → point → record."""
+from jobs.bench.scale_targets import Parts
 
 DIALOGUES, RESPONSES, WEIGHTS, TOKENS = 1e8, 1e9, 7e9, 1e9
 _GB = 2**30

@@ -177,6 +177,7 @@ def page(record: Mapping[str, Any], picture: str) -> str:
         f"`mmd bench scale`, {record['date'][:10]}. {record['note']}\n",
         f"![How each part grows]({picture})\n",
     ]
+    sections += ["## Targets\n", _targets(record["targets"])]
     for part, about in record["about"].items():
         sections += [f"## {part}\n", f"Grows: {about}.\n", _table(_COLUMNS[part], record["parts"].get(part, {}))]
     if record["missing"]:
@@ -289,6 +290,16 @@ def _table(columns: Mapping[str, Cell], records: Mapping[str, Mapping[str, Any]]
         for name, one in records.items()
     ]
     return _markdown(head, rows) if rows else "Not measured.\n"
+
+
+def _targets(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of targets; one that was measured at a smaller size is neither reached nor missed yet."""
+    rows = []
+    for one in verdicts:
+        whole = one["measured"] >= one["size"]
+        said = "not measured" if one["reached"] is None else _said(one["reached"]) if whole else "not at this size"
+        rows.append([one["target"], *(_said(one[key]) for key in ("size", "measured", "found")), said])
+    return _markdown(["target", "at", "measured up to", "found there", "reached"], rows)
 
 
 def _load(record: Mapping[str, Any]) -> str:

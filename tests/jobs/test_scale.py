@@ -15,6 +15,7 @@ from jobs.bench.cost_model import Machine
 from jobs.bench.scale_costs import costs_of, lines_of
 from jobs.bench.scale_index import DEPTH, Nearest, index_streamed, pieces
 from jobs.bench.scale_parts import Point, parts_of, repeated
+from jobs.bench.scale_targets import growth, targets_of
 from mmd.errors import ConfigError
 
 OPTIONS: dict[str, Any] = {
@@ -186,6 +187,23 @@ def test_costs_continue_the_measured_lines():
     assert {row["basis"] for work, row in rows.items() if "fine-tuning" in work} == {"published"}
 
 
+def test_targets_are_judged_at_the_largest_size_and_tell_it():
+    told = {one["target"]: one for one in targets_of(PARTS)}
+    recall = told["index: recall@10 ≥ .9"]
+    assert (recall["size"], recall["measured"], recall["found"]) == (10_000_000, 1_000_000, 0.95)
+    assert recall["reached"]
+    assert told["mine_rules: times as fast with 2 workers as with 1, ≥ 1.7"]["reached"] is None
+    lost = told["ingest: dialogues lost, doubled or quarantined"]
+    assert (lost["found"], lost["reached"]) == (0.0, True)
+
+
+def test_growth_compares_slopes_so_that_a_fixed_start_is_none():
+    """5 s and 2 ms each up to 10,000; then 4 ms each: twice the slope."""
+    assert growth(PARTS) is None  # two sizes have one slope
+    more = measured(dialogues=20_000, cpu_s=25.0 + 40.0)
+    assert growth({"ingest": {**PARTS["ingest"], "20000": more}}) == pytest.approx(2.0)
+
+
 def test_the_page_shows_each_part_and_says_what_is_missing(tmp_path: Path):
     record = {
         "date": "2026-01-02",
@@ -193,6 +211,7 @@ def test_the_page_shows_each_part_and_says_what_is_missing(tmp_path: Path):
         "about": {"ingest": "dialogues", "index": "vectors", "conkd": "graphs"},
         "parts": PARTS,
         "missing": ["conkd/1"],
+        "targets": targets_of(PARTS),
         "lines": lines_of(PARTS),
         "costs": costs_of(PARTS, Machine(), within_h=8.0),
     }
@@ -201,6 +220,7 @@ def test_the_page_shows_each_part_and_says_what_is_missing(tmp_path: Path):
     assert (tmp_path / "scale.png").stat().st_size > 10_000
     assert "| 10000 | 10,000 | 1,000 |" in page
     assert "Not measured: conkd/1." in page
+    assert "| index: recall@10 ≥ .9 | 10,000,000 | 1,000,000 | 0.95 | not at this size |" in page
     assert "| ingest of 1e+08 dialogues | measured | 1 |" in page
 
 
