@@ -1,8 +1,8 @@
 // Pictures of a sweep, drawn as SVG: parallel coordinates, curves, and what was best over time.
-import { make } from "./nodes.js";
+import { $, make } from "./nodes.js";
 import { say } from "./language.js";
 
-const NS = "http://www.w3.org/2000/svg";
+const NS = $("pen").namespaceURI; // of the page's own empty drawing: no page names another host
 const LINES = 300; // more cannot be told apart
 const CURVES = 40;
 const BUCKETS = 5; // shades from the worst to the best

@@ -399,7 +399,9 @@ def test_other_origins_get_no_permission(client: TestClient):
     assert not [name for name in preflight.headers if name.startswith("access-control-")]
 
 
-@pytest.mark.parametrize("path", ["/", "/try", "/docs", *(f"/static/{p.name}" for p in STATIC if p.suffix != ".svg")])
+@pytest.mark.parametrize(
+    "path", ["/", "/try", "/sweeps", "/docs", *(f"/static/{p.name}" for p in STATIC if p.suffix != ".svg")]
+)
 def test_pages_name_no_other_host(client: TestClient, path: str):
     response = client.get(path)
     assert response.status_code == 200
@@ -408,10 +410,14 @@ def test_pages_name_no_other_host(client: TestClient, path: str):
 
 def test_the_page_and_its_words_agree(client: TestClient):
     """Both languages have the same words, and every word that page and script ask for is there."""
-    words = client.get("/static/words.js").text
-    english, chinese = (set(re.findall(r"^    (\w+):", part, re.MULTILINE)) for part in words.split("  zh: {"))
-    assert english == chinese
-    files = [client.get(path).text for path in ("/", "/try")]
+    english: set[str] = set()
+    for name in ("words.js", "sweep_words.js"):
+        words = client.get(f"/static/{name}").text
+        own, chinese = (set(re.findall(r"^    (\w+):", part, re.MULTILINE)) for part in words.split("  zh: {"))
+        assert own == chinese
+        assert not own & english  # one page's words do not change another's
+        english |= own
+    files = [client.get(path).text for path in ("/", "/try", "/sweeps")]
     files += [path.read_text() for path in STATIC if path.suffix == ".js"]
     asked = {word for file in files for word in re.findall(r'(?:data-text="|\bsay\(\s*")(\w+)"', file)}
     assert asked <= english

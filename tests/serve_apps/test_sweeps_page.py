@@ -236,7 +236,7 @@ def test_every_control_and_picture_has_a_name_and_headings_do_not_skip(opened: O
         page.locator("#launch > summary").click()
         page.wait_for_selector("#fields .field")
         nameless = page.evaluate(
-            """() => [...document.querySelectorAll("button, select, textarea, input, svg, table, [tabindex='0']")]
+            """() => [...document.querySelectorAll("button, select, textarea, input, svg:not([aria-hidden]), table, [tabindex='0']")]
                 .filter((n) => !(n.getAttribute("aria-label") || n.getAttribute("aria-labelledby") || n.labels?.length
                     || n.textContent.trim()))
                 .map((n) => n.outerHTML)"""
