@@ -399,9 +399,10 @@ def test_other_origins_get_no_permission(client: TestClient):
     assert not [name for name in preflight.headers if name.startswith("access-control-")]
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/try", "/sweeps", "/docs", *(f"/static/{p.name}" for p in STATIC if p.suffix != ".svg")]
-)
+PAGES = ("/", "/try", "/sweeps", "/docs")
+
+
+@pytest.mark.parametrize("path", [*PAGES, *(f"/static/{p.name}" for p in STATIC if p.suffix != ".svg")])
 def test_pages_name_no_other_host(client: TestClient, path: str):
     response = client.get(path)
     assert response.status_code == 200

@@ -128,7 +128,7 @@ def test_why_a_sweep_failed_is_told_and_one_without_trials_is_no_error(opened: O
         page.wait_for_selector("#detail:not([hidden])")
         assert "features/tiny: is gone." in page.locator("#summary").inner_text()
         page.locator(f'a[href="#{LOST}"]').click()
-        page.wait_for_function("document.querySelector('#detail-title').textContent.startsWith('Share of text')")
+        page.locator("#detail-title", has_text="Share of text").wait_for()
         assert page.locator("#best").inner_text() == "No trial has reported anything yet."
         assert page.locator("#charts svg").count() == 0
         page.evaluate("location.hash = '#20260101-000000-conkd-ffffffff'")
@@ -168,7 +168,7 @@ def test_a_sweep_is_launched_with_what_was_changed_and_stopped(
         assert page.locator("#error").inner_text() == "intent.search.rollouts: many is not a number."
         page.locator("#field-intent-search-rollouts").fill("0")
         page.locator("#send").click()
-        page.wait_for_function("document.querySelector('#error').textContent.includes('greater than or equal to 1')")
+        page.locator("#error", has_text="greater than or equal to 1").wait_for()
         page.locator("#field-intent-search-rollouts").fill("25")
         page.keyboard.press("Enter")
         page.wait_for_selector("#detail .state.waiting")
@@ -236,7 +236,8 @@ def test_every_control_and_picture_has_a_name_and_headings_do_not_skip(opened: O
         page.locator("#launch > summary").click()
         page.wait_for_selector("#fields .field")
         nameless = page.evaluate(
-            """() => [...document.querySelectorAll("button, select, textarea, input, svg:not([aria-hidden]), table, [tabindex='0']")]
+            """() => [...document.querySelectorAll("button, select, input, svg, table, [tabindex='0']")]
+                .filter((n) => !n.matches("[aria-hidden]"))
                 .filter((n) => !(n.getAttribute("aria-label") || n.getAttribute("aria-labelledby") || n.labels?.length
                     || n.textContent.trim()))
                 .map((n) => n.outerHTML)"""
