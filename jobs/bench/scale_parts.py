@@ -301,7 +301,7 @@ def parts_of(store: str, corpus: str) -> dict[str, Part]:
     return {
         "ingest": Part(
             "dialogues of the simulated shop: time, memory, spilled bytes, and whether every record arrived",
-            {"small": _ingest(100, 300), "full": _ingest(1_000, 10_000, 100_000, 1_000_000)},
+            {"small": _ingest(100, 300), "full": _ingest(1_000, 10_000, 100_000, 300_000, 1_000_000)},
         ),
         "rules": Part(
             "examples of a search on one core; labels and workers of mining",
