@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +24,7 @@ from mmd.errors import ArtifactError, ConfigError
 from mmd.sweeps.store import ID_VARIABLE, SweepStore
 from mmd.sweeps.types import Trial
 
+ROOT = Path(__file__).resolve().parents[2]
 GIVEN = "20260131-235959-conkd-01ab23cd"
 
 
@@ -226,3 +230,42 @@ def test_a_remote_store_gets_no_event_files(tmp_path: Path):
     store = ArtifactStore(config.store)
     assert SweepStore(store).trials(run.id)
     assert not store.fs.exists(f"{SweepStore(store).folder(run.id)}/tensorboard")
+
+
+EXPORTED = """
+import sys, time, urllib.request
+import ray
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+from jobs.glue.entry import JobContext
+from jobs.glue.sweeping import recorded
+from mmd.config import build_config
+from mmd.sweeps.types import Trial
+context = JobContext(build_config({"store": sys.argv[1], "data": {"corpus": {"name": "tiny"}}}))
+url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+read = lambda told: [Trial(setting={"gamma": 1}, metrics={"score": told["score"]})]
+with recorded(context, "conkd", "abc", read) as run:
+    run.expect(5)
+    run.tell([{"score": 0.25}])
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        text = urllib.request.urlopen(url, timeout=30).read().decode()
+        found = [line for line in text.splitlines() if line.startswith("ray_mmd_sweep") and run.id in line]
+        if len(found) == 3:
+            break
+        time.sleep(1)
+print("\\n".join(sorted(line.partition("{")[0] + " " + line.rsplit(" ", 1)[1] for line in found)))
+ray.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_gauges_are_among_the_metrics_that_ray_exports(tmp_path: Path):
+    command = [sys.executable, "-c", EXPORTED, str(tmp_path / "store")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
+    assert done.stdout.split("\n")[:3] == [
+        "ray_mmd_sweep_best 0.25",
+        "ray_mmd_sweep_trials 5.0",
+        "ray_mmd_sweep_trials_done 1.0",
+    ], done.stderr[-2000:]

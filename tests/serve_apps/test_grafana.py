@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from jobs.glue import sweep_gauges
 from serve_apps import intent, recommend, retrieval
 from serve_apps.telemetry import Telemetry
 
@@ -41,13 +42,15 @@ def test_every_metric_of_the_dashboard_is_exported(dashboard: dict[str, Any]):
     sources = [Path(module.__file__).read_text(encoding="utf-8") for module in (intent, recommend, retrieval)]
     parts = {f"ray_mmd_{found[1]}_stage_ms_bucket" for source in sources if (found := PREFIX.search(source))}
     assert len(parts) == 3
-    assert asked == own | RAY | parts
+    gauges = {f"ray_{name}" for name in re.findall(r"\bmmd_sweep_\w+", Path(sweep_gauges.__file__).read_text("utf-8"))}
+    assert len(gauges) == 3
+    assert asked == own | RAY | parts | gauges
 
 
 def test_labels_are_those_that_are_counted_by(dashboard: dict[str, Any]):
     told = " ".join(expressions(dashboard))
     by = {name for group in re.findall(r"by \(([^)]*)\)", told) for name in re.split(r",\s*", group)}
-    assert by <= {"status", "le", "speaker", "modality", "part", "stage", "deployment"}
+    assert by <= {"status", "le", "speaker", "modality", "part", "stage", "deployment", "id"}
 
 
 def test_panels_have_titles_and_words_and_do_not_overlap(dashboard: dict[str, Any]):
