@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import multiprocessing
+import resource
 import tempfile
 import time
 import traceback
@@ -33,7 +34,8 @@ def apart(work: Callable[..., dict[str, Any]], **given: Any) -> dict[str, Any]: 
 
     Returns:
         ``seconds`` and ``cpu_s`` from the process's start to its end, ``peak_pss_gb`` of all processes together and of
-        ``…_of_one_process_gb`` (pages that processes share count once), then what the function returned.
+        ``…_of_one_process_gb`` (pages that processes share count once), sampled; ``own_peak_rss_gb`` of the process
+        itself, as the kernel keeps it; then what the function returned.
 
     Raises:
         MeasurementError: the function failed; the message ends in its trace.
@@ -64,6 +66,8 @@ def _answer(module: str, name: str, given: Mapping[str, Any], path: str) -> None
     """Do the work and leave its answer, or its trace, in a file."""
     try:
         found = getattr(importlib.import_module(module), name)(**given)
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found = {"own_peak_rss_gb": peak_kib / 2**20, **found}
     except Exception:  # noqa: BLE001 (told and raised in the process that asked)
         found = {"failed": traceback.format_exc()[-3000:]}
     target = Path(path)

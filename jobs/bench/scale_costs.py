@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +17,7 @@ from jobs.bench.cost_model import (
     fine_tuning,
     service_of_index,
 )
-from jobs.bench.scale_targets import Parts
+from jobs.bench.scale_targets import Parts, peak_of
 
 DIALOGUES, RESPONSES, WEIGHTS, TOKENS = 1e8, 1e9, 7e9, 1e9
 _GB = 2**30
@@ -29,9 +30,9 @@ _LINES: Mapping[str, tuple[str, str, Callable[[Mapping[str, Any]], float]]] = {
     ),
     "ingest, stored bytes a dialogue": ("ingest", "dialogues", lambda found: found["artefact_bytes"]),
     "index, processor seconds to add a vector": ("index", "vectors", lambda found: found["build_cpu_s"]),
-    "index, GiB of the process a vector": ("index", "vectors", lambda found: found["peak_pss_gb"]),
+    "index, GiB of the process a vector": ("index", "vectors", peak_of),
     "ConKD, processor seconds of a step an entity": ("conkd", "entities", lambda found: found["step_cpu_s"]["median"]),
-    "ConKD, GiB of the process an entity": ("conkd", "entities", lambda found: found["peak_pss_gb"]),
+    "ConKD, GiB of the process an entity": ("conkd", "entities", peak_of),
 }
 """Line → part, what its sizes are counted in, and the cost."""
 
@@ -63,12 +64,15 @@ def costs_of(parts: Parts, machine: Machine, *, within_h: float) -> list[dict[st
         ingested = batch_work(f"ingest of {DIALOGUES:.3g} dialogues", core_s, machine, within_h=within_h)
         memory = lines["ingest, GiB of the largest process a dialogue"]
         stored = lines["ingest, stored bytes a dialogue"]
-        ingested.told["memory_of_the_largest_process_gb"] = memory["fixed"] + memory["each"] * DIALOGUES
+        largest_gb = memory["fixed"] + memory["each"] * DIALOGUES
+        ingested.told["memory_of_the_largest_process_gb"] = largest_gb
+        # The receipts of all parts meet in one process, which must fit a node: else the corpus is taken in pieces.
+        ingested.told["corpora_that_fit_a_node"] = math.ceil(largest_gb / (machine.memory_gb * machine.usable))
         ingested.told["stored_tb"] = (stored["fixed"] + stored["each"] * DIALOGUES) / 1e12
         rows.append(ingested)
     if index := largest(parts, "index", "vectors"):
         costs = IndexCosts(
-            bytes_each=index["peak_pss_gb"] * _GB / index["vectors"],
+            bytes_each=peak_of(index) * _GB / index["vectors"],
             build_core_s_each=index["build_cpu_s"] / index["vectors"],
             query_core_s_each=index["query_cpu_ms"] / 1000 / index["vectors"],
         )

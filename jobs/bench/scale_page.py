@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.bench.scale_targets import peak_of
 from jobs.experiments import figures
 
 Found = Sequence[Mapping[str, Any]]
@@ -14,12 +15,12 @@ Found = Sequence[Mapping[str, Any]]
 
 def draw(record: Mapping[str, Any], path: Path) -> None:
     """Draw two pictures a part that was measured, one part a row."""
-    drawn = {name: found for name in _ROWS if (found := found_of(record, name))}
-    if not drawn:
+    rows = [(row, found) for part, row in _ROWS if (found := found_of(record, part))]
+    if not rows:
         return
-    with figures.figure(path, "How each part grows", rows=len(drawn), columns=2, height=3.0, width=10.0) as axes:
-        for row, (name, found) in enumerate(drawn.items()):
-            _ROWS[name](axes[2 * row], axes[2 * row + 1], found)
+    with figures.figure(path, "How each part grows", rows=len(rows), columns=2, height=3.0, width=10.0) as axes:
+        for number, (row, found) in enumerate(rows):
+            row(axes[2 * number], axes[2 * number + 1], found)
 
 
 def found_of(record: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
@@ -27,8 +28,32 @@ def found_of(record: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
     return [one["found"] for one in record["parts"].get(part, {}).values()]
 
 
-def _loglog(axes: Any, title: str, x: str, y: str) -> None:  # noqa: ANN401 (matplotlib's axes)
-    axes.set(title=title, xlabel=x, ylabel=y, xscale="log", yscale="log")
+def _sized(axes: Any, sizes: Sequence[float], title: str, x: str, y: str) -> None:  # noqa: ANN401 (matplotlib's axes)
+    """Head a picture whose x axis is logarithmic, its ticks the sizes that were measured."""
+    from matplotlib.ticker import NullLocator
+
+    axes.set(title=title, xlabel=x, ylabel=y, xscale="log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(list(sizes), [_short(size) for size in sizes])
+
+
+def _short(size: float) -> str:
+    for unit, letter in ((1e6, "M"), (1e3, "k")):
+        if size >= unit:
+            return f"{size / unit:.3g}{letter}"
+    return f"{size:g}"
+
+
+def _log_y(axes: Any) -> None:  # noqa: ANN401 (matplotlib's axes)
+    """Make the y axis logarithmic, its numbers written as one reads them and none between the powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    narrow = high / low < 30  # else there would be a single number, or none
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _curve(
@@ -49,10 +74,11 @@ def _linear(axes: Any, xs: Sequence[float], ys: Sequence[float]) -> None:  # noq
 
 def _ingest(left: Any, right: Any, found: Found) -> None:  # noqa: ANN401 (matplotlib's axes)
     xs = [one["dialogues"] for one in found]
-    _loglog(left, "Ingest: time", "dialogues", "processor seconds")
+    _sized(left, xs, "Ingest: time, a fixed start included", "dialogues", "processor seconds")
     _curve(left, xs, [one["cpu_s"] for one in found], name="measured")
     _linear(left, xs, [one["cpu_s"] for one in found])
-    right.set(title="Ingest: memory and spill", xlabel="dialogues", ylabel="GiB", xscale="log")
+    _log_y(left)
+    _sized(right, xs, "Ingest: memory and spill", "dialogues", "GiB")
     _curve(right, xs, [one["peak_pss_gb"] for one in found], 0, "peak of all processes")
     _curve(right, xs, [one["peak_pss_of_one_process_gb"] for one in found], 1, "peak of the largest")
     _curve(right, xs, [one["spilled_bytes"] / 2**30 for one in found], 4, "spilled to disk")
@@ -63,8 +89,10 @@ def _ingest(left: Any, right: Any, found: Found) -> None:  # noqa: ANN401 (matpl
 def _rules(left: Any, right: Any, found: Found) -> None:  # noqa: ANN401 (matplotlib's axes)
     searched = [one for one in found if "evaluations_per_s" in one]
     mined = [one for one in found if "mining_s" in one]
-    _loglog(left, "Rule search: one core", "examples", "evaluations a second")
-    _curve(left, [one["examples"] for one in searched], [one["evaluations_per_s"]["median"] for one in searched])
+    xs = [one["examples"] for one in searched]
+    _sized(left, xs, "Rule search: one core", "examples", "evaluations a second")
+    _curve(left, xs, [one["evaluations_per_s"]["median"] for one in searched])
+    _log_y(left)
     names = [f"{one['examples']:,} examples\n{one['labels']} labels" for one in mined]
     times = [one["times_one_worker"] for one in mined]
     workers = sorted({count for one in times for count in one}, key=int)
@@ -83,8 +111,9 @@ def _rules(left: Any, right: Any, found: Found) -> None:  # noqa: ANN401 (matplo
 
 def _matcher(left: Any, right: Any, found: Found) -> None:  # noqa: ANN401 (matplotlib's axes)
     largest = found[-1]
-    _loglog(left, f"Matcher: {largest['dialogues']:,} dialogues", "rules", "µs a dialogue")
-    _loglog(right, "Matcher: building", "rules", "seconds")
+    sizes = [one["rules"] for one in largest["languages"]["en"]["growth"]]
+    _sized(left, sizes, f"Matcher: {largest['dialogues']:,} dialogues", "rules", "µs a dialogue")
+    _sized(right, sizes, "Matcher: building", "rules", "seconds")
     for colour, (language, told) in enumerate(largest["languages"].items()):
         xs = [one["rules"] for one in told["growth"]]
         _curve(left, xs, [one["matcher_us_per_dialogue"] for one in told["growth"]], colour, language)
@@ -92,6 +121,8 @@ def _matcher(left: Any, right: Any, found: Found) -> None:  # noqa: ANN401 (matp
             left, xs, [one["unrolled_loop_us_per_dialogue"] for one in told["growth"]], 4 + colour, f"{language}, loop"
         )
         _curve(right, xs, [one["build_s"] for one in told["growth"]], colour, language)
+    for axes in (left, right):
+        _log_y(axes)
     left.legend(fontsize=8)
     right.legend(fontsize=8)
 
@@ -105,41 +136,45 @@ def _retriever(left: Any, right: Any, found: Found) -> None:  # noqa: ANN401 (ma
 
 def _index(left: Any, right: Any, found: Found) -> None:  # noqa: ANN401 (matplotlib's axes)
     xs = [one["vectors"] for one in found]
-    _loglog(left, "Index: building, and memory", "vectors", "processor seconds; GiB")
-    _curve(left, xs, [one["build_cpu_s"] for one in found], 0, "building, processor seconds")
-    _curve(left, xs, [one["peak_pss_gb"] for one in found], 1, "peak of the process, GiB")
-    left.axhline(8.0, ls="--", lw=1, color=figures.INK, label="8 GiB")
+    _pair(left, right, found, "vectors", "vectors", "Index, building")
+    left.set_ylabel("processor seconds")
+    _curve(left, xs, [one["build_cpu_s"] for one in found], name="measured")
+    _linear(left, xs, [one["build_cpu_s"] for one in found])
+    _log_y(left)
+    right.axhline(8.0, ls="--", lw=1, color=figures.INK, label="8 GiB")
+    right.legend(fontsize=8)
+
+
+def _asked(left: Any, right: Any, found: Found) -> None:  # noqa: ANN401 (matplotlib's axes)
+    xs = [one["vectors"] for one in found]
+    _sized(left, xs, "Index: a query", "vectors", "milliseconds")
+    _curve(left, xs, [one["one_query_ms"]["p50"] for one in found], 0, "one alone, p50")
+    _curve(left, xs, [one["query_cpu_ms"] for one in found], 2, "of many, processor time")
+    _log_y(left)
     left.legend(fontsize=8)
-    _loglog(right, "Index: a query", "vectors", "milliseconds")
-    _curve(right, xs, [one["one_query_ms"]["p50"] for one in found], 0, "one alone, p50")
-    _curve(right, xs, [one["query_cpu_ms"] for one in found], 2, "of many, processor time")
-    for x, one in zip(xs, found, strict=True):
-        right.annotate(
-            f"recall {one['recall_at_10']:.3f}",
-            (x, one["one_query_ms"]["p50"]),
-            textcoords="offset points",
-            xytext=(0, 6),
-            ha="center",
-            fontsize=7.5,
-        )
-    right.margins(x=0.15, y=0.2)
+    _sized(right, xs, "Index: what it finds", "vectors", "recall@10")
+    _curve(right, xs, [one["recall_at_10"] for one in found])
+    right.axhline(0.9, ls="--", lw=1, color=figures.INK, label="target")
+    right.set_ylim(0, 1.03)
     right.legend(fontsize=8, loc="lower right")
 
 
 def _conkd(left: Any, right: Any, found: Found) -> None:  # noqa: ANN401 (matplotlib's axes)
     xs = [one["entities"] for one in found]
     _pair(left, right, found, "entities", "entities", "R-GCN")
-    left.set(ylabel="processor seconds a step", yscale="log")
+    left.set_ylabel("processor seconds a step")
     ys = [one["step_cpu_s"]["median"] for one in found]
     _curve(left, xs, ys, name="measured")
     _linear(left, xs, ys)
+    _log_y(left)
 
 
 def _pair(left: Any, right: Any, found: Found, units: str, x: str, what: str) -> None:  # noqa: ANN401 (matplotlib's)
     """Head a part's two pictures; the right one is its memory."""
-    left.set(title=f"{what}: time", xlabel=x, xscale="log")
-    right.set(title=f"{what}: memory", xlabel=x, ylabel="peak of the process, GiB", xscale="log")
-    _curve(right, [one[units] for one in found], [one["peak_pss_gb"] for one in found])
+    xs = [one[units] for one in found]
+    _sized(left, xs, f"{what}: time", x, "")
+    _sized(right, xs, f"{what}: memory", x, "peak of the process, GiB")
+    _curve(right, xs, [peak_of(one) for one in found])
     right.set_ylim(bottom=0)
 
 
@@ -156,15 +191,16 @@ def _serving(left: Any, right: Any, found: Found) -> None:  # noqa: ANN401 (matp
     right.legend(fontsize=8)
 
 
-_ROWS: Mapping[str, Callable[[Any, Any, Found], None]] = {
-    "ingest": _ingest,
-    "rules": _rules,
-    "matcher": _matcher,
-    "retriever": _retriever,
-    "index": _index,
-    "conkd": _conkd,
-    "serving": _serving,
-}
+_ROWS: Sequence[tuple[str, Callable[[Any, Any, Found], None]]] = (
+    ("ingest", _ingest),
+    ("rules", _rules),
+    ("matcher", _matcher),
+    ("retriever", _retriever),
+    ("index", _index),
+    ("index", _asked),
+    ("conkd", _conkd),
+    ("serving", _serving),
+)
 
 
 # ---------------------------------------------------------------- the page
@@ -215,6 +251,10 @@ def _said(value: Any, digits: int = 3) -> str:  # noqa: ANN401 (a number, or wha
     return "" if value is None else str(value)
 
 
+def _peak(found: Mapping[str, Any]) -> str:
+    return _said(peak_of(found))
+
+
 _WATCHED: Mapping[str, Cell] = {
     "s": _number("seconds"),
     "processor s": _number("cpu_s"),
@@ -240,7 +280,7 @@ _COLUMNS: Mapping[str, Mapping[str, Cell]] = {
         "2 workers s": _number("mining_s", "2", "median"),
         "times as fast": _number("times_one_worker", "2", "median"),
         "same rules": _number("same_rules"),
-        "peak GiB": _number("peak_pss_gb"),
+        "peak GiB": _peak,
     },
     "matcher": {
         "dialogues": _number("dialogues"),
@@ -248,12 +288,12 @@ _COLUMNS: Mapping[str, Mapping[str, Cell]] = {
         "zh": _number("languages", "zh", "headline", "speedup_over_unrolled_loop"),
         "growth with rules, en": _number("languages", "en", "time_exponent_100_to_10000"),
         " zh": _number("languages", "zh", "time_exponent_100_to_10000"),
-        "peak GiB": _number("peak_pss_gb"),
+        "peak GiB": _peak,
     },
     "retriever": {
         "pairs a step": _number("batch"),
         "pairs/s": _number("examples_per_s", "median"),
-        "peak GiB": _number("peak_pss_gb"),
+        "peak GiB": _peak,
     },
     "index": {
         "vectors": _number("vectors"),
@@ -265,7 +305,7 @@ _COLUMNS: Mapping[str, Mapping[str, Cell]] = {
         "queries/s": _number("queries_per_s"),
         "build s": _number("build_s"),
         "build processor s": _number("build_cpu_s"),
-        "peak GiB": _number("peak_pss_gb"),
+        "peak GiB": _peak,
     },
     "conkd": {
         "copies": _number("copies"),
@@ -273,7 +313,7 @@ _COLUMNS: Mapping[str, Mapping[str, Cell]] = {
         "edges": _number("edges"),
         "step s": _number("step_s", "median"),
         "step processor s": _number("step_cpu_s", "median"),
-        "peak GiB": _number("peak_pss_gb"),
+        "peak GiB": _peak,
     },
     "serving": {
         "replicas": _number("replicas"),

@@ -48,7 +48,7 @@ def targets_of(parts: Parts) -> list[dict[str, Any]]:
                 "ingest",
                 "dialogues",
                 dialogues,
-                _peak,
+                peak_of,
                 lambda gb: gb < 6,
             ),
             _verdict(
@@ -65,7 +65,7 @@ def targets_of(parts: Parts) -> list[dict[str, Any]]:
                 parts, "index: recall@10 ≥ .9", "index", "vectors", vectors, _recall, lambda recall: recall >= 0.9
             ),
             _verdict(
-                parts, "index: peak of the process, GiB ≤ 8", "index", "vectors", vectors, _peak, lambda gb: gb <= 8
+                parts, "index: peak of the process, GiB ≤ 8", "index", "vectors", vectors, peak_of, lambda gb: gb <= 8
             ),
             _mining(parts),
         )
@@ -114,8 +114,12 @@ def _mining(parts: Parts) -> Verdict:
     return Verdict(target, 2, 2, found, found >= 1.7)
 
 
-def _peak(found: Mapping[str, Any]) -> float:
-    return float(found["peak_pss_gb"])
+def peak_of(found: Mapping[str, Any]) -> float:
+    """Return the memory that a measurement took, GiB: as sampled, or the first process's own peak if that is more.
+
+    The kernel keeps the latter, which samples of a short measurement miss.
+    """
+    return max(float(found["peak_pss_gb"]), float(found.get("own_peak_rss_gb", 0.0)))
 
 
 def _recall(found: Mapping[str, Any]) -> float:
