@@ -142,6 +142,8 @@ def _index(left: Any, right: Any, found: Found) -> None:  # noqa: ANN401 (matplo
     _linear(left, xs, [one["build_cpu_s"] for one in found])
     _log_y(left)
     right.axhline(8.0, ls="--", lw=1, color=figures.INK, label="8 GiB")
+    right.autoscale(axis="y")
+    right.set_ylim(bottom=0)
     right.legend(fontsize=8)
 
 
@@ -278,6 +280,8 @@ _COLUMNS: Mapping[str, Mapping[str, Cell]] = {
         "searches": _number("searches"),
         "1 worker s": _number("mining_s", "1", "median"),
         "2 workers s": _number("mining_s", "2", "median"),
+        "1 worker processor s": _number("mining_cpu_s", "1", "median"),
+        "2 workers": _number("mining_cpu_s", "2", "median"),
         "times as fast": _number("times_one_worker", "2", "median"),
         "same rules": _number("same_rules"),
         "peak GiB": _peak,
