@@ -1,63 +1,76 @@
 """How many requests are worked on at a time: as many as are not much slower together than each is alone.
 
 Queues of a fixed length let everybody wait as long as a full queue takes. Here those who are let in are answered
-almost as fast as ever, and the others are told at once to come back. How many those are is not known beforehand, it is
-found as TCP finds its window: one more where the last ones were fast, a tenth fewer where they were slow (additive
-increase, multiplicative decrease).
+almost as fast as ever, and the others are told at once to come back. How many those are is found by trying: half a
+place more for each that found the house full and was fast, a fifth fewer, at most once a houseful, where they were slow
+(additive increase, multiplicative decrease).
 """
 
 from __future__ import annotations
 
+import statistics
+from collections import defaultdict, deque
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serve_apps.api import ApiError
 
 RETRY_AFTER_S = 1
 _ALONE = 2  # requests at a time up to which one counts as alone
-_KNOWN = 10  # requests of a kind until its time alone is known
-_SLOWLY = 0.05  # weight of a request in the time alone of its kind
-_QUICKLY = 0.2  # weight of a request in the slowdown
+_KNOWN = 10  # requests of a kind until its usual time is known
+_KEPT = 101
+_WEIGHT = 0.2  # of a request in the mean slowdown
 _MORE = 0.5
-_FEWER = 0.9
+_FEWER = 0.8
+
+
+def _recent() -> deque[float]:
+    return deque(maxlen=_KEPT)
 
 
 @dataclass
-class _Alone:
-    """What a kind of request takes alone, s."""
+class _Kind:
+    """What requests of a kind took lately, s: those that were alone, and the first ones of all."""
 
-    seconds: float = 0.0
-    seen: int = 0
+    alone: deque[float] = field(default_factory=_recent)
+    first: list[float] = field(default_factory=list)
 
-    def learn(self, seconds: float) -> None:
-        self.seen += 1
-        self.seconds += max(_SLOWLY, 1 / self.seen) * (seconds - self.seconds)
+    def learn(self, seconds: float, crowd: int) -> None:
+        if crowd <= _ALONE:
+            self.alone.append(seconds)
+        if len(self.first) < _KNOWN:
+            self.first.append(seconds)
 
     @property
-    def known(self) -> bool:
-        return self.seen >= _KNOWN and self.seconds > 0
+    def usual(self) -> float | None:
+        """Median of those alone, which an outlier does not move; of the first ones while there are too few of them."""
+        for times in (self.alone, self.first):
+            if len(times) >= _KNOWN:
+                return statistics.median(times)
+        return None
 
 
 class Congestion:
     """Lets requests in.
 
     Args:
-        slowdown: times its time alone that a request may take on average.
+        slowdown: times its usual time alone that a request may take on average.
         least: requests at a time that are let in in any case.
     """
 
     def __init__(self, slowdown: float, least: int) -> None:
         self._slowdown = slowdown
         self._least = float(least)
-        self._most = 2.0 * least
-        self._now = 0
-        self._slower = 1.0
-        self._alone: dict[Hashable, _Alone] = {}
+        self._places = 2.0 * least
+        self._inside = 0
+        self._mean_slowdown = 1.0
+        self._left_since_cut = 0
+        self._kinds: dict[Hashable, _Kind] = defaultdict(_Kind)
 
     @property
-    def most(self) -> int:
+    def places(self) -> int:
         """Requests at a time that are let in now."""
-        return int(self._most)
+        return int(self._places)
 
     def enter(self) -> int:
         """Let a request in; return how many there are with it.
@@ -65,11 +78,11 @@ class Congestion:
         Raises:
             ApiError: 429, there are too many.
         """
-        if self._now >= int(self._most):
+        if self._inside >= self.places:
             message = f"the service is busy; try again in {RETRY_AFTER_S} s."
             raise ApiError(429, "overloaded", message, retry_after_s=RETRY_AFTER_S)
-        self._now += 1
-        return self._now
+        self._inside += 1
+        return self._inside
 
     def leave(self, crowd: int, kind: Hashable = None, seconds: float | None = None) -> None:
         """Count a request out that was let in.
@@ -79,20 +92,28 @@ class Congestion:
             kind: requests of one kind take about as long as each other.
             seconds: that it took; None where that tells nothing of how busy the service is.
         """
-        self._now -= 1
+        self._inside -= 1
+        self._left_since_cut += 1
         if seconds is None:
             return
-        alone = self._alone.setdefault(kind, _Alone())
-        if crowd <= _ALONE:
-            alone.learn(seconds)
-        if not alone.known:
+        known = self._kinds[kind]
+        known.learn(seconds, crowd)
+        usual = known.usual
+        if not usual:
             return
-        self._slower += _QUICKLY * (seconds / alone.seconds - self._slower)
-        if self._slower > self._slowdown:
-            self._most = max(self._least, self._most * _FEWER)
-        elif crowd >= int(self._most):
-            self._most += _MORE
+        slowdown = min(seconds / usual, 2 * self._slowdown)  # one that took ages says no more than one that was slow
+        self._mean_slowdown += _WEIGHT * (slowdown - self._mean_slowdown)
+        if self._mean_slowdown > self._slowdown:
+            self._cut()
+        elif crowd >= self.places:
+            self._places += _MORE
 
     def refused(self) -> None:
         """Learn that a model's own queue was full."""
-        self._most = max(self._least, self._most * _FEWER)
+        self._cut()
+
+    def _cut(self) -> None:
+        """Let fewer in, unless those who were let in before the last cut are still leaving."""
+        if self._left_since_cut >= self.places:
+            self._places = max(self._least, self._places * _FEWER)
+            self._left_since_cut = 0

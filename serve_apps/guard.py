@@ -52,7 +52,7 @@ class Guard:
         observe: is told method, route (as the API document writes its path; None where there is none), status and
             seconds of every exchange.
         admit: lets requests in by their keys, before their bodies are read; None: all of them.
-        congestion: lets those in that ask models, before their bodies are read; None: all of them.
+        congestion: lets those in that ask models; None: all of them.
     """
 
     def __init__(
@@ -86,9 +86,9 @@ class Guard:
         try:
             if self._admit:
                 exchange.key_name = scope["state"]["key_name"] = self._admit(exchange.headers, exchange.path)
-            if congestion:
-                crowd = congestion.enter()
             body = await self._read_body(exchange, receive)
+            if congestion:  # a place is for work, not for waiting until a body has come
+                crowd = congestion.enter()
             await self._app(scope, _replay(body, receive), exchange.send)
         except ApiError as err:
             await exchange.respond(error_response(err), receive)
@@ -192,6 +192,7 @@ class _Exchange:
         self.key_name: str | None = None
         self.status = 0
         self.body_bytes = 0
+        self.streams = False
         self.read_at = self.begun_at = self.started  # its body was there, its response began
         self._scope = scope
         self._send = send
@@ -205,7 +206,7 @@ class _Exchange:
         return self.method == "POST" and self.path in MODEL_PATHS
 
     @property
-    def told_s(self) -> float | None:
+    def work_s(self) -> float | None:
         """Seconds from the whole request to the response, where they tell how busy the models are.
 
         An error takes no time, and a part that is gone, seconds: neither does.
@@ -219,6 +220,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status, self.begun_at = message["status"], time.perf_counter()
             headers = MutableHeaders(scope=message)
+            self.streams = headers.get("content-type", "").startswith("text/event-stream")
             for name, value in SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
             if not self._named_outside:  # who gave the id (Serve's proxy, say) returns it
@@ -231,8 +233,9 @@ class _Exchange:
 
 
 def _leave(congestion: Congestion, crowd: int, exchange: _Exchange) -> None:
-    """Count a request out; a long body is of another kind than a short one, as is a picture."""
-    congestion.leave(crowd, (exchange.path, exchange.body_bytes.bit_length() // 2), exchange.told_s)
+    """Count a request out. Long bodies and pictures take their own time; a stream is timed to its first words."""
+    kind = exchange.path, exchange.streams, exchange.body_bytes.bit_length() // 2
+    congestion.leave(crowd, kind, exchange.work_s)
     if exchange.status == HTTPStatus.TOO_MANY_REQUESTS:
         congestion.refused()
 

@@ -106,7 +106,7 @@ def create_app(backend: Backend, settings: ServeSettings, sweeps: SweepDesk | No
         max_commas=most_commas(settings),
         observe=telemetry.request,
         admit=admission(settings),
-        congestion=Congestion(settings.slowdown, 2 * settings.target_ongoing_requests) if settings.slowdown else None,
+        congestion=congestion_of(settings),
     )
     if settings.cors_origins:  # outermost, so that refusals can be read, too; a preflight carries no key
         app.add_middleware(
@@ -119,6 +119,12 @@ def create_app(backend: Backend, settings: ServeSettings, sweeps: SweepDesk | No
     describe = app.openapi
     app.openapi = lambda: drop_unused_errors(describe())  # type: ignore[method-assign]  # FastAPI's documented way
     return app
+
+
+def congestion_of(settings: ServeSettings) -> Congestion | None:
+    """Return what lets requests in, if anything does; there is always room for what autoscaling reacts to."""
+    least = 2 * settings.target_ongoing_requests * settings.min_replicas
+    return Congestion(settings.slowdown, least) if settings.slowdown else None
 
 
 def drop_unused_errors(document: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from mmd.artifacts import ArtifactStore
 from mmd.assistant.settings import AssistantSettings
@@ -217,11 +217,22 @@ class HandleBackend:
             async with asyncio.timeout(self._timeout_s):
                 with _explained():
                     try:
-                        return await ask()
+                        return await _called(ask)
                     except RayActorError:  # the replica died while it held the request; answering is repeatable
-                        return await ask()
+                        return await _called(ask)
         except TimeoutError:
             raise late_answer(self._timeout_s) from None
+
+
+async def _called(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask; where nobody waits for the answer any more, tell the replica so, which giving up alone does not."""
+    asked = ask()
+    try:
+        return await asked
+    except asyncio.CancelledError:
+        if isinstance(asked, DeploymentResponse):
+            asked.cancel()  # type: ignore[no-untyped-call]  # upstream has no annotation
+        raise
 
 
 @contextmanager

@@ -8,8 +8,8 @@ everybody until it gives one.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import TypeVar
 
 from mmd.assistant.types import PARTS, Part
@@ -19,8 +19,9 @@ T = TypeVar("T")
 
 DOUBT_S = 0.5
 """Waiting from which on a sign of life is asked for, s."""
-SIGN_S = 0.5
-"""Longest wait for one, s: a replica gives it between its batches, without a place in their queue."""
+SIGN_S = 1.0
+"""Longest wait for one, s. It takes a place among a replica's requests, so that a part whose queue is full gives none
+and is left alone for as long."""
 _CANCEL_S = 1.0
 
 
@@ -73,23 +74,27 @@ class Presence:
         """Look for a sign of life, unless somebody does already."""
         looking = self._looking.get(part)
         if looking is None or looking.done():
-            self._looking[part] = asyncio.create_task(self._watch(part))
+            # In no request's context: Ray cancels what a request has called when its client goes away.
+            self._looking[part] = asyncio.create_task(self._watch(part), context=contextvars.Context())
 
     async def _watch(self, part: Part) -> None:
+        """Wait for a sign of life; from the first that is late until one comes, the part is gone."""
         gone = self._gone[part]
-        try:
-            sign = asyncio.ensure_future(self._reach(part))
-            await asyncio.wait({sign}, timeout=SIGN_S)
-            while not sign.done() or sign.exception() is not None:
-                gone.set()
-                with suppress(Exception):  # whatever it fails of, it is no sign of life
-                    await sign
-                    break
+        sign = asyncio.ensure_future(self._reach(part))
+        await asyncio.wait({sign}, timeout=SIGN_S)
+        while not _came(sign):
+            gone.set()
+            if sign.done():
                 await asyncio.sleep(SIGN_S)
                 sign = asyncio.ensure_future(self._reach(part))
-        finally:
-            gone.clear()
+            await asyncio.wait({sign})
+        gone.clear()
+
+
+def _came(sign: asyncio.Future[None]) -> bool:
+    return sign.done() and not sign.cancelled() and sign.exception() is None
 
 
 def _unreached() -> ApiError:
-    return ApiError(503, "unavailable", "it does not answer now; turns go on without it until it does.")
+    message = "it does not answer now; turns go on without it until it does."
+    return ApiError(503, "unavailable", message, retry_after_s=1)

@@ -7,17 +7,11 @@ comes in by the same swap once its artefacts are there.
 from __future__ import annotations
 
 import asyncio
-import functools
 import gc
-import os
-import sys
-import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -34,7 +28,6 @@ from mmd.models.settings import ModelSettings
 from serve_apps.api import ApiError, Part
 
 E = TypeVar("E")
-_BEHIND = 10  # of the 19 steps that a thread can take back
 Seat = Part | Literal["policy"]
 """What holds artefacts: a part of the service, or the policy that joins them."""
 
@@ -156,8 +149,7 @@ class Replica(ABC, Generic[E]):
         refs: dict[str, str] | None = None
         try:
             refs = self._refs.model_validate(user_config).given()
-            load = functools.partial(self._load, refs)
-            engine = await asyncio.to_thread(load) if self._engine is None else await aside(load)
+            engine = await asyncio.to_thread(self._load, refs)
         except Exception as err:  # whatever is wrong with the new artefacts is no reason to lose the old ones
             if self._engine is not None:
                 self._reject(err, self._engine)
@@ -211,22 +203,6 @@ class Replica(ABC, Generic[E]):
         """
         if self._absent is None:
             _ = self.engine
-
-
-async def aside(work: Callable[[], E]) -> E:
-    """Do something in a thread that steps back behind those that answer, where the system can do that for a thread."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="aside", initializer=_step_back)
-    try:
-        return await asyncio.get_running_loop().run_in_executor(pool, work)
-    finally:
-        pool.shutdown(wait=False)
-
-
-def _step_back() -> None:
-    if sys.platform == "linux":  # which takes a thread for a process here; the thread ends, and its rank with it
-        thread = threading.get_native_id()
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + _BEHIND))
 
 
 def absent_part(part: Seat, reason: str) -> Refused:

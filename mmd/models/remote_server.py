@@ -9,6 +9,8 @@ this kind read vLLM's prefix cache; those with ``prompt_logprobs`` do not (vllm/
 from __future__ import annotations
 
 import os
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +34,44 @@ _TOKENS_AT_ONCE = 128
 _CONNECT_S = 2.0
 _KEEPALIVE_S = 3.0
 """Shorter than the 5 s after which vLLM's server closes an idle connection: else requests meet it while it closes."""
+_REST_S, _LONGEST_REST_S = 1.0, 30.0
 _CLOSED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 _QUOTED_CHARS = 200
 _WHO = "the server of models.mllm_url"
 """Named so, not by its address: messages reach whoever asked the assistant."""
+
+
+class Rest:
+    """A while in which a server that did not answer is not asked, twice as long each time; threads may share it.
+
+    A server that accepts and is silent would else cost every question its whole time limit.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._until = 0.0
+        self._next_s = _REST_S
+
+    def check(self) -> None:
+        """Refuse to ask.
+
+        Raises:
+            ServerUnavailableError: it is not to be asked yet.
+        """
+        if (left_s := self._until - time.monotonic()) > 0:
+            raise ServerUnavailableError(f"{_WHO} did not answer a moment ago; it is asked again in {left_s:.0f} s.")
+
+    def begin(self) -> None:
+        """Note that it did not answer; of several questions that were under way, the first counts."""
+        with self._lock:
+            if self._until <= time.monotonic():
+                self._until = time.monotonic() + self._next_s
+                self._next_s = min(2 * self._next_s, _LONGEST_REST_S)
+
+    def end(self) -> None:
+        """Note that it answered."""
+        with self._lock:
+            self._until, self._next_s = 0.0, _REST_S
 
 
 class RemoteServer:
@@ -53,11 +89,13 @@ class RemoteServer:
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s)),
+            trust_env=False,  # dialogues go to the server that was named, and not through a proxy that was not
             limits=httpx.Limits(
                 max_connections=requests, max_keepalive_connections=requests, keepalive_expiry=_KEEPALIVE_S
             ),
         )
         self._threads = ThreadPoolExecutor(requests, thread_name_prefix="remote-model")
+        self._rest = Rest()
         weakref.finalize(self, _close, self._client, self._threads)
 
     @classmethod
@@ -183,16 +221,19 @@ class RemoteServer:
 
     def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Send a request, twice where the connection was closed under it: asking changes nothing."""
+        self._rest.check()
         try:
             try:
                 response = self._client.post(self.url + path, json=body)
             except _CLOSED:
                 response = self._client.post(self.url + path, json=body)
         except (httpx.HTTPError, httpx.InvalidURL) as err:
+            self._rest.begin()
             raise ServerUnavailableError(
                 f"{_WHO} does not answer ({type(err).__name__}: {str(err)[:_QUOTED_CHARS] or 'no reason given'}); "
                 "start it, or correct the setting."
             ) from err
+        self._rest.end()
         return self._content(path, body, response)
 
     def _content(self, path: str, body: Mapping[str, Any], response: httpx.Response) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import psutil
@@ -204,7 +204,7 @@ def check(found: dict[str, Any]) -> None:
 
 
 class TestNodesAreLost:
-    pytestmark = (pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800))
+    pytestmark: ClassVar = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
     def test_ingest_loses_no_record(self, cluster: NodeCluster, tmp_path: Path):
         check(nodes.PARTS["ingest"](Lab(cluster, tmp_path, None), {}))

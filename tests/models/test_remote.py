@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import socket
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -263,3 +265,20 @@ def test_addresses_are_of_http_and_hold_no_key(url: str):
 
 def replace_server(model: RemoteMllm, server: RemoteServer) -> RemoteMllm:
     return RemoteMllm(model.name, model.encoder, server)
+
+
+def test_a_server_that_is_silent_costs_its_time_limit_once_and_rests_twice_as_long_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """It accepts connections and never answers: the next question is refused at once."""
+    now = [100.0]
+    monkeypatch.setattr("mmd.models.remote_server.time", SimpleNamespace(monotonic=lambda: now[0]))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        server = RemoteServer(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", timeout_s=0.2)
+        for rest_s in (1.0, 2.0, 4.0):
+            with pytest.raises(ServerUnavailableError, match="does not answer"):
+                server.after_tokens("model", [[1]], [2])
+            now[0] += rest_s - 0.1
+            with pytest.raises(ServerUnavailableError, match="asked again in 0 s"):
+                server.after_tokens("model", [[1]], [2])
+            now[0] += 0.2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -75,5 +76,27 @@ def test_without_a_slowdown_queues_alone_refuse(full_backend: Any):
             await asyncio.sleep(0.2)
             backend.let_go.set()
             assert [response.status_code for response in await asyncio.gather(*inside)] == [200] * 20
+
+    asyncio.run(scenario())
+
+
+def test_who_sends_no_body_takes_no_place(full_backend: Any):
+    async def scenario() -> None:
+        app = create_app(full_backend, ServeSettings(target_ongoing_requests=1))
+
+        async def trickle() -> AsyncIterator[bytes]:
+            yield b"{"
+            await asyncio.sleep(60)
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            headers = {"content-type": "application/json"}
+            idle = [
+                asyncio.create_task(client.post("/v1/intent", content=trickle(), headers=headers)) for _ in range(20)
+            ]
+            await asyncio.sleep(0.2)
+            assert (await client.post("/v1/intent", json=ASKED)).status_code == 200
+            for one in idle:
+                one.cancel()
+            await asyncio.gather(*idle, return_exceptions=True)
 
     asyncio.run(scenario())

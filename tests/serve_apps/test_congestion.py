@@ -35,22 +35,46 @@ def test_a_full_house_that_is_still_fast_lets_more_in():
     alone(congestion)
     for crowd in crowd_of(congestion, 8):
         congestion.leave(crowd, "text", 0.15)
-    assert congestion.most == 8  # only the eighth found it full: 8.5
+    assert congestion.places == 8  # only the eighth found it full: 8.5
     for crowd in crowd_of(congestion, 8):
         congestion.leave(crowd, "text", 0.15)
-    assert congestion.most == 9
+    assert congestion.places == 9
 
 
-def test_a_slow_house_lets_fewer_in_but_never_fewer_than_the_least():
-    """Five times as long as alone: the mean slowdown passes 2.5 with the third, then a tenth goes with each."""
+def test_a_slow_house_lets_fewer_in_once_a_houseful_but_never_fewer_than_the_least():
+    """Four times as long as alone: the mean slowdown is 1.6, 2.08, 2.46, 2.77 with the fourth."""
     congestion = Congestion(slowdown=2.5, least=4)
     alone(congestion)
-    for crowd in crowd_of(congestion, 8)[4:]:
-        congestion.leave(crowd, "text", 0.5)  # the mean slowdown: 1.8, 2.44, 2.95, 3.36
-    assert congestion.most == 6  # 8 × 0.9 × 0.9
+    for crowd in crowd_of(congestion, 8)[2:]:
+        congestion.leave(crowd, "text", 0.4)
+    assert congestion.places == 6  # 8 × 0.8, once: the ten alone have left before
+    for _ in range(4):
+        congestion.leave(8, "text", 0.4)
+    assert congestion.places == 5  # a houseful of six has left: 6.4 × 0.8
     for _ in range(50):
-        congestion.leave(7, "text", 0.5)
-    assert congestion.most == 4
+        congestion.leave(7, "text", 0.4)
+    assert congestion.places == 4
+
+
+def test_one_that_took_ages_changes_nothing():
+    """Neither what is usual, nor more than a fifth of the way to twice the slowdown that is borne."""
+    congestion = Congestion(slowdown=2.5, least=4)
+    alone(congestion, times=11)
+    congestion.leave(congestion.enter(), "text", 60.0)  # the mean slowdown: 1 + 0.2 × (5 − 1) = 1.8
+    assert congestion.places == 8
+    alone(congestion)
+    for crowd in crowd_of(congestion, 8):
+        congestion.leave(crowd, "text", 0.15)
+    assert congestion.places == 8
+
+
+def test_a_service_that_begins_under_load_grows_where_load_does_not_slow_it():
+    """No request is ever alone: the first ten tell what is usual."""
+    congestion = Congestion(slowdown=2.5, least=4)
+    for _ in range(40):
+        for crowd in crowd_of(congestion, congestion.places):
+            congestion.leave(crowd, "text", 0.1)
+    assert congestion.places > 20
 
 
 def test_kinds_are_compared_with_themselves():
@@ -60,22 +84,22 @@ def test_kinds_are_compared_with_themselves():
     alone(congestion, 1.0, kind="picture")
     for _ in range(20):
         congestion.leave(congestion.enter(), "picture", 1.0)
-    assert congestion.most == 8
+    assert congestion.places == 8
 
 
-def test_before_its_time_alone_is_known_a_kind_tells_nothing():
+def test_before_ten_of_a_kind_were_seen_it_tells_nothing():
     congestion = Congestion(slowdown=2.5, least=4)
-    alone(congestion, 0.1, times=9)
-    for crowd in crowd_of(congestion, 8):
-        congestion.leave(crowd, "text", 9.0 if crowd > 2 else None)
-    assert congestion.most == 8
+    for seconds in [0.1] * 5 + [9.0] * 4:
+        congestion.leave(8, "text", seconds)
+    assert congestion.places == 8
 
 
 def test_a_full_queue_behind_lets_fewer_in():
     congestion = Congestion(slowdown=2.5, least=4)
     for _ in range(100):
+        congestion.leave(congestion.enter())
         congestion.refused()
-    assert congestion.most == 4
+    assert congestion.places == 4
 
 
 @given(
@@ -94,7 +118,7 @@ def test_whatever_happens_the_least_are_let_in_and_everybody_who_left_is_gone(
                 assert len(inside) >= least
         elif inside:
             congestion.leave(inside.pop(), kind, seconds)
-        assert congestion.most >= least
+        assert congestion.places >= least
     for crowd in inside:
         congestion.leave(crowd)
     assert congestion.enter() == 1

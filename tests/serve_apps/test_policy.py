@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +15,6 @@ from mmd.assistant.settings import AssistantSettings
 from mmd.config import ServeSettings
 from mmd.errors import ArtifactError
 from serve_apps.policy import PolicySeat
-from serve_apps.replica import aside
 
 SMALL = ServeSettings(max_replicas=1)
 
@@ -53,16 +49,3 @@ def test_a_policy_that_is_asked_for_by_name_must_be_there_at_the_start(full_stor
     seat = PolicySeat(str(full_store), "tiny", SMALL, AssistantSettings())
     with pytest.raises(ArtifactError, match="policy/tiny@1"):
         asyncio.run(seat.reconfigure({"policy": "policy/tiny@1"}))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems rank processes, not threads")
-def test_what_is_loaded_aside_steps_back_and_nothing_else_does():
-    def rank() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    async def scenario() -> tuple[int, int, int]:
-        return rank(), await aside(rank), await asyncio.to_thread(rank)
-
-    before, within, after = asyncio.run(scenario())
-    assert within == min(19, before + 10)
-    assert after == before
