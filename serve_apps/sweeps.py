@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import structlog
 
@@ -217,7 +217,8 @@ class SweepDesk:
                 message = f"{len(unfinished)} sweeps wait or run already; at most {MAX_UNFINISHED} do. Stop one first."
                 raise ApiError(409, "too_many_sweeps", message)
             sweep_id = new_id(kind.name)
-            command = entrypoint(kind, request.corpus, reader, space, self._settings, self._sweeps.store.uri)
+            options = [*self._options(kind, sweep_id), "--corpus", f"{request.corpus}:{reader}"]
+            command = entrypoint(kind, options, [f"store={self._sweeps.store.uri}", *overrides_of(space)])
             with _explained():
                 await jobs.launch(sweep_id, request.corpus, space, command)
             self._kept = None
@@ -252,6 +253,14 @@ class SweepDesk:
             raise ApiError(403, "launching_off", f"no sweep is launched or stopped here: {reason}")
         return self._jobs
 
+    def _options(self, kind: SweepKind, sweep_id: str) -> list[str]:
+        """Return what the operator's settings say of every job, and where a report goes: beside the trials."""
+        config = self._settings.jobs_config
+        options = [] if config is None else ["--config", config]
+        if kind.reports and self._sweeps.store.protocol == "file":
+            options += ["--out", self._sweeps.folder(sweep_id)]
+        return options
+
     def _record(self, sweep_id: str) -> SweepRecord | None:
         try:
             return self._sweeps.read(sweep_id)
@@ -277,15 +286,16 @@ class SweepDesk:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 
-def entrypoint(
-    kind: SweepKind, corpus: str, reader: str, space: Mapping[str, Any], settings: ServeSettings, store: str
-) -> str:
-    """Return the command of a sweep's job; what a client said comes as whole, quoted words, all of them checked."""
-    config = [] if settings.jobs_config is None else ["--config", settings.jobs_config]
-    sets = [f"store={store}", *overrides_of(space)]
-    options = [word for value in sets for word in ("--set", value)]
-    corpus_option = ["--corpus", f"{corpus}:{reader}"]
-    return shlex.join(["python", "-m", kind.module, *kind.arguments, *config, *corpus_option, *options])
+def entrypoint(kind: SweepKind, options: Sequence[str], assignments: Sequence[str]) -> str:
+    """Return the command of a sweep's job; what a client said comes as whole, quoted words, all of them checked.
+
+    Args:
+        kind: of the sweep.
+        options: of the job.
+        assignments: settings, as ``--set`` takes them.
+    """
+    sets = [word for assignment in assignments for word in ("--set", assignment)]
+    return shlex.join(["python", "-m", kind.module, *kind.arguments, *options, *sets])
 
 
 def _kind_out(kind: SweepKind, corpora: Sequence[str]) -> KindOut:

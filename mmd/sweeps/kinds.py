@@ -35,6 +35,7 @@ class SweepKind:
         metric: what trials are compared by.
         mode: whether more or less of it is better.
         axis: what a trial's curve runs over; None: trials have no curves.
+        reports: whether the job writes a report into a folder that ``--out`` names.
     """
 
     name: SweepName
@@ -45,6 +46,7 @@ class SweepKind:
     metric: str
     mode: Mode = "max"
     axis: str | None = None
+    reports: bool = False
 
 
 KINDS: Mapping[SweepName, SweepKind] = {
@@ -84,6 +86,7 @@ KINDS: Mapping[SweepName, SweepKind] = {
             keys=("retrieval.sweep", "retrieval.method", "retrieval.training.epochs", "retrieval.training.batch"),
             metric="R@1",
             axis="epoch",
+            reports=True,
         ),
     )
 }

@@ -320,13 +320,34 @@ def test_a_broken_launch_is_refused(keyed: TestClient):
 
 
 def test_every_word_of_a_command_is_quoted_whatever_it_holds():
-    settings = ServeSettings(jobs_config="/opt/my mmd/ray_config.yaml")
-    space = {"intent.predicates.kinds": ["text", "it's; $(id)"]}  # would be refused before
-    command = entrypoint(KINDS["rules"], "tiny", "shop", space, settings, "a store; id")
-    words = shlex.split(command)
-    assert words[3:5] == ["--config", "/opt/my mmd/ray_config.yaml"]
-    assert "store=a store; id" in words
-    assert words[-1] == 'intent.predicates.kinds=["text", "it\'s; $(id)"]'
+    values = ["store=a store; id", 'intent.predicates.kinds=["it\'s; $(id)"]']  # would be refused before
+    command = entrypoint(KINDS["gates"], ["--config", "/opt/my mmd/ray_config.yaml"], values)
+    assert shlex.split(command) == [
+        *("python", "-m", "jobs.sweep_gates", "--method", "kdsl", "--config", "/opt/my mmd/ray_config.yaml"),
+        *("--set", values[0], "--set", values[1]),
+    ]
+
+
+def test_an_experiments_report_goes_beside_its_trials_and_the_operators_settings_go_along(
+    ask: Callable[..., TestClient], cluster: JobServer, store: ArtifactStore, tmp_path: Path
+):
+    key = add_key(tmp_path / "keys.txt", "lab")
+    client = ask(
+        api_keys_file=str(tmp_path / "keys.txt"),
+        jobs_address=cluster.address,
+        jobs_config="/opt/mmd/ray_config.yaml",
+        jobs_working_dir="s3://bucket/mmd.zip",
+    )
+    client.headers["Authorization"] = f"Bearer {key}"
+    request = {"sweep": "text_fraction", "corpus": "tiny", "space": {"retrieval.sweep.fractions": [0.25, 0.5]}}
+    sweep_id = client.post("/v1/sweeps", json=request).json()["id"]
+    job = cluster.jobs[sweep_id]
+    assert shlex.split(job["entrypoint"]) == [
+        *("python", "-m", "jobs.experiments", "text_fraction", "--config", "/opt/mmd/ray_config.yaml"),
+        *("--out", f"{store.root}/.sweeps/{sweep_id}", "--corpus", "tiny:shop", "--set", f"store={store.uri}"),
+        *("--set", "retrieval.sweep.fractions=[0.25, 0.5]"),
+    ]
+    assert job["runtime_env"]["working_dir"] == "s3://bucket/mmd.zip"
 
 
 def test_a_cluster_that_is_away_or_refuses_is_told_and_hides_no_record(
