@@ -28,6 +28,8 @@ _LOG_CHARS = 2000
 _BUSY_MACHINE = "Ray did not start within its 30 s"
 _PASSING = (".tfevents", "training.json")
 """Ends of files that tell times, too, and so differ between runs."""
+STARTED_ANEW = "goes on after step 0"
+"""What a training says that lost its checkpoint; one that goes on where it stopped names that step, or nothing."""
 _COUNTED = ("dialogues_", "images", "quarantined.")
 
 
@@ -134,7 +136,7 @@ class Lab:
             told |= compare(alone, newest(place, trial.makes))
         if disturbed:
             told["lost"] = loss.told() if loss else None
-            told["gone_on"] = [line for line in job.log().splitlines() if "goes on after step" in line]
+            told["started_anew"] = STARTED_ANEW in job.log()
             self.cluster.wait_for(3)
         return told
 

@@ -216,7 +216,7 @@ class TestNodesAreLost:
         found = nodes.PARTS["finetune_mllm"](Lab(cluster, tmp_path, ready), {})
         check(found)
         assert set(found["node lost"]["lost"]["actors_at_work"].values()) == {1}  # a worker on each node
-        assert found["node lost"]["gone_on"]
+        assert not found["node lost"]["started_anew"]
 
     def test_an_index_in_parts_answers_as_the_whole(self, cluster: NodeCluster, ready: Path, tmp_path: Path):
         found = nodes.PARTS["sharded"](Lab(cluster, tmp_path, ready), {})
