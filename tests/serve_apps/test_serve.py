@@ -37,6 +37,7 @@ from serve_apps.ingress import HandleBackend
 from serve_apps.intent import IntentReplica
 from serve_apps.replica import PartStatus, Refused
 from serve_apps.run import check_artifacts, check_port, main
+from tests.serve_apps.sweep_records import CONKD, students, write_sweep
 
 CONFIG = Path(__file__).resolve().parents[2] / "serve_apps" / "serve_config.yaml"
 SMALL = ServeSettings(max_replicas=1, max_turns=20, request_timeout_s=20)
@@ -102,6 +103,17 @@ def test_the_service_refuses_what_is_wrong_or_too_much(base_url: str):
         assert client.get("/healthz").status_code == 200
         assert client.get("/readyz").json()["status"] == "ready"
         assert client.get("/").headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.ray
+def test_sweeps_in_the_store_are_shown_and_not_launched_without_keys(base_url: str, store: ArtifactStore):
+    write_sweep(store, CONKD, students())
+    [sweep] = httpx.get(f"{base_url}/v1/sweeps", timeout=20).json()["sweeps"]
+    assert (sweep["id"], sweep["state"]) == (CONKD, "done")
+    assert len(httpx.get(f"{base_url}/v1/sweeps/{CONKD}", timeout=20).json()["trials"]) == 6
+    assert httpx.get(f"{base_url}/sweeps", timeout=20).status_code == 200
+    answer = httpx.post(f"{base_url}/v1/sweeps", json={"sweep": "rules", "corpus": "tiny"}, timeout=20)
+    assert answer.status_code == 403
 
 
 @pytest.mark.ray
