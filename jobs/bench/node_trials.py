@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ REPLACED_AFTER_S = 5.0
 _TRIES = 3
 _LOG_CHARS = 2000
 _BUSY_MACHINE = "Ray did not start within its 30 s"
-_PASSING = (".tfevents", "training.json")
-"""Ends of files that tell times, too, and so differ between runs."""
+METRICS = "metrics.json"
+_TIMED = (METRICS, "report.html", ".tfevents", "training.json")
+"""Ends of files that tell times, too, and so may differ between runs; their other numbers are compared one by one."""
+_TIMES = re.compile(r"latency|_m?s$|per_s$")
 STARTED_ANEW = "goes on after step 0"
 """What a training says that lost its checkpoint; one that goes on where it stopped names that step, or nothing."""
 _COUNTED = ("dialogues_", "images", "quarantined.")
@@ -207,7 +210,10 @@ def newest(store: Path, kind: Kind) -> Artifact:
 def compare(one: Artifact, other: Artifact) -> dict[str, Any]:
     """Return whether two artefacts are the same: version, each file's hash, and losses where there are any."""
     told: dict[str, Any] = {"version_equal": one.ref == other.ref, "files_unlike": files_unlike(one, other)}
-    told["equal"] = told["version_equal"] and all(name.endswith(_PASSING) for name in told["files_unlike"])
+    told["equal"] = told["version_equal"] and all(name.endswith(_TIMED) for name in told["files_unlike"])
+    if METRICS in told["files_unlike"] and one.has(METRICS) and other.has(METRICS):
+        told["metrics_unlike"] = numbers_unlike(*(json.loads(a.read_bytes(METRICS)) for a in (one, other)))
+        told["equal"] = told["equal"] and not told["metrics_unlike"]
     if one.manifest.kind == "corpus":
         told["counts"] = {name: n for name, n in other.manifest.metrics.items() if name.startswith(_COUNTED)}
     if one.has("training.json") and one.manifest.kind == "adapter":
@@ -219,6 +225,29 @@ def files_unlike(one: Artifact, other: Artifact) -> list[str]:
     """Return the files that only one of two artefacts has, or that differ; in order."""
     mine, theirs = ({name: entry.sha256 for name, entry in a.manifest.files.items()} for a in (one, other))
     return sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+
+
+def numbers_unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the places of two nested records that differ, in order; times are left out."""
+    mine, theirs = dict(_leaves(one)), dict(_leaves(other))
+    return sorted(
+        place
+        for place in mine.keys() | theirs.keys()
+        if not _TIMES.search(place) and mine.get(place) != theirs.get(place)
+    )
+
+
+def _leaves(found: object, place: str = "") -> Iterator[tuple[str, object]]:
+    rows: Iterable[tuple[object, object]]
+    if isinstance(found, Mapping):
+        rows = found.items()
+    elif isinstance(found, list):
+        rows = enumerate(found)
+    else:
+        yield place, found
+        return
+    for name, value in rows:
+        yield from _leaves(value, f"{place}/{name}")
 
 
 def losses_of(adapter: Artifact) -> dict[str, list[float]]:

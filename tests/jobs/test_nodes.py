@@ -17,7 +17,7 @@ from jobs.bench.machines import Network, Place, boot_command, free_subnet, hosts
 from jobs.bench.node_cluster import NodeCluster, NodeSize, head_command, node_environment, worker_command
 from jobs.bench.node_jobs import MAKES, SMALL, as_options, chat_line, write_chats
 from jobs.bench.node_serving import config_of
-from jobs.bench.node_trials import Lab, compare, compare_losses, files_unlike
+from jobs.bench.node_trials import Lab, compare, compare_losses, files_unlike, numbers_unlike
 from jobs.pipeline import STEPS
 from mmd.artifacts import ArtifactStore
 from mmd.config import load_config
@@ -143,6 +143,12 @@ def test_losses_are_compared_step_by_step():
     assert found["steps"] == {"run": 2}
     assert found["largest_relative_difference"] == pytest.approx(0.05)
     assert compare_losses({"run": [4.0]}, {"run": [4.0, 2.0]})["largest_relative_difference"] is None
+
+
+def test_numbers_are_compared_without_times():
+    one = {"f1": {"rules": 0.5}, "latency": {"rules": {"p50_ms": 3.0}}, "rows": [{"seconds_s": 1.0, "n": 4}]}
+    assert numbers_unlike(one, {**one, "latency": {}, "rows": [{"seconds_s": 2.0, "n": 4}]}) == []
+    assert numbers_unlike(one, {**one, "f1": {"rules": 0.4}, "rows": []}) == ["/f1/rules", "/rows/0/n"]
 
 
 def test_every_step_of_the_pipeline_is_tried():
