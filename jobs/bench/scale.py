@@ -48,6 +48,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--again", action="store_true", help="measure what is recorded already, too")
     parser.add_argument("--told", action="store_true", help="measure nothing: tell what is recorded")
+    parser.add_argument(
+        "--index-within-s",
+        type=float,
+        metavar="S",
+        help="seconds after which an index takes no more vectors, and is judged with those it has (default: no bound)",
+    )
     parser.add_argument("--store", default="artifacts", help="artefacts to serve (default: %(default)s)")
     parser.add_argument("--corpus", default="shop", help="corpus that they were made of (default: %(default)s)")
     parser.add_argument("--cores", type=int, default=machine.cores, help="of a node (default: %(default)s)")
@@ -60,14 +66,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: Mapping[str, Any]) -> dict[str, Any]:
     """Measure what is not recorded yet, and return all that is."""
-    records, parts = Path(options["records"]), parts_of(options["store"], options["corpus"])
+    records, parts = Path(options["records"]), parts_of(options["store"], options["corpus"], options["index_within_s"])
     chosen = {name: parts[name] for name in PARTS if name in options["parts"]}
     measured: list[str] = []
     failed: dict[str, str] = {}
     for name, part in chosen.items():
         for point in () if options["told"] else points_of(part, options):
             key = f"{name}/{point.name}"
-            if not options["again"] and recorded(path_of(records, name, point), point):
+            record = recorded(path_of(records, name, point), point)
+            if record and whole(record) and not options["again"]:
                 console.print(f"{key}: recorded", markup=False)
                 continue
             console.print(f"{key} …", markup=False)
@@ -134,9 +141,16 @@ def measure(point: Point, path: Path) -> None:
 
 
 def told_of(point: Point) -> dict[str, Any]:
-    """Return a point's arguments as they are recorded, without the place of a store."""
-    told: dict[str, Any] = json.loads(json.dumps({k: v for k, v in point.given.items() if k != "store"}))
+    """Return a point's arguments as they are recorded, without the place of a store and the patience of a run."""
+    kept = {key: value for key, value in point.given.items() if key not in {"store", "within_s"}}
+    told: dict[str, Any] = json.loads(json.dumps(kept))
     return told
+
+
+def whole(record: Mapping[str, Any]) -> bool:
+    """Say whether a measurement was of all that it was asked for."""
+    found = record["found"]
+    return bool(found.get("vectors") == found.get("asked_for", found.get("vectors")))
 
 
 def recorded(path: Path, point: Point) -> dict[str, Any] | None:
@@ -161,12 +175,12 @@ def in_order(records: Path, name: str, part: Part, options: Mapping[str, Any]) -
 
 
 def missing(found: Mapping[str, Mapping[str, Any]], parts: Mapping[str, Part], options: Mapping[str, Any]) -> list[str]:
-    """Return the points without a record."""
+    """Return the points without a record of the whole."""
     return [
         f"{name}/{point.name}"
         for name, part in parts.items()
         for point in part.points[options["sizes"]]
-        if point.name not in found[name]
+        if point.name not in found[name] or not whole(found[name][point.name])
     ]
 
 

@@ -194,13 +194,15 @@ def _mining(examples: int, labels: int, workers: Sequence[int], repeats: int, ro
     return Point(f"mining-{examples}-{labels}", mine_sized, given)
 
 
-def parts_of(store: str, corpus: str) -> dict[str, Part]:
+def parts_of(store: str, corpus: str, within_s: float | None = None) -> dict[str, Part]:
     """Return the suite.
 
     Args:
         store: of the artefacts that are served.
         corpus: whose artefacts they are.
+        within_s: seconds after which an index takes no more vectors; none: as long as it takes.
     """
+    bound = {} if within_s is None else {"within_s": within_s}
     served = {"store": str(Path(store).resolve()), "corpus": corpus}
     quick = {"predicates": 20, "rollouts": 20, "repeats": 1}
     return {
@@ -246,7 +248,7 @@ def parts_of(store: str, corpus: str) -> dict[str, Part]:
             "stored vectors: recall, time of a query, build time, memory of the process",
             {
                 "small": _index(2_000, 4_000, dim=16),
-                "full": [*_index(10_000, 100_000, 1_000_000), *_index(10_000_000, lists=4096)],
+                "full": [*_index(10_000, 100_000, 1_000_000, **bound), *_index(10_000_000, lists=4096, **bound)],
             },
         ),
         "conkd": Part(

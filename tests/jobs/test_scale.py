@@ -30,6 +30,7 @@ OPTIONS: dict[str, Any] = {
     "memory_gb": 64.0,
     "node_price": 1.0,
     "within_h": 8.0,
+    "index_within_s": None,
 }
 
 
@@ -95,6 +96,17 @@ def test_what_is_recorded_is_not_measured_again(tmp_path: Path):
     second = scale.run(options)
     assert second["measured_now"] == []
     assert second["parts"] == first["parts"]
+
+
+def test_what_was_measured_in_part_is_told_and_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    point = parts_of("artifacts", "shop", within_s=60.0)["index"].named("2000", "small")
+    record = {"given": scale.told_of(point), "found": PARTS["index"]["1000000"]["found"] | {"asked_for": 2_000_000}}
+    scale.path_of(tmp_path, "index", point).write_text(json.dumps(record))
+    told = scale.run({**OPTIONS, "told": True, "records": tmp_path})
+    assert "2000" in told["parts"]["index"]
+    assert "index/2000" in told["missing"]
+    monkeypatch.setattr(scale, "measure", lambda *_: None)
+    assert scale.run({**OPTIONS, "records": tmp_path})["measured_now"] == ["index/2000"]
 
 
 def test_a_measurement_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
