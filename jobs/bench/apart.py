@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import multiprocessing
-import os
 import resource
 import tempfile
 import time
@@ -95,11 +94,6 @@ def _watch(process: multiprocessing.process.BaseProcess) -> dict[str, float]:
     }
 
 
-def spent_cpu_s() -> float:
-    """Return the processor seconds of this process and all that it started, those that have ended included."""
-    return sum(_cpu_s(one, ended=True) for one in _tree(os.getpid()))
-
-
 def _tree(pid: int | None) -> list[psutil.Process]:
     try:
         top = psutil.Process(pid)
@@ -108,14 +102,12 @@ def _tree(pid: int | None) -> list[psutil.Process]:
         return []
 
 
-def _cpu_s(process: psutil.Process, *, ended: bool = False) -> float:
-    """Return a process's processor seconds, or with those of its children that have ended."""
+def _cpu_s(process: psutil.Process) -> float:
     try:
         times = process.cpu_times()
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return 0.0
-    own = float(times.user + times.system)
-    return own + float(times.children_user + times.children_system) if ended else own
+    return float(times.user + times.system)
 
 
 def _pss(process: psutil.Process) -> int:

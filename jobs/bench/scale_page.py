@@ -283,6 +283,7 @@ _COLUMNS: Mapping[str, Mapping[str, Cell]] = {
         "1 worker processor s": _number("mining_cpu_s", "1", "median"),
         "2 workers": _number("mining_cpu_s", "2", "median"),
         "times as fast": _number("times_one_worker", "2", "median"),
+        "by processor time": _number("times_one_worker_by_cpu", "2", "median"),
         "same rules": _number("same_rules"),
         "peak GiB": _peak,
     },

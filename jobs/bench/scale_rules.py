@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.bench import mcts
-from jobs.bench.apart import spent_cpu_s
 from jobs.glue.cluster import ray_cluster
 from jobs.glue.records import spread
+from jobs.glue.tune import tune_batches
+from jobs.mine_rules import BatchSearcher, batch_units
 from mmd.config import build_config
 from mmd.corpora.settings import LimitSettings, ShopSettings
 from mmd.corpora.shop import ShopReader
 from mmd.corpora.validate import validate_record
 from mmd.intent.examples import make_example
+from mmd.intent.miner import plan_units
 from mmd.intent.types import ImageFacts, IntentExample
 
 if TYPE_CHECKING:
@@ -31,6 +37,40 @@ def search_sized(examples: int, predicates: int = 150, rollouts: int = 400, repe
     return {"examples": examples, **found["sizes"][str(examples)]}
 
 
+class ClockedSearcher(BatchSearcher):
+    """Runs batches of searches, and says which process took how much processor time for each."""
+
+    def __call__(self, batch: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+        """Return the results, and behind them who made them and in which processor time."""
+        started = time.process_time()
+        found = super().__call__(batch)
+        return [*found, {"process": f"{socket.gethostname()}:{os.getpid()}", "cpu_s": time.process_time() - started}]
+
+
+@dataclass(frozen=True)
+class Mining:
+    """One run of all searches.
+
+    Attributes:
+        seconds: from the first search to the last, start and end of the workers included.
+        by_process: processor seconds of the searches of each.
+        results: of the searches, in order.
+    """
+
+    seconds: float
+    by_process: Mapping[str, float]
+    results: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, seconds: float, rows: Sequence[Mapping[str, Any]]) -> Mining:
+        """Take clocks and results apart; how long a search took is no part of its result."""
+        by_process: Counter[str] = Counter()
+        for row in rows:
+            if "process" in row:
+                by_process[row["process"]] += row["cpu_s"]
+        return cls(seconds, by_process, [{**row, "seconds": 0.0} for row in rows if "process" not in row])
+
+
 def mine_sized(examples: int, labels: int, workers: Sequence[int], repeats: int, rollouts: int) -> dict[str, Any]:
     """Mine rules with different numbers of workers, in turn, on one cluster.
 
@@ -41,53 +81,59 @@ def mine_sized(examples: int, labels: int, workers: Sequence[int], repeats: int,
         repeats: of each.
         rollouts: of a search.
     """
-    from jobs.glue.tune import tune_batches
-    from jobs.mine_rules import BatchSearcher, batch_units
-    from mmd.intent.miner import plan_units
-
     rows = shop_examples(examples, labels)
     config = build_config({"intent": {"search": {"rollouts": rollouts, "patience": rollouts}}})
     units = plan_units(rows, config.intent)
-    batches = [
-        [[u.task, u.repeat, u.fold, u.label] for u in batch]
-        for batch in batch_units(units, max(1, min(config.tune.searches_per_trial, len(units) // 8)))
-    ]
+    size = max(1, min(config.tune.searches_per_trial, len(units) // 8))
+    batches = [[[u.task, u.repeat, u.fold, u.label] for u in batch] for batch in batch_units(units, size)]
     no_names: NameVectors = {}
     arguments = ({_TASK: rows}, {_TASK: no_names}, config.intent, config.models, config.seed)
-    seconds: dict[int, list[float]] = {count: [] for count in workers}
-    cpu_s: dict[int, list[float]] = {count: [] for count in workers}
-    answers = []
+
+    def mined(count: int, some: Sequence[Any], name: str, folder: str) -> Mining:
+        started = time.perf_counter()
+        answer = tune_batches(
+            ClockedSearcher,
+            arguments,
+            some,
+            storage=folder,
+            name=name,
+            max_concurrent=count,
+            title=f"searches by {count}",
+        )
+        return Mining.of(time.perf_counter() - started, answer)
+
+    runs: dict[int, list[Mining]] = {count: [] for count in workers}
     with tempfile.TemporaryDirectory(prefix="mmd-scale-") as folder, ray_cluster(config.cluster):
-        for repeat in range(repeats + 1):  # the first warms up: processes, imports
+        mined(max(workers), batches[:2], "warm-up", folder)  # processes, imports
+        for repeat in range(repeats):
             for count in workers:
-                started, before = time.perf_counter(), spent_cpu_s()
-                answer = tune_batches(
-                    BatchSearcher,
-                    arguments,
-                    batches if repeat else batches[:2],
-                    storage=folder,
-                    name=f"scale-{count}-{repeat}",
-                    max_concurrent=count,
-                    title=f"searches by {count}",
-                )
-                if repeat:
-                    seconds[count].append(time.perf_counter() - started)
-                    cpu_s[count].append(spent_cpu_s() - before)
-                    answers.append([{**row, "seconds": 0.0} for row in answer])
-    alone = seconds[workers[0]]
+                runs[count].append(mined(count, batches, f"scale-{count}-{repeat}", folder))
+    alone, first = runs[workers[0]], runs[workers[0]][0].results
     return {
         "examples": len(rows),
         "labels": len({row.label for row in rows}),
         "searches": len(units),
         "batches": len(batches),
-        "mining_s": {str(count): spread(values) for count, values in seconds.items()},
-        "mining_cpu_s": {str(count): spread(values) for count, values in cpu_s.items()},
+        "mining_s": {str(count): spread([run.seconds for run in own]) for count, own in runs.items()},
+        "mining_cpu_s": {str(count): spread([total(run) for run in own]) for count, own in runs.items()},
         "times_one_worker": {
-            str(count): spread([one / own for one, own in zip(alone, seconds[count], strict=True)])
+            str(count): spread([one.seconds / own.seconds for one, own in zip(alone, runs[count], strict=True)])
             for count in workers[1:]
         },
-        "same_rules": all(answer == answers[0] for answer in answers),
+        # Of the searches alone, as if every process had a core for itself: what others run does not blur it.
+        "times_one_worker_by_cpu": {
+            str(count): spread(
+                [total(one) / max(own.by_process.values()) for one, own in zip(alone, runs[count], strict=True)]
+            )
+            for count in workers[1:]
+        },
+        "same_rules": all(run.results == first for own in runs.values() for run in own),
     }
+
+
+def total(run: Mining) -> float:
+    """Return the processor seconds of all searches."""
+    return sum(run.by_process.values())
 
 
 def shop_examples(count: int, labels: int) -> list[IntentExample]:

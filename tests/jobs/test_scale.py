@@ -15,6 +15,7 @@ from jobs.bench.cost_model import Machine
 from jobs.bench.scale_costs import costs_of, lines_of
 from jobs.bench.scale_index import DEPTH, Nearest, index_streamed, pieces
 from jobs.bench.scale_parts import Point, parts_of, repeated
+from jobs.bench.scale_rules import Mining, total
 from jobs.bench.scale_targets import growth, targets_of
 from mmd.errors import ConfigError
 
@@ -75,6 +76,15 @@ def test_a_streamed_index_reaches_the_recall_it_tells():
     assert found["recall_at_10"] > 0.9
     assert set(found["spent"]) == {"draw", "train, add", "exact", "tune"}
     assert index_streamed(3_000, "flat", dim=16)["recall_at_10"] == 1.0
+
+
+def test_a_mining_tells_results_and_processor_time_apart():
+    rows = [{"rule": 1, "seconds": 2.0}, {"process": "a", "cpu_s": 1.0}, {"rule": 2, "seconds": 3.0}]
+    rows += [{"process": "b", "cpu_s": 4.0}, {"process": "a", "cpu_s": 0.5}]
+    run = Mining.of(9.0, rows)
+    assert run.by_process == {"a": 1.5, "b": 4.0}
+    assert run.results == [{"rule": 1, "seconds": 0.0}, {"rule": 2, "seconds": 0.0}]
+    assert total(run) == 5.5
 
 
 def test_copies_of_a_graph_are_joined_by_no_edge():
