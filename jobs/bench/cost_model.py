@@ -158,11 +158,13 @@ class IndexCosts:
         bytes_each: memory of a response, all included.
         build_core_s_each: processor seconds to add one.
         query_core_s_each: processor seconds of a query, by stored response.
+        part: responses of the part; larger indices are taken as so many parts of this size.
     """
 
     bytes_each: float
     build_core_s_each: float
     query_core_s_each: float
+    part: float = 1e6
 
 
 def build_of_index(responses: float, costs: IndexCosts, machine: Machine) -> Estimate:
@@ -176,7 +178,11 @@ def build_of_index(responses: float, costs: IndexCosts, machine: Machine) -> Est
         nodes,
         hours,
         nodes * hours * machine.price_an_hour,
-        told={"core_hours": core_s / _HOUR_S, "memory_gb": responses * costs.bytes_each / _GB},
+        told={
+            "core_hours": core_s / _HOUR_S,
+            "memory_gb": responses * costs.bytes_each / _GB,
+            "parts": math.ceil(responses / costs.part),
+        },
         assumed={"machine": asdict(machine), "costs": asdict(costs)},
     )
 

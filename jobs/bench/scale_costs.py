@@ -75,6 +75,7 @@ def costs_of(parts: Parts, machine: Machine, *, within_h: float) -> list[dict[st
             bytes_each=peak_of(index) * _GB / index["vectors"],
             build_core_s_each=index["build_cpu_s"] / index["vectors"],
             query_core_s_each=index["query_cpu_ms"] / 1000 / index["vectors"],
+            part=index["vectors"],
         )
         rows += [build_of_index(RESPONSES, costs, machine), service_of_index(RESPONSES, costs, machine)]
     rows += [fine_tuning(WEIGHTS, TOKENS, card, within_h=within_h) for card in CARDS]

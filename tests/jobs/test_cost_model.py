@@ -55,6 +55,7 @@ def test_an_index_lies_on_as_many_nodes_as_hold_it():
     costs = IndexCosts(bytes_each=1024, build_core_s_each=0.001, query_core_s_each=1e-9)
     built = build_of_index(20e6, costs, TEN_CORES)
     assert built.nodes == 4
+    assert built.told["parts"] == 20
     assert built.hours == pytest.approx(20e6 * 0.001 / (4 * 18_000))
     served = service_of_index(20e6, costs, TEN_CORES)
     assert served.price == pytest.approx(8.0)
