@@ -107,6 +107,8 @@ def _rules(left: Any, right: Any, found: Found) -> None:  # noqa: ANN401 (matplo
         right.axhline(1.7, ls="--", lw=1, color=figures.INK, label="target, 2 workers")
         right.legend(fontsize=8)
     right.set_title("Mining by several workers")
+    left.set_visible(bool(searched))
+    right.set_visible(bool(mined))
 
 
 def _matcher(left: Any, right: Any, found: Found) -> None:  # noqa: ANN401 (matplotlib's axes)
