@@ -105,7 +105,8 @@ def _rules(left: Any, right: Any, found: Found) -> None:  # noqa: ANN401 (matplo
     if series:
         figures.interval_bars(right, names, series, label="times as fast as one worker")
         right.axhline(1.7, ls="--", lw=1, color=figures.INK, label="target, 2 workers")
-        right.legend(fontsize=8)
+        right.set_ylim(0, 2.5)
+        right.legend(fontsize=8, ncols=2)
     right.set_title("Mining by several workers")
     left.set_visible(bool(searched))
     right.set_visible(bool(mined))
