@@ -28,6 +28,7 @@ APP = "mmd"
 _API = "/api/serve/applications/"
 _DEPLOY_S = 600.0
 _WARMUP = 20
+_TRIES = 3
 _TARGET = 0.999
 
 
@@ -75,14 +76,16 @@ def config_of(store: Path) -> dict[str, Any]:
 
 
 def deploy(cluster: NodeCluster, config: Mapping[str, Any]) -> None:
-    """Send a deployment file to the cluster.
+    """Send a deployment file to the cluster; again where a busy machine was too slow to start Serve's proxy.
 
     Raises:
         ClusterError: it is refused.
     """
-    answer = httpx.put(f"{cluster.dashboard}{_API}", json=config, timeout=120.0)
-    if answer.is_error:
-        raise ClusterError(f"{cluster.dashboard}: refuses {CONFIG}: {answer.text[-600:]}")
+    for _ in range(_TRIES):
+        answer = httpx.put(f"{cluster.dashboard}{_API}", json=config, timeout=300.0)
+        if answer.is_success:
+            return
+    raise ClusterError(f"{cluster.dashboard}: refuses {CONFIG}: {answer.text[-600:]}")
 
 
 def wait_until_running(cluster: NodeCluster) -> None:
