@@ -2,13 +2,15 @@
 
 Queues of a fixed length let everybody wait as long as a full queue takes. Here those who are let in are answered
 almost as fast as ever, and the others are told at once to come back. How many those are is found by trying: half a
-place more for each that found the house full and was fast, a fifth fewer, at most once a houseful, where they were slow
-(additive increase, multiplicative decrease).
+place more for each that found the house full and was fast, a fifth fewer, at most once a second, where they were slow
+(additive increase, multiplicative decrease). A swap or a burst slows a few requests down for part of a second, which is
+no reason to refuse anybody; places that were lost to one come back while all is well.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections import defaultdict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ _KEPT = 101
 _WEIGHT = 0.2  # of a request in the mean slowdown
 _MORE = 0.5
 _FEWER = 0.8
+_CUT_S = 1.0  # between cuts
+_BACK = 0.05  # of a place that comes back with a request that was fast, up to as many as there were at first
 
 
 def _recent() -> deque[float]:
@@ -61,10 +65,10 @@ class Congestion:
     def __init__(self, slowdown: float, least: int) -> None:
         self._slowdown = slowdown
         self._least = float(least)
-        self._places = 2.0 * least
+        self._places = self._first_places = 2.0 * least
         self._inside = 0
         self._mean_slowdown = 1.0
-        self._left_since_cut = 0
+        self._cut_at = float("-inf")
         self._kinds: dict[Hashable, _Kind] = defaultdict(_Kind)
 
     @property
@@ -93,7 +97,6 @@ class Congestion:
             seconds: that it took; None where that tells nothing of how busy the service is.
         """
         self._inside -= 1
-        self._left_since_cut += 1
         if seconds is None:
             return
         known = self._kinds[kind]
@@ -107,13 +110,16 @@ class Congestion:
             self._cut()
         elif crowd >= self.places:
             self._places += _MORE
+        elif self._places < self._first_places:
+            self._places += _BACK
 
     def refused(self) -> None:
         """Learn that a model's own queue was full."""
         self._cut()
 
     def _cut(self) -> None:
-        """Let fewer in, unless those who were let in before the last cut are still leaving."""
-        if self._left_since_cut >= self.places:
+        """Let fewer in, unless that was done less than a second ago."""
+        now = time.monotonic()
+        if now - self._cut_at >= _CUT_S:
             self._places = max(self._least, self._places * _FEWER)
-            self._left_since_cut = 0
+            self._cut_at = now

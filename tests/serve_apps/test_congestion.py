@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,19 +43,37 @@ def test_a_full_house_that_is_still_fast_lets_more_in():
     assert congestion.places == 9
 
 
-def test_a_slow_house_lets_fewer_in_once_a_houseful_but_never_fewer_than_the_least():
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr("serve_apps.congestion.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_a_slow_house_lets_fewer_in_once_a_second_but_never_fewer_than_the_least(clock: list[float]):
     """Four times as long as alone: the mean slowdown is 1.6, 2.08, 2.46, 2.77 with the fourth."""
     congestion = Congestion(slowdown=2.5, least=4)
     alone(congestion)
     for crowd in crowd_of(congestion, 8)[2:]:
         congestion.leave(crowd, "text", 0.4)
-    assert congestion.places == 6  # 8 × 0.8, once: the ten alone have left before
-    for _ in range(4):
-        congestion.leave(8, "text", 0.4)
-    assert congestion.places == 5  # a houseful of six has left: 6.4 × 0.8
-    for _ in range(50):
+    assert congestion.places == 6  # 8 × 0.8, once
+    clock[0] += 1.0
+    congestion.leave(8, "text", 0.4)
+    assert congestion.places == 5  # 6.4 × 0.8
+    for _ in range(20):
+        clock[0] += 1.0
         congestion.leave(7, "text", 0.4)
     assert congestion.places == 4
+
+
+def test_places_that_were_lost_to_a_burst_come_back_while_all_is_well(clock: list[float]):
+    congestion = Congestion(slowdown=2.5, least=4)
+    alone(congestion)
+    for _ in range(8):
+        congestion.leave(congestion.enter() + 3, "text", 0.4)
+    assert congestion.places == 6
+    alone(congestion, times=60)
+    assert congestion.places == 8
 
 
 def test_one_that_took_ages_changes_nothing():
@@ -94,9 +114,10 @@ def test_before_ten_of_a_kind_were_seen_it_tells_nothing():
     assert congestion.places == 8
 
 
-def test_a_full_queue_behind_lets_fewer_in():
+def test_a_full_queue_behind_lets_fewer_in(clock: list[float]):
     congestion = Congestion(slowdown=2.5, least=4)
-    for _ in range(100):
+    for _ in range(10):
+        clock[0] += 1.0
         congestion.leave(congestion.enter())
         congestion.refused()
     assert congestion.places == 4
