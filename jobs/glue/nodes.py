@@ -72,7 +72,7 @@ def _cpus_to_come() -> int:
     from ray._private.state import state
     from ray.util.client import ray as ray_client
 
-    if ray_client.is_connected():  # by ray://, where this cannot be asked
+    if ray_client.is_connected():  # type: ignore[no-untyped-call]  # by ray://, where it cannot be asked
         return 0
     limits = state.get_max_resources_from_cluster_config()
     cpus = int((limits or {}).get("CPU", 0))
