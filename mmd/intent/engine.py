@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from mmd.artifacts import ArtifactStore
-from mmd.errors import MmdError, ModelError, RequestError
+from mmd.errors import MmdError, ModelError, RequestError, ServerUnavailableError
 from mmd.intent.examples import make_example, vector_texts
 from mmd.intent.gate import MLLM_ARMS, NEVER, Gate, TaskGate
 from mmd.intent.online import OnlineFeatures, OnlineSettings
@@ -226,7 +226,7 @@ class IntentEngine:
         except TimeoutError as err:
             problem = str(err)
         except Exception as err:  # noqa: BLE001 (whatever the model's library raises: the turn goes on)
-            if len(examples) > 1:
+            if len(examples) > 1 and not isinstance(err, ServerUnavailableError):  # which no example is to blame for
                 return [found for example in examples for found in self._ask_mllm([example], deadline)]
             problem = _failure(err)
         return _judged(self._fallback, examples, f"mllm: {problem}; {_WITHOUT_MLLM}")

@@ -125,7 +125,7 @@ def test_a_late_server_does_not_hold_up_the_turn(store: ArtifactStore, server: L
     engine = engine_of(store, server, mllm_request_s=0.3)
     server.waits_s = 2.0
     (answer,) = engine.answer([ask("hello there")])
-    assert "ReadTimeout" in answer.degraded[0]
+    assert "mllm: failed (the server of models.mllm_url did" in answer.degraded[0]  # it was late at loading, and rests
 
 
 def test_a_server_of_another_adapter_is_refused_by_name(
