@@ -38,7 +38,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/codespell mmd jobs serve_apps tests docs README.md CHANGELOG.md
+	$(BIN)/codespell mmd jobs serve_apps tests docs cluster README.md CHANGELOG.md
 
 format: install
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
