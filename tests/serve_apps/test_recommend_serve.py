@@ -24,7 +24,7 @@ from serve_apps.replica import Refused
 
 pytestmark = pytest.mark.ray
 
-SMALL = ServeSettings(max_replicas=1, max_turns=20, request_timeout_s=20)
+SMALL = ServeSettings(max_replicas=1, max_turns=20, request_timeout_s=20, slowdown=0)  # queues alone refuse
 TEXTS = ("有人吗", "Do you have a minute?", "I want a refund", "Something blue, please", "有没有好看的马克杯？")
 
 

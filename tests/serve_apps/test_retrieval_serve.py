@@ -30,7 +30,7 @@ from serve_apps.retrieval import RetrievalReplica, rank_one
 
 pytestmark = pytest.mark.ray
 
-SMALL = ServeSettings(max_replicas=1, max_turns=20, request_timeout_s=20)
+SMALL = ServeSettings(max_replicas=1, max_turns=20, request_timeout_s=20, slowdown=0)  # queues alone refuse
 ASKED = RetrievalQuery("r1", Query((Turn("user", "A blue mug, please"),)), {}, 5)
 
 

@@ -40,7 +40,7 @@ from serve_apps.run import check_artifacts, check_port, main
 from tests.serve_apps.sweep_records import CONKD, students, write_sweep
 
 CONFIG = Path(__file__).resolve().parents[2] / "serve_apps" / "serve_config.yaml"
-SMALL = ServeSettings(max_replicas=1, max_turns=20, request_timeout_s=20)
+SMALL = ServeSettings(max_replicas=1, max_turns=20, request_timeout_s=20, slowdown=0)  # queues alone refuse
 
 
 @pytest.fixture(scope="module")
