@@ -23,7 +23,8 @@ from mmd.errors import RequestError
 from mmd.features.settings import FeatureSettings
 from mmd.models.settings import ModelSettings
 from mmd.recommend.settings import GenerationSettings
-from serve_apps.ingress import RETRY_AFTER_S, Ingress
+from serve_apps.congestion import RETRY_AFTER_S
+from serve_apps.ingress import Ingress
 from serve_apps.intent import IntentRefs, IntentReplica
 from serve_apps.policy import PolicyRefs
 from serve_apps.recommend import RecommendRefs, RecommendReplica

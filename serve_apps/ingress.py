@@ -26,13 +26,13 @@ from serve_apps.answers import RecommendResult, RetrievalResult, StreamPiece, to
 from serve_apps.api import ApiError, ExamplesResponse, Part, ReadyResponse, TasksResponse
 from serve_apps.asking import late_answer
 from serve_apps.assistant import ServedPolicy
+from serve_apps.congestion import RETRY_AFTER_S
 from serve_apps.http import create_app
 from serve_apps.limits import RetrievalQuery
 from serve_apps.policy import PolicySeat
 from serve_apps.replica import PartStatus, Refused
 from serve_apps.sweeps import SweepDesk
 
-RETRY_AFTER_S = 1
 _STATUS_S = 2.0  # a probe must not wait for a part that is gone
 _STATUS_KEPT_S = 1.0  # anybody may ask, and no question of theirs shall take a place in the models' queues for long
 

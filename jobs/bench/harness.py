@@ -206,8 +206,6 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 def ways() -> dict[str, dict[str, str]]:
     """Return how requests can reach the models: name → variables of Ray Serve. ``mmd serve`` has one loop."""
-    from serve_apps.run import loop_variables
-
     loop = loop_variables(ServeSettings(one_loop=True))
     proxy, throughput = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}, {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
     return {

@@ -116,8 +116,12 @@ class TokenQuestion:
         return self._mllm.server.after_tokens(self._mllm.name, prompts, self.plan.tokens)
 
     def whole(self, label: int) -> float:
-        """Refuse: as tokens, every label can be asked step by step."""
-        raise NotImplementedError(self.plan.labels[label])
+        """See :class:`Question`; as tokens its steps are known, and all go in one request."""
+        sequence = self.plan.sequences[label]
+        tokens = sorted(set(sequence))
+        prompts = [[*self._ids, *sequence[:step]] for step in range(len(sequence))]
+        values = self._mllm.server.after_tokens(self._mllm.name, prompts, tokens)
+        return float(sum(values[step, tokens.index(token)] for step, token in enumerate(sequence)))
 
 
 class ChatQuestion:

@@ -93,6 +93,19 @@ def test_ray_job_submit_makes_the_same_artefact(
     assert ours.digest == theirs.digest
 
 
+def run_code(cluster: Head, code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python that reaches the cluster as a user's would."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
 def test_a_jobs_own_exit_code_comes_through(cluster: Head, tmp_path: Path):
     done = submit(
         cluster, "ingest", "--corpus", f"mine:chat={tmp_path}/none", "--set", f"store={tmp_path}/s", "--follow"
@@ -110,15 +123,7 @@ def test_any_exit_code_comes_through_and_code_runs_that_the_cluster_has(cluster:
         "id = server.submit('odd', 'echo value=$GREETING; exit 3', code=None, environment={'GREETING': 'hello'})\n"
         "sys.exit(follow(server, id, lambda text: print(text, end=''), print).exit_code)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=cluster.environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = run_code(cluster, code)
     assert done.returncode == 3, done.stderr
     assert "value=hello\n" in done.stdout
 
@@ -210,15 +215,7 @@ def test_workers_are_counted_as_far_as_the_autoscaler_goes(cluster: Head):
         "report(ClusterConfig().SerializeToString())\n"
         "print(worker_count() == before)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=cluster.environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = run_code(cluster, code)
     cores = min(4, len(os.sched_getaffinity(0)))
     assert done.stdout.splitlines() == [f"{cores} 64", "True"], done.stderr
 

@@ -83,6 +83,13 @@ def test_a_servers_log_likelihoods_are_those_of_this_process(
     np.testing.assert_allclose(scored, expected, atol=1e-4)
 
 
+def test_words_asked_in_one_piece_are_scored_as_step_by_step(server: LanguageServer, models: dict[str, Mllm]):
+    scorer = remote(server, models["tiny-llama"]).label_scorer(LABELS)
+    question = scorer._question(WORDS[0])
+    whole = [question.whole(label) for label in range(len(LABELS))]
+    np.testing.assert_allclose(whole, scorer.log_likelihoods(WORDS[:1])[0], atol=1e-4)
+
+
 @pytest.mark.parametrize("labels", [("锈", "饕", "size"), ("饕餮",)])
 def test_labels_whose_tokens_split_a_character_are_scored_too(
     server: LanguageServer, models: dict[str, Mllm], labels: tuple[str, ...]
