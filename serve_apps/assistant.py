@@ -26,6 +26,7 @@ from mmd.recommend.types import Mode
 from mmd.retrieval.types import Query
 from serve_apps.answers import RecommendResult, RetrievalResult
 from serve_apps.api import ApiError
+from serve_apps.congestion import Place
 from serve_apps.limits import RetrievalQuery
 from serve_apps.presence import Presence
 from serve_apps.recommend_routes import Recommending
@@ -95,6 +96,7 @@ class _Turn:
 
     query: AssistantQuery
     served: ServedPolicy
+    place: Place | None = None
     intent: IntentAnswer | None = None
     retrieval: RetrievalResult | None = None
     recommended: RecommendResult | None = None
@@ -201,13 +203,18 @@ class TurnService:
         self._limit_s = min(settings.part_timeout_s, 0.4 * settings.request_timeout_s)
         self._log = structlog.get_logger("mmd.assistant")
 
-    async def answer(self, served: ServedPolicy, query: AssistantQuery) -> TurnResult:
+    async def answer(self, served: ServedPolicy, query: AssistantQuery, place: Place | None = None) -> TurnResult:
         """Answer a turn.
+
+        Args:
+            served: what decides.
+            query: the conversation.
+            place: of the request, which others get while it waits for a part that may be gone.
 
         Raises:
             ApiError: no part can answer.
         """
-        turn = _Turn(query, served)
+        turn = _Turn(query, served, place)
         await asyncio.gather(self._ask_intent(turn), self._ask_retrieval(turn), self._ask_student(turn))
         evidence = turn.evidence()
         choice = turn.choose(evidence)
@@ -216,13 +223,15 @@ class TurnService:
             await self._ask_student(turn, choice.mode)
         return self._told(turn, turn.result(choice, evidence, turn.compose(choice, evidence)), streamed=False)
 
-    async def stream(self, served: ServedPolicy, query: AssistantQuery) -> AsyncGenerator[Said | TurnResult]:
-        """Answer a turn piece by piece; the result comes last.
+    async def stream(
+        self, served: ServedPolicy, query: AssistantQuery, place: Place | None = None
+    ) -> AsyncGenerator[Said | TurnResult]:
+        """Answer a turn piece by piece; the result comes last. Arguments as of :meth:`answer`.
 
         Raises:
             ApiError: no part can answer, or the student breaks off in the middle of its words.
         """
-        turn, student = _Turn(query, served), StudentSpeech(self._parts)
+        turn, student = _Turn(query, served, place), StudentSpeech(self._parts)
         try:
             await asyncio.gather(self._ask_intent(turn), self._ask_retrieval(turn), self._open(turn, student))
             evidence = turn.evidence()
@@ -286,7 +295,7 @@ class TurnService:
         """Wait for a part's answer; None, and its failure noted, where none comes in time."""
         started = time.perf_counter()
         try:
-            return await self._presence.answer(part, ask, self._limit_s)
+            return await self._presence.answer(part, ask, self._limit_s, turn.place)
         except ApiError as err:
             turn.failed[part] = err
         except TimeoutError:

@@ -67,10 +67,10 @@ def add_chat(
             told(result)
 
         async def whole(query: AssistantQuery) -> tuple[AssistantQuery, TurnResult]:
-            return query, await turns.answer(served, query)
+            return query, await turns.answer(served, query, request.state.place)
 
         async def begun(query: AssistantQuery) -> tuple[AssistantQuery, Opened[Said | TurnResult]]:
-            return query, await opened(turns.stream(served, query))
+            return query, await opened(turns.stream(served, query, request.state.place))
 
         if body.stream:
             (query, pieces), decoded_ms, _ = await asked(body, request, read_chat_query, begun)

@@ -1,31 +1,39 @@
 """How many requests are worked on at a time: as many as are not much slower together than each is alone.
 
 Queues of a fixed length let everybody wait as long as a full queue takes. Here those who are let in are answered
-almost as fast as ever, and the others are told at once to come back. How many those are is found by trying: half a
-place more for each that found the house full and was fast, a fifth fewer, at most once a second, where they were slow
-(additive increase, multiplicative decrease). A swap or a burst slows a few requests down for part of a second, which is
-no reason to refuse anybody; places that were lost to one come back while all is well.
+almost as fast as ever. How many those are is found by trying: a little more for each that found the house full and was
+fast, fewer, at most once a second, where they were slow, in proportion (additive increase, multiplicative decrease).
+
+Who finds the house full waits in a short line: a swap or a burst holds everything up for part of a second, which is no
+reason to refuse anybody. A line that does not pass tells another thing, that more is asked than can be answered. From
+the first that is refused on, the others are told at once to come back, until for a second nobody had to be (as in
+controlled delay: K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012).
 """
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 from collections import defaultdict, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from serve_apps.api import ApiError
 
 RETRY_AFTER_S = 1
-_ALONE = 2  # requests at a time up to which one counts as alone
+PATIENCE_S = 1.0
+"""Longest wait in the line, s: as long as who is refused is told to stay away."""
+_CALM_S = 1.0  # without a refusal, after which there is a line again
+_LINE = 2  # times as many as there are places at first
 _KNOWN = 10  # requests of a kind until its usual time is known
 _KEPT = 101
 _WEIGHT = 0.2  # of a request in the mean slowdown
-_MORE = 0.5
-_FEWER = 0.8
+_MORE = 0.1  # of a place for a request that found the house full and was fast
+_BACK = 0.05  # for any other that was, up to as many as there were at first
+_FEWER = 0.8  # of the places are left where a model's own queue was full
 _CUT_S = 1.0  # between cuts
-_BACK = 0.05  # of a place that comes back with a request that was fast, up to as many as there were at first
 
 
 def _recent() -> deque[float]:
@@ -39,8 +47,8 @@ class _Kind:
     alone: deque[float] = field(default_factory=_recent)
     first: list[float] = field(default_factory=list)
 
-    def learn(self, seconds: float, crowd: int) -> None:
-        if crowd <= _ALONE:
+    def learn(self, seconds: float, *, alone: bool) -> None:
+        if alone:
             self.alone.append(seconds)
         if len(self.first) < _KNOWN:
             self.first.append(seconds)
@@ -67,6 +75,9 @@ class Congestion:
         self._least = float(least)
         self._places = self._first_places = 2.0 * least
         self._inside = 0
+        self._entered = 0
+        self._line: deque[asyncio.Future[None]] = deque()
+        self._refused_at = float("-inf")
         self._mean_slowdown = 1.0
         self._cut_at = float("-inf")
         self._kinds: dict[Hashable, _Kind] = defaultdict(_Kind)
@@ -76,50 +87,130 @@ class Congestion:
         """Requests at a time that are let in now."""
         return int(self._places)
 
-    def enter(self) -> int:
-        """Let a request in; return how many there are with it.
+    @property
+    def inside(self) -> int:
+        """Requests that are worked on now."""
+        return self._inside
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the line."""
+        return len(self._line)
+
+    async def enter(self) -> Place:
+        """Let a request in, at once or within :data:`PATIENCE_S`.
 
         Raises:
             ApiError: 429, there are too many.
         """
-        if self._inside >= self.places:
-            message = f"the service is busy; try again in {RETRY_AFTER_S} s."
-            raise ApiError(429, "overloaded", message, retry_after_s=RETRY_AFTER_S)
+        if self._line or self._inside >= self.places:
+            await self._stand_in_line()  # who has waited has been counted in
+        else:
+            self.take()
+        self._entered += 1
+        return Place(self, self._inside, self._entered)
+
+    async def _stand_in_line(self) -> None:
+        calm = time.monotonic() - self._refused_at >= _CALM_S
+        if not calm or len(self._line) >= _LINE * self._first_places:
+            raise self._refusal()
+        called = asyncio.get_running_loop().create_future()
+        self._line.append(called)
+        try:
+            await asyncio.wait({called}, timeout=PATIENCE_S)
+        except asyncio.CancelledError:  # its client has gone away
+            if called.done():
+                self.free()
+            else:
+                self._line.remove(called)
+            raise
+        if not called.done():
+            self._line.remove(called)
+            raise self._refusal()
+
+    def _refusal(self) -> ApiError:
+        self._refused_at = time.monotonic()
+        message = f"the service is busy; try again in {RETRY_AFTER_S} s."
+        return ApiError(429, "overloaded", message, retry_after_s=RETRY_AFTER_S)
+
+    def take(self) -> None:
+        """Count a request in, whether or not there is a place."""
         self._inside += 1
-        return self._inside
 
-    def leave(self, crowd: int, kind: Hashable = None, seconds: float | None = None) -> None:
-        """Count a request out that was let in.
-
-        Args:
-            crowd: what :meth:`enter` returned.
-            kind: requests of one kind take about as long as each other.
-            seconds: that it took; None where that tells nothing of how busy the service is.
-        """
+    def free(self) -> None:
+        """Count a request out, and those in that have waited for its place."""
         self._inside -= 1
-        if seconds is None:
-            return
+        self._call()
+
+    def _call(self) -> None:
+        while self._line and self._inside < self.places:
+            self.take()
+            self._line.popleft().set_result(None)
+
+    def learn(self, place: Place, kind: Hashable, seconds: float) -> None:
+        """Learn from what a request of a kind took, s, and let more in, or fewer."""
         known = self._kinds[kind]
-        known.learn(seconds, crowd)
+        known.learn(seconds, alone=place.crowd == 1 and place.number == self._entered)
         usual = known.usual
         if not usual:
             return
         slowdown = min(seconds / usual, 2 * self._slowdown)  # one that took ages says no more than one that was slow
         self._mean_slowdown += _WEIGHT * (slowdown - self._mean_slowdown)
         if self._mean_slowdown > self._slowdown:
-            self._cut()
-        elif crowd >= self.places:
+            self._cut(self._slowdown / self._mean_slowdown)
+        elif place.crowd >= self.places:
             self._places += _MORE
         elif self._places < self._first_places:
             self._places += _BACK
+        self._call()
 
     def refused(self) -> None:
         """Learn that a model's own queue was full."""
-        self._cut()
+        self._cut(_FEWER)
 
-    def _cut(self) -> None:
-        """Let fewer in, unless that was done less than a second ago."""
+    def _cut(self, share: float) -> None:
+        """Let a share of as many in, unless there was a cut less than a second ago."""
         now = time.monotonic()
         if now - self._cut_at >= _CUT_S:
-            self._places = max(self._least, self._places * _FEWER)
+            self._places = max(self._least, self._places * share)
             self._cut_at = now
+
+
+class Place:
+    """A request's among those that are worked on.
+
+    Args:
+        house: where it is.
+        crowd: requests there with it, itself included.
+        number: of the request, counted from the first.
+    """
+
+    def __init__(self, house: Congestion, crowd: int, number: int) -> None:
+        self.crowd, self.number = crowd, number
+        self.since = time.perf_counter()
+        self._house = house
+        self._reasons = 0  # to be outside
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """Leave the place to others while the request waits for what may never come; it comes back in any case."""
+        self._reasons += 1
+        if self._reasons == 1:
+            self._house.free()
+        try:
+            yield
+        finally:
+            self._reasons -= 1
+            if self._reasons == 0:
+                self._house.take()
+
+    def leave(self, kind: Hashable = None, seconds: float | None = None) -> None:
+        """Give the place up for good.
+
+        Args:
+            kind: requests of one kind take about as long as each other.
+            seconds: that it took; None where that tells nothing of how busy the service is.
+        """
+        if seconds is not None:
+            self._house.learn(self, kind, seconds)
+        self._house.free()

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_apps.api import ApiError
-from serve_apps.congestion import Congestion
+from serve_apps.congestion import Congestion, Place
 from serve_apps.keys import Admission
 
 # Scripts and styles only from here; pictures also from data: (thumbnails). No inline code, no frame, no form target.
@@ -82,13 +82,13 @@ class Guard:
             return
         exchange = _Exchange(scope, send)
         congestion = self._congestion if exchange.asks_models else None
-        crowd = 0
+        place: Place | None = None
         try:
             if self._admit:
                 exchange.key_name = scope["state"]["key_name"] = self._admit(exchange.headers, exchange.path)
             body = await self._read_body(exchange, receive)
             if congestion:  # a place is for work, not for waiting until a body has come
-                crowd = congestion.enter()
+                place = scope["state"]["place"] = await congestion.enter()
             await self._app(scope, _replay(body, receive), exchange.send)
         except ApiError as err:
             await exchange.respond(error_response(err), receive)
@@ -103,8 +103,8 @@ class Guard:
             message = f"the service failed; its log has the reason under request id {exchange.request_id}."
             await exchange.respond(error_response(ApiError(500, "internal_error", message)), receive)
         finally:
-            if congestion and crowd:
-                _leave(congestion, crowd, exchange)
+            if congestion and place:
+                _leave(congestion, place, exchange)
             elapsed_s = time.perf_counter() - exchange.started
             if self._observe:
                 self._observe(exchange.method, getattr(scope.get("route"), "path", None), exchange.status, elapsed_s)
@@ -141,7 +141,7 @@ class Guard:
                 if more:
                     await self._drain(receive, deadline)
                 raise self._too_large(size)
-        exchange.body_bytes, exchange.read_at = size, time.perf_counter()
+        exchange.body_bytes = size
         # Also what keeps other sites out: a cross-origin page cannot send JSON without asking first (CORS), which
         # serve.cors_origins alone allows.
         media = exchange.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -193,27 +193,26 @@ class _Exchange:
         self.status = 0
         self.body_bytes = 0
         self.streams = False
-        self.read_at = self.begun_at = self.started  # its body was there, its response began
+        self.begun_at = self.started  # its response began
         self._scope = scope
         self._send = send
         scope.setdefault("state", {})["request_id"] = self.request_id
         scope["state"]["started"] = self.started
-        scope["state"]["key_name"] = None
+        scope["state"]["key_name"] = scope["state"]["place"] = None
 
     @property
     def asks_models(self) -> bool:
         """Whether models work for the answer."""
         return self.method == "POST" and self.path in MODEL_PATHS
 
-    @property
-    def work_s(self) -> float | None:
-        """Seconds from the whole request to the response, where they tell how busy the models are.
+    def work_s(self, since: float) -> float | None:
+        """Return the seconds from ``since`` to the response, where they tell how busy the models are.
 
         An error takes no time, and a part that is gone, seconds: neither does.
         """
         if self.status != HTTPStatus.OK or self._scope["state"].get("went_without"):
             return None
-        return self.begun_at - self.read_at
+        return self.begun_at - since
 
     async def send(self, message: Message) -> None:
         """Pass a message on, with our headers on the first."""
@@ -232,10 +231,10 @@ class _Exchange:
         await response(self._scope, receive, self.send)
 
 
-def _leave(congestion: Congestion, crowd: int, exchange: _Exchange) -> None:
+def _leave(congestion: Congestion, place: Place, exchange: _Exchange) -> None:
     """Count a request out. Long bodies and pictures take their own time; a stream is timed to its first words."""
     kind = exchange.path, exchange.streams, exchange.body_bytes.bit_length() // 2
-    congestion.leave(crowd, kind, exchange.work_s)
+    place.leave(kind, exchange.work_s(place.since))
     if exchange.status == HTTPStatus.TOO_MANY_REQUESTS:
         congestion.refused()
 

@@ -123,7 +123,8 @@ def create_app(backend: Backend, settings: ServeSettings, sweeps: SweepDesk | No
 
 def congestion_of(settings: ServeSettings) -> Congestion | None:
     """Return what lets requests in, if anything does; there is always room for what autoscaling reacts to."""
-    least = 2 * settings.target_ongoing_requests * settings.min_replicas
+    grows = settings.max_replicas > settings.min_replicas
+    least = settings.target_ongoing_requests * settings.min_replicas + grows
     return Congestion(settings.slowdown, least) if settings.slowdown else None
 
 

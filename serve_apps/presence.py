@@ -2,18 +2,21 @@
 
 A part's replica may die, and a new one takes seconds to load. Whoever waits for an answer longer than is usual has the
 part asked for a sign of life, once for all who wait; where none comes, all of them go on without, and so does
-everybody until it gives one.
+everybody until it gives one. Who waits for the sign keeps nobody else out of the house meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mmd.assistant.types import PARTS, Part
 from serve_apps.api import ApiError
+from serve_apps.congestion import Place
 
 T = TypeVar("T")
 
@@ -37,13 +40,16 @@ class Presence:
         self._gone = {part: asyncio.Event() for part in PARTS}
         self._looking: dict[Part, asyncio.Task[None]] = {}
 
-    async def answer(self, part: Part, ask: Callable[[], Awaitable[T]], limit_s: float) -> T:
+    async def answer(
+        self, part: Part, ask: Callable[[], Awaitable[T]], limit_s: float, place: Place | None = None
+    ) -> T:
         """Return a part's answer.
 
         Args:
             part: that is asked.
             ask: asks it; not called while it is gone.
             limit_s: longest wait.
+            place: of the request, if it takes one.
 
         Raises:
             ApiError: it is gone, or what ``ask`` raises.
@@ -54,12 +60,20 @@ class Presence:
             raise _unreached()
         asking = asyncio.ensure_future(ask())
         leaving = asyncio.ensure_future(gone.wait())
+        deadline = time.monotonic() + limit_s
+
+        async def wait(also: set[asyncio.Future[Any]], seconds: float = float("inf")) -> bool:
+            """Wait for one of both, or something else; return whether it is neither of both yet."""
+            left_s = max(0.0, min(seconds, deadline - time.monotonic()))
+            await asyncio.wait({asking, leaving, *also}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            return not asking.done() and not leaving.done()
+
         try:
-            first_s = min(DOUBT_S, limit_s)
-            await asyncio.wait({asking, leaving}, timeout=first_s, return_when=asyncio.FIRST_COMPLETED)
-            if not asking.done() and not leaving.done():
-                self._look(part)
-                await asyncio.wait({asking, leaving}, timeout=limit_s - first_s, return_when=asyncio.FIRST_COMPLETED)
+            if await wait(set(), DOUBT_S):
+                with place.outside() if place else contextlib.nullcontext():
+                    doubtful = await wait({self._look(part)})
+                if doubtful:  # it is there, and slow
+                    await wait(set())
             if asking.done():
                 return asking.result()
             if leaving.done():
@@ -70,12 +84,14 @@ class Presence:
             asking.cancel()  # nothing, where it has answered
             await asyncio.wait({asking}, timeout=_CANCEL_S)  # a stream that is still being opened cannot be closed
 
-    def _look(self, part: Part) -> None:
-        """Look for a sign of life, unless somebody does already."""
+    def _look(self, part: Part) -> asyncio.Task[None]:
+        """Look for a sign of life, unless somebody does already; return what ends with it."""
         looking = self._looking.get(part)
         if looking is None or looking.done():
             # In no request's context: Ray cancels what a request has called when its client goes away.
-            self._looking[part] = asyncio.create_task(self._watch(part), context=contextvars.Context())
+            looking = asyncio.create_task(self._watch(part), context=contextvars.Context())
+            self._looking[part] = looking
+        return looking
 
     async def _watch(self, part: Part) -> None:
         """Wait for a sign of life; from the first that is late until one comes, the part is gone."""

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import pytest
 
 from mmd.config import ServeSettings
+from serve_apps import presence
 from serve_apps.http import create_app
 
 ASKED = {"turns": [{"speaker": "user", "text": "Where is my refund?"}]}
@@ -29,15 +31,15 @@ class Hanging:
         return await self._sound.answer(query)
 
 
-def test_a_full_house_refuses_at_once_and_answers_what_asks_no_model(full_backend: Any):
-    """Two requests a replica are aimed at: four at a time are let in in any case, eight at first."""
+def test_a_full_house_refuses_and_answers_what_asks_no_model(full_backend: Any):
+    """Two requests a replica are aimed at, of one replica: four at a time are let in at first, and eight wait."""
 
     async def scenario() -> None:
         backend = Hanging(full_backend)
-        app = create_app(backend, ServeSettings(target_ongoing_requests=2))
+        app = create_app(backend, ServeSettings(target_ongoing_requests=2, max_replicas=1))
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            inside = [asyncio.create_task(client.post("/v1/intent", json=ASKED)) for _ in range(8)]
+            inside = [asyncio.create_task(client.post("/v1/intent", json=ASKED)) for _ in range(12)]
             await asyncio.sleep(0.2)
             refused = await client.post("/v1/retrieve", json=ASKED)
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
@@ -45,18 +47,18 @@ def test_a_full_house_refuses_at_once_and_answers_what_asks_no_model(full_backen
             assert (await client.get("/healthz")).status_code == 200
             assert (await client.get("/metrics")).status_code == 200
             backend.let_go.set()
-            assert [response.status_code for response in await asyncio.gather(*inside)] == [200] * 8
+            assert [response.status_code for response in await asyncio.gather(*inside)] == [200] * 12
             assert (await client.post("/v1/retrieve", json=ASKED)).status_code == 200
 
     asyncio.run(scenario())
 
 
-def test_a_client_that_goes_away_leaves_its_place(full_backend: Any):
+def test_clients_that_go_away_leave_their_places_and_the_line(full_backend: Any):
     async def scenario() -> None:
         backend = Hanging(full_backend)
-        app = create_app(backend, ServeSettings(target_ongoing_requests=1))
+        app = create_app(backend, ServeSettings(target_ongoing_requests=1, max_replicas=1))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            inside = [asyncio.create_task(client.post("/v1/intent", json=ASKED)) for _ in range(4)]
+            inside = [asyncio.create_task(client.post("/v1/intent", json=ASKED)) for _ in range(6)]
             await asyncio.sleep(0.2)
             for one in inside:
                 one.cancel()
@@ -76,6 +78,43 @@ def test_without_a_slowdown_queues_alone_refuse(full_backend: Any):
             await asyncio.sleep(0.2)
             backend.let_go.set()
             assert [response.status_code for response in await asyncio.gather(*inside)] == [200] * 20
+
+    asyncio.run(scenario())
+
+
+class WithoutStudent:
+    """A backend whose student never answers, nor gives a sign of life."""
+
+    def __init__(self, sound: Any) -> None:
+        self._sound = sound
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sound, name)
+
+    async def recommend(self, _: Any) -> Any:
+        await asyncio.sleep(60)
+
+    async def reach(self, _: Any) -> None:
+        await asyncio.sleep(60)
+
+
+def test_turns_that_wait_for_a_part_which_is_gone_keep_nobody_out(full_backend: Any, monkeypatch: pytest.MonkeyPatch):
+    """Two places and a line of four: six turns wait for the student's sign of life, and others are answered."""
+    monkeypatch.setattr(presence, "DOUBT_S", 0.2)
+
+    async def scenario() -> None:
+        app = create_app(WithoutStudent(full_backend), ServeSettings(target_ongoing_requests=1, max_replicas=1))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            chat = {"messages": [{"role": "user", "content": "Where is my refund?"}]}
+            turns = [asyncio.create_task(client.post("/v1/chat/completions", json=chat)) for _ in range(6)]
+            await asyncio.sleep(0.75)  # a doubt later all have left their places, and none has given up yet
+            assert not any(turn.done() for turn in turns)
+            assert (await client.post("/v1/intent", json=ASKED)).status_code == 200
+            found = await asyncio.gather(*turns)
+            assert [response.status_code for response in found] == [200] * 6
+            for response in found:
+                [problem] = response.json()["mmd"]["degraded"]
+                assert problem.startswith("recommendation: it does not answer now")
 
     asyncio.run(scenario())
 

@@ -2,144 +2,307 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve_apps import congestion
 from serve_apps.api import ApiError
-from serve_apps.congestion import Congestion
+from serve_apps.congestion import Congestion, Place
 
 
-def alone(congestion: Congestion, seconds: float = 0.1, times: int = 10, kind: str = "text") -> None:
-    for _ in range(times):
-        congestion.leave(congestion.enter(), kind, seconds)
+def in_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        asyncio.run(test(**fixtures))
 
-
-def crowd_of(congestion: Congestion, count: int) -> list[int]:
-    return [congestion.enter() for _ in range(count)]
-
-
-def test_twice_the_least_are_let_in_at_first_and_the_next_is_told_when_to_come_back():
-    congestion = Congestion(slowdown=2.5, least=4)
-    crowds = crowd_of(congestion, 8)
-    with pytest.raises(ApiError) as caught:
-        congestion.enter()
-    assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (429, "overloaded", 1)
-    congestion.leave(crowds.pop())
-    assert congestion.enter() == 8
-
-
-def test_a_full_house_that_is_still_fast_lets_more_in():
-    """Half a place a request that found the house full."""
-    congestion = Congestion(slowdown=2.5, least=4)
-    alone(congestion)
-    for crowd in crowd_of(congestion, 8):
-        congestion.leave(crowd, "text", 0.15)
-    assert congestion.places == 8  # only the eighth found it full: 8.5
-    for crowd in crowd_of(congestion, 8):
-        congestion.leave(crowd, "text", 0.15)
-    assert congestion.places == 9
+    return run
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr("serve_apps.congestion.time", SimpleNamespace(monotonic=lambda: now[0]))
+    told = SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0])
+    monkeypatch.setattr("serve_apps.congestion.time", told)
     return now
 
 
-def test_a_slow_house_lets_fewer_in_once_a_second_but_never_fewer_than_the_least(clock: list[float]):
-    """Four times as long as alone: the mean slowdown is 1.6, 2.08, 2.46, 2.77 with the fourth."""
-    congestion = Congestion(slowdown=2.5, least=4)
-    alone(congestion)
-    for crowd in crowd_of(congestion, 8)[2:]:
-        congestion.leave(crowd, "text", 0.4)
-    assert congestion.places == 6  # 8 × 0.8, once
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line in which nobody waits for long."""
+    monkeypatch.setattr(congestion, "PATIENCE_S", 0.05)
+
+
+async def alone(house: Congestion, seconds: float = 0.1, times: int = 10, kind: str = "text") -> None:
+    for _ in range(times):
+        (await house.enter()).leave(kind, seconds)
+
+
+async def crowd_of(house: Congestion, count: int) -> list[Place]:
+    return [await house.enter() for _ in range(count)]
+
+
+async def refusal(house: Congestion) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        await house.enter()
+    return caught.value
+
+
+# ---------------------------------------------------------------- places
+
+
+@in_a_loop
+async def test_twice_the_least_are_let_in_at_first():
+    house = Congestion(slowdown=2.0, least=4)
+    assert [place.crowd for place in await crowd_of(house, 8)] == list(range(1, 9))
+    waiting = asyncio.ensure_future(house.enter())
+    await asyncio.sleep(0)
+    assert (house.inside, house.waiting) == (8, 1)
+    waiting.cancel()
+
+
+@in_a_loop
+async def test_a_full_house_that_is_still_fast_lets_more_in():
+    """A tenth of a place a request that found the house full."""
+    house = Congestion(slowdown=2.0, least=4)
+    await alone(house)
+    for _ in range(11):
+        for place in await crowd_of(house, 8):
+            place.leave("text", 0.15)
+    assert house.places == 9  # 8 + 11 × 0.1; while the first ones leave only one of a crowd of eight has found it full
+
+
+@in_a_loop
+async def test_a_slow_house_lets_fewer_in_once_a_second_but_never_fewer_than_the_least(clock: list[float]):
+    """Four times as long as alone: the mean slowdown is 1.6, 2.08 with the second; 2 of 2.08 times as many stay."""
+    house = Congestion(slowdown=2.0, least=4)
+    await alone(house)
+    crowd = await crowd_of(house, 8)
+    for place in crowd[2:]:
+        place.leave("text", 0.4)
+    assert house.places == 7  # 8 × 2 / 2.08 = 7.69, once
     clock[0] += 1.0
-    congestion.leave(8, "text", 0.4)
-    assert congestion.places == 5  # 6.4 × 0.8
+    crowd[0].leave("text", 0.4)  # the seventh: the mean is 1 + 3 × (1 − 0.8⁷) = 3.37
+    assert house.places == 4  # 7.69 × 2 / 3.37 = 4.56
     for _ in range(20):
         clock[0] += 1.0
-        congestion.leave(7, "text", 0.4)
-    assert congestion.places == 4
+        (await house.enter()).leave("text", 0.4)
+    assert house.places == 4
 
 
-def test_places_that_were_lost_to_a_burst_come_back_while_all_is_well(clock: list[float]):
-    congestion = Congestion(slowdown=2.5, least=4)
-    alone(congestion)
-    for _ in range(8):
-        congestion.leave(congestion.enter() + 3, "text", 0.4)
-    assert congestion.places == 6
-    alone(congestion, times=60)
-    assert congestion.places == 8
+@in_a_loop
+async def test_places_that_were_lost_to_a_burst_come_back_while_all_is_well():
+    house = Congestion(slowdown=2.0, least=4)
+    await alone(house)
+    for place in await crowd_of(house, 8):
+        place.leave("text", 0.4)
+    assert house.places < 8
+    await alone(house, times=60)
+    assert house.places == 8
 
 
-def test_one_that_took_ages_changes_nothing():
+@in_a_loop
+async def test_one_that_took_ages_changes_nothing():
     """Neither what is usual, nor more than a fifth of the way to twice the slowdown that is borne."""
-    congestion = Congestion(slowdown=2.5, least=4)
-    alone(congestion, times=11)
-    congestion.leave(congestion.enter(), "text", 60.0)  # the mean slowdown: 1 + 0.2 × (5 − 1) = 1.8
-    assert congestion.places == 8
-    alone(congestion)
-    for crowd in crowd_of(congestion, 8):
-        congestion.leave(crowd, "text", 0.15)
-    assert congestion.places == 8
+    house = Congestion(slowdown=2.0, least=4)
+    await alone(house, times=11)
+    (await house.enter()).leave("text", 60.0)  # the mean slowdown: 1 + 0.2 × (4 − 1) = 1.6
+    assert house.places == 8
+    await alone(house)
+    for place in await crowd_of(house, 8):
+        place.leave("text", 0.15)
+    assert house.places == 8
 
 
-def test_a_service_that_begins_under_load_grows_where_load_does_not_slow_it():
+@in_a_loop
+async def test_who_had_company_tells_nothing_of_how_long_it_takes_alone(clock: list[float]):
+    """Else a house of two would take what two take together for usual, and let in more and more."""
+    house = Congestion(slowdown=2.0, least=2)
+    await alone(house)
+    for _ in range(150):
+        clock[0] += 1.0
+        for place in await crowd_of(house, 2):
+            place.leave("text", 0.25)
+    assert house.places == 2  # 2.5 times as long as alone
+
+
+@in_a_loop
+async def test_a_service_that_begins_under_load_grows_where_load_does_not_slow_it():
     """No request is ever alone: the first ten tell what is usual."""
-    congestion = Congestion(slowdown=2.5, least=4)
-    for _ in range(40):
-        for crowd in crowd_of(congestion, congestion.places):
-            congestion.leave(crowd, "text", 0.1)
-    assert congestion.places > 20
+    house = Congestion(slowdown=2.0, least=4)
+    for _ in range(200):
+        for place in await crowd_of(house, house.places):
+            place.leave("text", 0.1)
+    assert house.places > 20
 
 
-def test_kinds_are_compared_with_themselves():
+@in_a_loop
+async def test_kinds_are_compared_with_themselves():
     """A picture takes ten times as long as a text, and slows nothing down."""
-    congestion = Congestion(slowdown=2.5, least=4)
-    alone(congestion, 0.1)
-    alone(congestion, 1.0, kind="picture")
-    for _ in range(20):
-        congestion.leave(congestion.enter(), "picture", 1.0)
-    assert congestion.places == 8
+    house = Congestion(slowdown=2.0, least=4)
+    await alone(house, 0.1)
+    await alone(house, 1.0, kind="picture")
+    await alone(house, 1.0, times=20, kind="picture")
+    assert house.places == 8
 
 
-def test_before_ten_of_a_kind_were_seen_it_tells_nothing():
-    congestion = Congestion(slowdown=2.5, least=4)
+@in_a_loop
+async def test_before_ten_of_a_kind_were_seen_it_tells_nothing():
+    house = Congestion(slowdown=2.0, least=4)
     for seconds in [0.1] * 5 + [9.0] * 4:
-        congestion.leave(8, "text", seconds)
-    assert congestion.places == 8
+        (await house.enter()).leave("text", seconds)
+    assert house.places == 8
 
 
-def test_a_full_queue_behind_lets_fewer_in(clock: list[float]):
-    congestion = Congestion(slowdown=2.5, least=4)
+@in_a_loop
+async def test_a_full_queue_behind_lets_fewer_in(clock: list[float]):
+    house = Congestion(slowdown=2.0, least=4)
     for _ in range(10):
         clock[0] += 1.0
-        congestion.leave(congestion.enter())
-        congestion.refused()
-    assert congestion.places == 4
+        (await house.enter()).leave()
+        house.refused()
+    assert house.places == 4
 
 
-@given(
-    st.lists(st.tuples(st.booleans(), st.floats(0, 60) | st.none(), st.sampled_from("ab")), max_size=200),
-    st.integers(1, 8),
-)
-def test_whatever_happens_the_least_are_let_in_and_everybody_who_left_is_gone(
-    steps: list[tuple[bool, float | None, str]], least: int
+# ---------------------------------------------------------------- the line
+
+
+@in_a_loop
+async def test_who_finds_the_house_full_is_let_in_as_others_leave_in_order():
+    house = Congestion(slowdown=2.0, least=1)
+    crowd = await crowd_of(house, 2)
+    entered: list[str] = []
+
+    async def visit(name: str) -> None:
+        await house.enter()
+        entered.append(name)
+
+    waiting = [asyncio.ensure_future(visit(name)) for name in "abc"]
+    await asyncio.sleep(0.01)
+    assert (entered, house.waiting) == ([], 3)
+    for place, there in zip(crowd, (["a"], ["a", "b"]), strict=True):
+        place.leave()
+        await asyncio.sleep(0.01)
+        assert (entered, house.inside) == (there, 2)
+    waiting[2].cancel()
+
+
+@pytest.mark.usefixtures("brief")
+@in_a_loop
+async def test_who_has_waited_in_vain_is_told_when_to_come_back_and_the_next_ones_at_once():
+    """Until for a second nobody had to be."""
+    house = Congestion(slowdown=2.0, least=1)
+    crowd = await crowd_of(house, 2)
+    told = await refusal(house)
+    assert (told.status, told.code, told.retry_after_s) == (429, "overloaded", 1)
+    assert house.waiting == 0
+    hasty = asyncio.ensure_future(house.enter())
+    await asyncio.sleep(0)  # at once, not after a wait
+    assert hasty.done()
+    assert isinstance(hasty.exception(), ApiError)
+    crowd[0].leave()
+    assert (await house.enter()).crowd == 2  # a place that is free is taken in any case
+
+
+@in_a_loop
+async def test_after_a_second_without_a_refusal_there_is_a_line_again(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
 ):
-    congestion, inside = Congestion(2.5, least), []
-    for enters, seconds, kind in steps:
-        if enters:
-            try:
-                inside.append(congestion.enter())
-            except ApiError:
-                assert len(inside) >= least
-        elif inside:
-            congestion.leave(inside.pop(), kind, seconds)
-        assert congestion.places >= least
-    for crowd in inside:
-        congestion.leave(crowd)
-    assert congestion.enter() == 1
+    house = Congestion(slowdown=2.0, least=1)
+    crowd = await crowd_of(house, 2)
+    monkeypatch.setattr(congestion, "PATIENCE_S", 0.01)
+    await refusal(house)
+    monkeypatch.setattr(congestion, "PATIENCE_S", 5.0)
+    clock[0] += 1.0
+    waiting = asyncio.ensure_future(house.enter())
+    await asyncio.sleep(0.01)
+    assert house.waiting == 1
+    crowd[0].leave()
+    assert (await waiting).crowd == 2
+
+
+@in_a_loop
+async def test_a_line_of_twice_the_first_places_is_full():
+    house = Congestion(slowdown=2.0, least=1)
+    await crowd_of(house, 2)
+    waiting = [asyncio.ensure_future(house.enter()) for _ in range(4)]
+    await asyncio.sleep(0)
+    await refusal(house)
+    assert house.waiting == 4
+    for one in waiting:
+        one.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert house.waiting == 0
+
+
+@in_a_loop
+async def test_who_goes_away_as_it_is_called_leaves_its_place_to_the_next():
+    house = Congestion(slowdown=2.0, least=1)
+    crowd = await crowd_of(house, 2)
+    first, second = asyncio.ensure_future(house.enter()), asyncio.ensure_future(house.enter())
+    await asyncio.sleep(0.01)
+    crowd[0].leave()  # calls the first, which does not know it yet
+    first.cancel()
+    assert (await second).crowd == 2
+    assert first.cancelled()
+
+
+@in_a_loop
+async def test_who_waits_for_what_may_never_come_keeps_nobody_out():
+    """Two reasons to wait at a time are one; it comes back even where its place is taken."""
+    house = Congestion(slowdown=2.0, least=1)
+    first, _ = await crowd_of(house, 2)
+    with first.outside(), first.outside():
+        assert house.inside == 1
+        third = await house.enter()
+        assert house.inside == 2
+    assert house.inside == 3
+    first.leave()
+    third.leave()
+    assert house.inside == 1
+
+
+def arrived(coming: list[asyncio.Future[Place]]) -> list[Place]:
+    """Take those out that wait no more, and return the places of those that are in."""
+    done = [one for one in coming if one.done()]
+    coming[:] = [one for one in coming if not one.done()]
+    return [one.result() for one in done if not one.cancelled() and one.exception() is None]
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(0, 60) | st.none(), st.sampled_from("ab")), max_size=200))
+def test_whatever_happens_everybody_is_counted_once_and_the_least_are_let_in(
+    steps: list[tuple[int, float | None, str]],
+):
+    """Enter, leave, go away, wait a little: as many are inside as entered and have not left."""
+
+    async def scenario() -> None:
+        house = Congestion(2.0, 2)
+        inside: list[Place] = []
+        coming: list[asyncio.Future[Place]] = []
+        for step, seconds, kind in steps:
+            if step <= 1:
+                coming.append(asyncio.ensure_future(house.enter()))
+            elif step == 2 and inside:
+                inside.pop(0).leave(kind, seconds)
+            elif step == 3 and coming:
+                coming.pop().cancel()
+            for _ in range(3 if step == 4 else 1):
+                await asyncio.sleep(0)
+            inside += arrived(coming)
+            assert house.places >= 2
+        for one in coming:
+            one.cancel()
+        await asyncio.gather(*coming, return_exceptions=True)
+        inside += arrived(coming)
+        assert house.inside == len(inside)
+        for place in inside:
+            place.leave()
+        assert (house.inside, house.waiting) == (0, 0)
+
+    asyncio.run(scenario())
