@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import hypothesis
 import pytest
 import structlog
 
-from mmd.artifacts import Artifact, ArtifactStore
+from jobs.glue.records import hardware
+from mmd.artifacts import Artifact, ArtifactStore, code_revision
 
 # A loaded machine is not a fault: nothing in a test depends on time.
 hypothesis.settings.register_profile(
@@ -21,6 +24,26 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("mmd")
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", type=Path, metavar="FILE", help="write what tests counted and measured, as JSON")
+
+
+@pytest.fixture(scope="session")
+def record(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """What tests counted; written with ``--record``."""
+    counted: dict[str, Any] = {}
+    yield counted
+    if file := request.config.getoption("--record"):
+        about = {
+            "code": code_revision(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "hardware": hardware(),
+            "load_average": os.getloadavg(),
+            "failed": request.session.testsfailed,
+        }
+        file.write_text(json.dumps(about | counted, indent=2) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)

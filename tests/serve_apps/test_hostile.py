@@ -313,12 +313,15 @@ def test_the_watch_sees_files_calls_and_memory(watch: Watch, free_port: Callable
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_means_harm_is_answered_or_refused_and_does_none(
-    services: Mapping[Service, ASGIApp], watch: Watch, held: list[int], family: str
+    services: Mapping[Service, ASGIApp], watch: Watch, held: list[int], record: dict[str, Any], family: str
 ):
     document = services["open"].openapi()
     wrong: list[str] = []
+    statuses: Counter[int] = Counter()
+    longest_s, most_bytes = 0.0, 0
 
     async def ask_all() -> None:
+        nonlocal longest_s, most_bytes
         for usual in USUAL:
             assert (await exchange(services["open"], usual)).status == 200
         held.extend([] if held else [resident()])
@@ -327,6 +330,8 @@ def test_what_means_harm_is_answered_or_refused_and_does_none(
             with watch.look():
                 answer = await exchange(services[case.service], case)
             found = [*faults(case, answer), *watch.take()]
+            statuses[answer.status] += 1
+            longest_s, most_bytes = max(longest_s, answer.computed_s), max(most_bytes, peak.growth())
             if peak.growth() > MOST_BYTES:
                 found.append(f"{peak.growth() / 2**20:.0f} MiB")
                 peak = Peak()
@@ -334,6 +339,14 @@ def test_what_means_harm_is_answered_or_refused_and_does_none(
                 wrong.append(f"{case.name}: {'; '.join(found)} | {answer.status} {answer.body[:200]!a}")
 
     asyncio.run(ask_all())
+    record.setdefault("families", {})[family] = {
+        "cases": statuses.total(),
+        "wrong": len(wrong),
+        "status": {str(status): count for status, count in sorted(statuses.items())},
+        "longest_computed_s": round(longest_s, 3),
+        "memory_above_start_mib": round(most_bytes / 2**20, 1),
+        "kept_mib": round((resident() - held[0]) / 2**20, 1),
+    }
     if wrong:
         pytest.fail("\n".join(wrong), pytrace=False)
     assert resident() - held[0] < MOST_BYTES
@@ -376,11 +389,16 @@ def first_status(client: socket.socket) -> int:
 
 @pytest.mark.parametrize("family", [heads, lengths])
 def test_whatever_comes_over_a_socket_the_server_goes_on(
-    full_backend: Any, serving: Callable[..., str], watch: Watch, family: Callable[[], Iterator[Wire]]
+    full_backend: Any,
+    serving: Callable[..., str],
+    watch: Watch,
+    record: dict[str, Any],
+    family: Callable[[], Iterator[Wire]],
 ):
     """A refusal in time, or the line is closed; who comes next is answered."""
     port = int(serving(full_backend, ServeSettings(request_timeout_s=1)).rsplit(":", 1)[1].strip("/"))
     wrong: list[str] = []
+    statuses: Counter[int] = Counter()
     for case in family():
         with socket.create_connection(("127.0.0.1", port), timeout=HANGS_S) as client, watch.look():
             try:
@@ -390,9 +408,15 @@ def test_whatever_comes_over_a_socket_the_server_goes_on(
                 status = -1
             except OSError:  # hung up while we were sending
                 status = CLOSED
+        statuses[status] += 1
         found = [] if status in case.statuses else [f"{status}, not {sorted(case.statuses)}"]
         if found := [*found, *watch.take()]:
             wrong.append(f"{case.name}: {'; '.join(found)}")
+    record.setdefault("over a socket", {})[family.__name__] = {
+        "cases": statuses.total(),
+        "wrong": len(wrong),
+        "status": {"closed" if status == CLOSED else str(status): n for status, n in sorted(statuses.items())},
+    }
     last = httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=HANGS_S)
     if wrong or last.status_code != 200:
         pytest.fail("\n".join([*wrong, str(last)]), pytrace=False)

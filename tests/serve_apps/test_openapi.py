@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ OPERATIONS = [
 
 @pytest.mark.filterwarnings("ignore")  # of the tool's own dependencies
 @pytest.mark.parametrize("label", OPERATIONS)
-def test_answers_match_the_openapi_document(full_backend: Any, tiny_store: Path, label: str):
+def test_answers_match_the_openapi_document(full_backend: Any, tiny_store: Path, record: dict[str, Any], label: str):
     settings = ServeSettings(max_body_mb=0.5)
     app = create_app(full_backend, settings, SweepDesk(ArtifactStore(str(tiny_store)), settings))
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
@@ -50,6 +51,10 @@ def test_answers_match_the_openapi_document(full_backend: Any, tiny_store: Path,
     @hypothesis.given(case=operations[label].as_strategy())
     def check(case: Any) -> None:
         # a schema cannot say that pictures must decode and dialogues must have words
-        case.call_and_validate(excluded_checks=[positive_data_acceptance])
+        answer = case.call_and_validate(excluded_checks=[positive_data_acceptance])
+        statuses[str(answer.status_code)] += 1
 
+    statuses: Counter[str] = Counter()
     check()
+    told = {"cases": statuses.total(), "status": dict(sorted(statuses.items()))}
+    record.setdefault("schemathesis", {})[label] = told
