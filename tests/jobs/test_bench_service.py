@@ -79,5 +79,18 @@ def test_scenarios_run_on_a_small_store(tiny_store: Path):
     assert record["steady"]["answered"] == record["steady"]["requests"] == 60
     assert record["kill"]["killed"] == ["intent"]
     assert all(record["down"][part]["reached"] for part in ("retrieval", "recommendation"))
+    assert record["steady"]["status"] == {"200": 60}
     with pytest.raises(ConfigError, match="one version of rulebase and index"):
         service.run(options_of(tiny_store, "--scenarios", "swap"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_turns_and_overload_are_measured_on_a_small_store(tiny_store: Path):
+    words = ("--scenarios", "turn", "overload", "--seconds", "5", "--turns", "5")
+    record = service.run(options_of(tiny_store, *words))
+    assert record["turn"]["whole"]["answered"] == record["turn"]["streamed"]["answered"] == 5
+    assert record["turn"]["direct_ms"]["p50"] > 0
+    assert record["overload"]["reached"]["statuses"]
+    assert record["overload"]["overloaded"]["requests"] == round(3 * record["overload"]["held_per_s"] * 5)

@@ -11,6 +11,7 @@ import pytest
 
 from mmd.config import ServeSettings
 from serve_apps import presence
+from serve_apps.congestion import Congestion
 from serve_apps.http import create_app
 
 ASKED = {"turns": [{"speaker": "user", "text": "Where is my refund?"}]}
@@ -94,6 +95,10 @@ class WithoutStudent:
     async def recommend(self, _: Any) -> Any:
         await asyncio.sleep(60)
 
+    async def stream(self, _: Any) -> AsyncIterator[Any]:
+        await asyncio.sleep(60)
+        yield None
+
     async def reach(self, _: Any) -> None:
         await asyncio.sleep(60)
 
@@ -115,6 +120,29 @@ def test_turns_that_wait_for_a_part_which_is_gone_keep_nobody_out(full_backend: 
             for response in found:
                 [problem] = response.json()["mmd"]["degraded"]
                 assert problem.startswith("recommendation: it does not answer now")
+
+    asyncio.run(scenario())
+
+
+def test_a_turn_that_went_without_a_part_tells_nothing_of_how_busy_the_service_is(
+    full_backend: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(presence, "DOUBT_S", 0.05)
+    monkeypatch.setattr(presence, "SIGN_S", 0.05)
+    learnt: list[str] = []
+    monkeypatch.setattr(Congestion, "learn", lambda _house, _place, kind, _seconds: learnt.append(kind[0]))
+
+    async def scenario() -> None:
+        app = create_app(WithoutStudent(full_backend), ServeSettings())
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            chat = {"messages": [{"role": "user", "content": "Where is my refund?"}]}
+            for stream in (False, True):
+                answer = await client.post("/v1/chat/completions", json=chat | {"stream": stream})
+                assert answer.status_code == 200
+                assert "does not answer now" in answer.text
+            assert learnt == []
+            assert (await client.post("/v1/intent", json=ASKED)).status_code == 200
+            assert learnt == ["/v1/intent"]
 
     asyncio.run(scenario())
 

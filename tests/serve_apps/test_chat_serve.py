@@ -75,3 +75,16 @@ def test_openais_client_talks_to_the_deployments(served: tuple[str, str], store:
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as plain:
         assert "policy" in plain.get("/readyz").json()["artifacts"]
         assert 'mmd_turns_degraded_total{part="retrieval"}' in plain.get("/metrics").text
+
+
+@pytest.mark.ray
+def test_places_of_clients_that_went_away_are_free(served: tuple[str, str]):
+    """More than there are places and than wait in the line; the service answers others at once."""
+    url, key = served
+    body = {"messages": [{"role": "user", "content": TEXTS[0]}], "stream": True}
+    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
+        for _ in range(20):
+            with client.stream("POST", "/v1/chat/completions", json=body) as response:
+                assert response.status_code == 200
+                assert next(response.iter_text()).startswith("data: ")
+        assert client.post("/v1/chat/completions", json=body | {"stream": False}).status_code == 200
