@@ -93,9 +93,9 @@ class ServeSettings(Settings):
     slowdown: float = Field(
         default=2.0,
         ge=0,
-        description="Times what it takes alone that a request may take on average before others wait or get 429, "
-        "though target_ongoing_requests, and one more where there may be more replicas, are always let in; 0: full "
-        "queues alone refuse.",
+        description="Times what it takes alone that a request may take on average before others wait or get 429; "
+        "target_ongoing_requests times min_replicas are always let in, and where there may be more replicas, a little "
+        "more than autoscaling reacts to. 0: full queues alone refuse.",
     )
     max_ongoing_requests: int = Field(default=16, ge=1, description="Requests a replica works on at a time.")
     max_queued_requests: int = Field(default=64, ge=1, description="Waiting requests above which 429 is sent.")

@@ -33,7 +33,7 @@ from serve_apps.recommend_routes import Recommending
 from serve_apps.speech import Said, StudentSpeech, failure_of
 
 T = TypeVar("T")
-_MISSED = frozenset({"unavailable", "timeout", "part_failed"})
+_MISSED = frozenset({"overloaded", "unavailable", "timeout", "part_failed"})
 
 
 class Parts(Recommending, Protocol):

@@ -61,6 +61,7 @@ def add_chat(
         """
         served = backend.policy
         check_model(body.model, served)
+        request.state.went_without = True  # until the turn is answered: a client that leaves tells nothing
 
         def answered(result: TurnResult) -> None:
             request.state.went_without = bool(result.missed)

@@ -5,9 +5,10 @@ almost as fast as ever. How many those are is found by trying: a little more for
 fast, fewer, at most once a second, where they were slow, in proportion (additive increase, multiplicative decrease).
 
 Who finds the house full waits in a short line: a swap or a burst holds everything up for part of a second, which is no
-reason to refuse anybody. A line that does not pass tells another thing, that more is asked than can be answered. From
-the first that is refused on, the others are told at once to come back, until for a second nobody had to be (as in
-controlled delay: K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012).
+reason to refuse anybody. Where more is asked than can be answered a line would only make everybody wait, so that there
+is none while a good part of those who came within the last second had to be refused. (A line against bursts and none
+against overload is the idea of controlled delay: K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue
+10(5), 2012. They look at how long it stands; here, where places are few, at what is refused.)
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from serve_apps.api import ApiError
 RETRY_AFTER_S = 1
 PATIENCE_S = 1.0
 """Longest wait in the line, s: as long as who is refused is told to stay away."""
-_CALM_S = 1.0  # without a refusal, after which there is a line again
+_LATELY_S = 1.0
+_STORM = 0.3  # of those who came lately refused, from which on there is no line
 _LINE = 2  # times as many as there are places at first
 _KNOWN = 10  # requests of a kind until its usual time is known
 _KEPT = 101
@@ -75,9 +77,10 @@ class Congestion:
         self._least = float(least)
         self._places = self._first_places = 2.0 * least
         self._inside = 0
+        self._present = 0  # those inside, and those who are to come back
         self._entered = 0
         self._line: deque[asyncio.Future[None]] = deque()
-        self._refused_at = float("-inf")
+        self._lately: deque[tuple[float, bool]] = deque()  # when somebody came or had to go, and whether refused
         self._mean_slowdown = 1.0
         self._cut_at = float("-inf")
         self._kinds: dict[Hashable, _Kind] = defaultdict(_Kind)
@@ -103,17 +106,22 @@ class Congestion:
         Raises:
             ApiError: 429, there are too many.
         """
-        if self._line or self._inside >= self.places:
-            await self._stand_in_line()  # who has waited has been counted in
-        else:
-            self.take()
+        try:
+            if self._line or self._inside >= self.places:
+                await self._stand_in_line()  # who has waited has been counted in
+            else:
+                self.take()
+        except ApiError:
+            self._note(refused=True)
+            raise
+        self._note(refused=False)
         self._entered += 1
-        return Place(self, self._inside, self._entered)
+        self._present += 1
+        return Place(self, self._inside, self._entered, alone=self._present == 1)
 
     async def _stand_in_line(self) -> None:
-        calm = time.monotonic() - self._refused_at >= _CALM_S
-        if not calm or len(self._line) >= _LINE * self._first_places:
-            raise self._refusal()
+        if self._stormy() or len(self._line) >= _LINE * self._first_places:
+            raise _refusal()
         called = asyncio.get_running_loop().create_future()
         self._line.append(called)
         try:
@@ -126,12 +134,21 @@ class Congestion:
             raise
         if not called.done():
             self._line.remove(called)
-            raise self._refusal()
+            raise _refusal()
 
-    def _refusal(self) -> ApiError:
-        self._refused_at = time.monotonic()
-        message = f"the service is busy; try again in {RETRY_AFTER_S} s."
-        return ApiError(429, "overloaded", message, retry_after_s=RETRY_AFTER_S)
+    def _note(self, *, refused: bool) -> None:
+        self._lately.append((time.monotonic(), refused))
+        self._forget()
+
+    def _forget(self) -> None:
+        long_ago = time.monotonic() - _LATELY_S
+        while self._lately and self._lately[0][0] < long_ago:
+            self._lately.popleft()
+
+    def _stormy(self) -> bool:
+        """Say whether a good part of those who came lately was refused."""
+        self._forget()
+        return sum(refused for _, refused in self._lately) > _STORM * len(self._lately)
 
     def take(self) -> None:
         """Count a request in, whether or not there is a place."""
@@ -142,6 +159,11 @@ class Congestion:
         self._inside -= 1
         self._call()
 
+    def leave(self) -> None:
+        """Count a request out that does not come back."""
+        self._present -= 1
+        self.free()
+
     def _call(self) -> None:
         while self._line and self._inside < self.places:
             self.take()
@@ -150,14 +172,15 @@ class Congestion:
     def learn(self, place: Place, kind: Hashable, seconds: float) -> None:
         """Learn from what a request of a kind took, s, and let more in, or fewer."""
         known = self._kinds[kind]
-        known.learn(seconds, alone=place.crowd == 1 and place.number == self._entered)
+        known.learn(seconds, alone=place.alone and place.number == self._entered)
         usual = known.usual
         if not usual:
             return
         slowdown = min(seconds / usual, 2 * self._slowdown)  # one that took ages says no more than one that was slow
         self._mean_slowdown += _WEIGHT * (slowdown - self._mean_slowdown)
         if self._mean_slowdown > self._slowdown:
-            self._cut(self._slowdown / self._mean_slowdown)
+            if slowdown > self._slowdown:  # else what is past weighs, and passes
+                self._cut(self._slowdown / self._mean_slowdown)
         elif place.crowd >= self.places:
             self._places += _MORE
         elif self._places < self._first_places:
@@ -176,6 +199,11 @@ class Congestion:
             self._cut_at = now
 
 
+def _refusal() -> ApiError:
+    message = f"the service is busy; try again in {RETRY_AFTER_S} s."
+    return ApiError(429, "overloaded", message, retry_after_s=RETRY_AFTER_S)
+
+
 class Place:
     """A request's among those that are worked on.
 
@@ -183,10 +211,11 @@ class Place:
         house: where it is.
         crowd: requests there with it, itself included.
         number: of the request, counted from the first.
+        alone: whether nobody else was there, not even to come back.
     """
 
-    def __init__(self, house: Congestion, crowd: int, number: int) -> None:
-        self.crowd, self.number = crowd, number
+    def __init__(self, house: Congestion, crowd: int, number: int, *, alone: bool) -> None:
+        self.crowd, self.number, self.alone = crowd, number, alone
         self.since = time.perf_counter()
         self._house = house
         self._reasons = 0  # to be outside
@@ -213,4 +242,4 @@ class Place:
         """
         if seconds is not None:
             self._house.learn(self, kind, seconds)
-        self._house.free()
+        self._house.leave()

@@ -122,10 +122,17 @@ def create_app(backend: Backend, settings: ServeSettings, sweeps: SweepDesk | No
 
 
 def congestion_of(settings: ServeSettings) -> Congestion | None:
-    """Return what lets requests in, if anything does; there is always room for what autoscaling reacts to."""
-    grows = settings.max_replicas > settings.min_replicas
-    least = settings.target_ongoing_requests * settings.min_replicas + grows
-    return Congestion(settings.slowdown, least) if settings.slowdown else None
+    """Return what lets requests in, if anything does.
+
+    Where there may be more replicas, autoscaling must see that they are needed: more requests a replica than are aimed
+    at. A replica that answers one after the other is then as many times slower than alone.
+    """
+    if not settings.slowdown:
+        return None
+    aim, least = settings.target_ongoing_requests, settings.target_ongoing_requests * settings.min_replicas
+    if settings.max_replicas > settings.min_replicas:
+        return Congestion(max(settings.slowdown, aim + 0.5), least + 1)
+    return Congestion(settings.slowdown, least)
 
 
 def drop_unused_errors(document: dict[str, Any]) -> dict[str, Any]:

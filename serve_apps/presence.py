@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 DOUBT_S = 0.5
 """Waiting from which on a sign of life is asked for, s."""
+NEAR_S = 0.1
+"""Wait for one within the house, s; a part that is there and slow gives it sooner, and all of its turns would go out at
+once, others come in, and all be inside together."""
 SIGN_S = 1.0
 """Longest wait for one, s. It takes a place among a replica's requests, so that a part whose queue is full gives none
 and is left alone for as long."""
@@ -70,10 +73,11 @@ class Presence:
 
         try:
             if await wait(set(), DOUBT_S):
-                with place.outside() if place else contextlib.nullcontext():
-                    doubtful = await wait({self._look(part)})
-                if doubtful:  # it is there, and slow
-                    await wait(set())
+                looking = self._look(part)
+                if await wait({looking}, NEAR_S) and not looking.done():  # who knows for how long
+                    with place.outside() if place else contextlib.nullcontext():
+                        await wait({looking})
+                await wait(set())  # where a sign came, it is only slow
             if asking.done():
                 return asking.result()
             if leaving.done():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from mmd.assistant.policy import says_something
 from mmd.assistant.types import Part
 from mmd.recommend.engine import Piece
 from mmd.recommend.online import RecommendQuery
@@ -59,7 +60,7 @@ class StudentSpeech:
         return None
 
     async def words(self, request_id: str, limit_s: float) -> AsyncGenerator[Said]:
-        """Yield the words; white space around the whole is left out.
+        """Yield the words; white space around the whole is left out, and all of what has no word in it.
 
         Args:
             request_id: for the log.
@@ -69,16 +70,18 @@ class StudentSpeech:
             Exception: the student breaks off in the middle of them. Before the first of them nothing is raised: another
                 part may speak instead.
         """
-        spoken, blank = False, ""
+        spoken, held = False, ""  # held: what may be the end, or all that comes
         try:
             while (piece := await self._next_within(limit_s)) is not None:
                 if piece.event.piece is None:
                     continue
-                text = blank + piece.event.piece.text if spoken else piece.event.piece.text.lstrip()
-                blank = text[len(text.rstrip()) :]
-                if text.rstrip():
-                    spoken = True
-                    yield _said(text.rstrip(), piece.event.piece)
+                held += piece.event.piece.text
+                if not spoken:
+                    held = held.lstrip()
+                text = held.rstrip()
+                if text and (spoken or piece.event.piece.item_id is not None or says_something(text)):
+                    spoken, held = True, held[len(text) :]
+                    yield _said(text, piece.event.piece)
         except ApiError as err:
             if spoken:
                 raise

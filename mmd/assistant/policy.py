@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
+from unicodedata import category
 
 from mmd.assistant.fits import Fits, Intent
 from mmd.assistant.plan import Plan
@@ -225,7 +226,7 @@ class Policy:
         return tuple(parts) or (self._usual(evidence, language),)
 
     def _words(self, choice: Choice, recommended: RecommendAnswer | None) -> list[ReplyPart]:
-        if choice.speaker == "student" and recommended is not None and recommended.text.strip():
+        if choice.speaker == "student" and recommended is not None and _speaks(recommended):
             return [ReplyPart("text", recommended.text.strip())]
         if choice.modality == TEXT and choice.speaker != "intent":
             return self._found(choice.hits[:1])
@@ -256,6 +257,17 @@ class Policy:
         asked = self.asked(evidence)
         usual = "" if asked is None else self.fits.usual.get((asked.task, asked.label), "")
         return ReplyPart("text", usual or sorry(language))
+
+
+def says_something(text: str) -> bool:
+    """Say whether a text has a letter, a number or a picture sign: a student that has seen little may say dots only."""
+    told = text.replace("\N{REPLACEMENT CHARACTER}", "")  # of bytes that are no character
+    return any(category(char)[0] in "LN" or category(char) == "So" for char in told)
+
+
+def _speaks(recommended: RecommendAnswer) -> bool:
+    names = any(piece.item_id is not None for piece in recommended.pieces)
+    return names or says_something(recommended.text)
 
 
 def _card(hit: Hit) -> ReplyPart:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mmd.assistant.fits import Answered, Fits
 from mmd.assistant.plan import Plan
-from mmd.assistant.policy import Policy
+from mmd.assistant.policy import Policy, says_something
 from mmd.assistant.reasons import is_sorry
 from mmd.assistant.settings import AssistantSettings
 from mmd.assistant.types import PARTS, Evidence, Part
@@ -93,6 +93,22 @@ def test_words_are_found_or_made(words: str, said: str):
     evidence = Evidence(hits=(hit("text:hello", 0.7),), mode="gen", mode_probability=1.0)
     choice = policy.choose(evidence)
     assert [part.text for part in policy.compose(choice, evidence, student("my own", "gen", items=()))] == [said]
+
+
+@pytest.mark.parametrize("said", ["", " ", "...", ". . , !", "？！……"])
+def test_where_the_student_has_no_words_others_speak(said: str):
+    policy = Policy(plan=Plan.model_validate({"words": "student"}))
+    evidence = Evidence(hits=(hit("text:hello", 0.7),), mode="gen", mode_probability=1.0)
+    choice = policy.choose(evidence)
+    assert choice.speaker == "student"
+    assert [part.text for part in policy.compose(choice, evidence, student(said, "gen", items=()))] == ["hello"]
+
+
+@pytest.mark.parametrize(
+    ("text", "something"), [("ok.", True), ("好", True), ("2", True), ("😊", True), ("…!", False), ("\ufffd", False)]
+)
+def test_letters_numbers_and_picture_signs_say_something(text: str, something: bool):  # noqa: FBT001
+    assert says_something(text) is something
 
 
 def test_hits_that_never_answered_the_intent_are_passed_over():

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from mmd.config import ServeSettings
-from serve_apps import presence
+from serve_apps import congestion, presence
 from serve_apps.congestion import Congestion
 from serve_apps.http import create_app
 
@@ -32,8 +32,9 @@ class Hanging:
         return await self._sound.answer(query)
 
 
-def test_a_full_house_refuses_and_answers_what_asks_no_model(full_backend: Any):
+def test_a_full_house_refuses_and_answers_what_asks_no_model(full_backend: Any, monkeypatch: pytest.MonkeyPatch):
     """Two requests a replica are aimed at, of one replica: four at a time are let in at first, and eight wait."""
+    monkeypatch.setattr(congestion, "PATIENCE_S", 60)
 
     async def scenario() -> None:
         backend = Hanging(full_backend)
@@ -104,19 +105,21 @@ class WithoutStudent:
 
 
 def test_turns_that_wait_for_a_part_which_is_gone_keep_nobody_out(full_backend: Any, monkeypatch: pytest.MonkeyPatch):
-    """Two places and a line of four: six turns wait for the student's sign of life, and others are answered."""
+    """Two places and a line of four: five turns wait for the student's sign of life, and others are answered."""
     monkeypatch.setattr(presence, "DOUBT_S", 0.2)
+    monkeypatch.setattr(presence, "SIGN_S", 3.0)
+    monkeypatch.setattr(congestion, "PATIENCE_S", 60)
 
     async def scenario() -> None:
         app = create_app(WithoutStudent(full_backend), ServeSettings(target_ongoing_requests=1, max_replicas=1))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             chat = {"messages": [{"role": "user", "content": "Where is my refund?"}]}
-            turns = [asyncio.create_task(client.post("/v1/chat/completions", json=chat)) for _ in range(6)]
-            await asyncio.sleep(0.75)  # a doubt later all have left their places, and none has given up yet
-            assert not any(turn.done() for turn in turns)
+            turns = [asyncio.create_task(client.post("/v1/chat/completions", json=chat)) for _ in range(5)]
+            await asyncio.sleep(0.2)  # all have come
             assert (await client.post("/v1/intent", json=ASKED)).status_code == 200
+            assert not all(turn.done() for turn in turns)
             found = await asyncio.gather(*turns)
-            assert [response.status_code for response in found] == [200] * 6
+            assert [response.status_code for response in found] == [200] * 5
             for response in found:
                 [problem] = response.json()["mmd"]["degraded"]
                 assert problem.startswith("recommendation: it does not answer now")

@@ -381,6 +381,38 @@ def test_a_student_that_falls_silent_after_its_mode_is_replaced_within_its_limit
             assert speaker != "student"
 
 
+class SaysDots:
+    """A student that has seen too little to say a word."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    async def recommend(self, query: Any) -> Any:
+        return self._dotted(await self._backend.recommend(query))
+
+    async def stream(self, query: Any) -> Any:
+        async for told in self._backend.stream(query):
+            piece = told.event.piece and replace(told.event.piece, text=". ", item_id=None)
+            result = told.result and self._dotted(told.result)
+            yield replace(told, event=replace(told.event, piece=piece), result=result)
+
+    def _dotted(self, result: Any) -> Any:
+        return replace(result, answer=replace(result.answer, text=". . .", pieces=()))
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_student_without_words_lets_others_speak(full_backend: Any, how: str):
+    full_backend.policy = policy("student")
+    with TestClient(create_app(Mixed(full_backend, SaysDots(full_backend), "recommend", "stream"), LIMITS)) as client:
+        for text in TEXTS:
+            response = ask(client, text, stream=how == "stream")
+            if how == "stream":
+                said = content_of(events_of(response.text))
+            else:
+                said = response.json()["choices"][0]["message"]["content"]
+            assert any(char.isalpha() for char in said)
+
+
 def test_what_a_student_fails_of_in_the_middle_is_logged_without_the_dialogue(
     full_backend: Any, capsys: pytest.CaptureFixture[str]
 ):

@@ -79,7 +79,7 @@ def test_openais_client_talks_to_the_deployments(served: tuple[str, str], store:
 
 @pytest.mark.ray
 def test_places_of_clients_that_went_away_are_free(served: tuple[str, str]):
-    """More than there are places and than wait in the line; the service answers others at once."""
+    """More than there are places and than may wait in the line, one after the other; then others are answered."""
     url, key = served
     body = {"messages": [{"role": "user", "content": TEXTS[0]}], "stream": True}
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -133,6 +135,35 @@ async def test_who_had_company_tells_nothing_of_how_long_it_takes_alone(clock: l
 
 
 @in_a_loop
+async def test_who_came_while_another_was_outside_was_not_alone():
+    """What that one waits for may be what makes this one slow."""
+    house = Congestion(slowdown=2.0, least=4)
+    await alone(house)
+    first = await house.enter()
+    with first.outside():
+        for _ in range(20):
+            second = await house.enter()
+            assert (second.crowd, second.alone) == (1, False)
+            second.leave("text", 0.19)
+    first.leave()
+    assert (await house.enter()).alone
+
+
+@in_a_loop
+async def test_what_is_past_cuts_nothing(clock: list[float]):
+    """After a second of slow requests, fast ones find the mean still high."""
+    house = Congestion(slowdown=2.0, least=4)
+    await alone(house)
+    for place in await crowd_of(house, 8):
+        place.leave("text", 0.4)
+    places = house.places
+    for _ in range(3):
+        clock[0] += 1.0
+        (await house.enter()).leave("text", 0.1)
+    assert house.places == places
+
+
+@in_a_loop
 async def test_a_service_that_begins_under_load_grows_where_load_does_not_slow_it():
     """No request is ever alone: the first ten tell what is usual."""
     house = Congestion(slowdown=2.0, least=4)
@@ -196,7 +227,7 @@ async def test_who_finds_the_house_full_is_let_in_as_others_leave_in_order():
 @pytest.mark.usefixtures("brief")
 @in_a_loop
 async def test_who_has_waited_in_vain_is_told_when_to_come_back_and_the_next_ones_at_once():
-    """Until for a second nobody had to be."""
+    """One of three who came within a second was refused."""
     house = Congestion(slowdown=2.0, least=1)
     crowd = await crowd_of(house, 2)
     told = await refusal(house)
@@ -219,12 +250,34 @@ async def test_after_a_second_without_a_refusal_there_is_a_line_again(
     monkeypatch.setattr(congestion, "PATIENCE_S", 0.01)
     await refusal(house)
     monkeypatch.setattr(congestion, "PATIENCE_S", 5.0)
-    clock[0] += 1.0
+    clock[0] += 1.01
     waiting = asyncio.ensure_future(house.enter())
     await asyncio.sleep(0.01)
     assert house.waiting == 1
     crowd[0].leave()
     assert (await waiting).crowd == 2
+
+
+@pytest.mark.usefixtures("brief")
+@in_a_loop
+async def test_a_refusal_among_many_who_were_let_in_takes_no_line_away(clock: list[float]):
+    """One of eight, 12 %; four of eleven, 36 %, do."""
+    house = Congestion(slowdown=2.0, least=1)
+    for _ in range(5):
+        (await house.enter()).leave()
+    await crowd_of(house, 2)
+    await refusal(house)
+    for _ in range(3):
+        waiting = asyncio.ensure_future(house.enter())
+        await asyncio.sleep(0)
+        assert house.waiting == 1
+        await asyncio.wait({waiting})
+        assert isinstance(waiting.exception(), ApiError)
+    hasty = asyncio.ensure_future(house.enter())
+    await asyncio.sleep(0)
+    assert hasty.done()
+    assert isinstance(hasty.exception(), ApiError)
+    assert clock == [100.0]
 
 
 @in_a_loop
@@ -268,41 +321,78 @@ async def test_who_waits_for_what_may_never_come_keeps_nobody_out():
     assert house.inside == 1
 
 
-def arrived(coming: list[asyncio.Future[Place]]) -> list[Place]:
-    """Take those out that wait no more, and return the places of those that are in."""
-    done = [one for one in coming if one.done()]
-    coming[:] = [one for one in coming if not one.done()]
-    return [one.result() for one in done if not one.cancelled() and one.exception() is None]
+class Visitors:
+    """Those who ask a house, by where they are; a step is one letter."""
+
+    def __init__(self, now: list[float]) -> None:
+        self.house = Congestion(2.0, 2)
+        self.inside: list[Place] = []
+        self.coming: list[asyncio.Future[Place]] = []
+        self.outside: list[tuple[Place, ExitStack]] = []
+        self._now = now
+
+    def step(self, what: str, seconds: float | None) -> None:
+        """Take a step, if there is somebody who can."""
+        if what == "come":
+            self.coming.append(asyncio.ensure_future(self.house.enter()))
+        elif what == "leave" and self.inside:
+            self.inside.pop(0).leave("kind", seconds)
+        elif what == "give up" and self.coming:
+            self.coming.pop().cancel()
+        elif what == "go out" and self.inside:
+            stack = ExitStack()
+            stack.enter_context(self.inside[-1].outside())
+            self.outside.append((self.inside.pop(), stack))
+        elif what == "full queue":
+            self.house.refused()
+        elif what == "time":
+            self._now[0] += 0.6
+        elif what == "come back":
+            self.come_back()
+
+    def come_back(self) -> None:
+        """Let one who is outside come in again."""
+        for place, stack in self.outside[:1]:
+            stack.close()
+            self.inside.append(place)
+        del self.outside[:1]
+
+    async def settle(self) -> None:
+        """Let everybody who can go on do so."""
+        for _ in range(4):
+            await asyncio.sleep(0)
+        done = [one for one in self.coming if one.done()]
+        self.coming = [one for one in self.coming if not one.done()]
+        self.inside += [one.result() for one in done if not one.cancelled() and one.exception() is None]
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.floats(0, 60) | st.none(), st.sampled_from("ab")), max_size=200))
-def test_whatever_happens_everybody_is_counted_once_and_the_least_are_let_in(
-    steps: list[tuple[int, float | None, str]],
-):
-    """Enter, leave, go away, wait a little: as many are inside as entered and have not left."""
+STEPS = ("come", "come", "come", "leave", "leave", "give up", "go out", "come back", "full queue", "time")
+
+
+@given(st.lists(st.tuples(st.sampled_from(STEPS), st.floats(0, 60) | st.none()), max_size=200))
+def test_whatever_happens_everybody_is_counted_once_and_no_place_stays_empty(steps: list[tuple[str, float | None]]):
+    """Who waits, waits for a place that is taken."""
+    now = [100.0]
 
     async def scenario() -> None:
-        house = Congestion(2.0, 2)
-        inside: list[Place] = []
-        coming: list[asyncio.Future[Place]] = []
-        for step, seconds, kind in steps:
-            if step <= 1:
-                coming.append(asyncio.ensure_future(house.enter()))
-            elif step == 2 and inside:
-                inside.pop(0).leave(kind, seconds)
-            elif step == 3 and coming:
-                coming.pop().cancel()
-            for _ in range(3 if step == 4 else 1):
-                await asyncio.sleep(0)
-            inside += arrived(coming)
+        visitors = Visitors(now)
+        house = visitors.house
+        for what, seconds in steps:
+            visitors.step(what, seconds)
+            await visitors.settle()
             assert house.places >= 2
-        for one in coming:
+            assert (house.inside, house.waiting) == (len(visitors.inside), len(visitors.coming))
+            assert not house.waiting or house.inside >= house.places
+        for one in visitors.coming:
             one.cancel()
-        await asyncio.gather(*coming, return_exceptions=True)
-        inside += arrived(coming)
-        assert house.inside == len(inside)
-        for place in inside:
+        await visitors.settle()
+        while visitors.outside:
+            visitors.come_back()
+        for place in visitors.inside:
             place.leave()
         assert (house.inside, house.waiting) == (0, 0)
+        assert (await house.enter()).alone
 
-    asyncio.run(scenario())
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0])
+    with mock.patch.object(congestion, "time", clock):
+        asyncio.run(scenario())

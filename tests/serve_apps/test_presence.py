@@ -11,6 +11,7 @@ import pytest
 from mmd.assistant.types import Part
 from serve_apps import presence
 from serve_apps.api import ApiError
+from serve_apps.congestion import Congestion
 from serve_apps.presence import Presence
 
 
@@ -118,3 +119,43 @@ def test_what_a_part_raises_is_raised():
 
     with pytest.raises(ApiError, match="too many"):
         asyncio.run(Presence(reach).answer("intent", fail, 1.0))
+
+
+def test_a_part_that_is_slow_but_there_keeps_its_turns_inside():
+    """Else all would go out, others come in, and all be inside together."""
+
+    async def scenario() -> None:
+        replica, house = Replica(), Congestion(slowdown=2.0, least=1)
+        replica.there.set()
+        replica.answer_s = 0.3
+        waiting, most = Presence(replica.reach), 0
+
+        async def turn() -> None:
+            nonlocal most
+            place = await house.enter()
+            most = max(most, house.inside)
+            await waiting.answer("retrieval", replica.answer, 5.0, place)
+            most = max(most, house.inside)
+            place.leave()
+
+        await asyncio.gather(*(turn() for _ in range(5)))
+        assert most == house.places == 2
+
+    asyncio.run(scenario())
+
+
+def test_turns_that_wait_for_a_part_which_is_gone_let_others_in(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(presence, "NEAR_S", 0.02)
+    monkeypatch.setattr(presence, "SIGN_S", 0.5)
+
+    async def scenario() -> None:
+        replica, house = Replica(), Congestion(slowdown=2.0, least=1)
+        waiting = Presence(replica.reach)
+        places = [await house.enter() for _ in range(2)]
+        turns = [asyncio.ensure_future(waiting.answer("intent", replica.answer, 5.0, place)) for place in places]
+        assert (await house.enter()).crowd == 1  # as soon as they doubt
+        assert not any(turn.done() for turn in turns)
+        await asyncio.wait(turns)
+        assert house.inside == 3  # they have come back
+
+    asyncio.run(scenario())
