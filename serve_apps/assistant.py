@@ -215,7 +215,8 @@ class TurnService:
             ApiError: no part can answer.
         """
         turn = _Turn(query, served, place)
-        await asyncio.gather(self._ask_intent(turn), self._ask_retrieval(turn), self._ask_student(turn))
+        # The longest first: sending a question takes a while itself.
+        await asyncio.gather(self._ask_student(turn), self._ask_intent(turn), self._ask_retrieval(turn))
         evidence = turn.evidence()
         choice = turn.choose(evidence)
         if speaks_otherwise(choice, evidence):
@@ -233,7 +234,7 @@ class TurnService:
         """
         turn, student = _Turn(query, served, place), StudentSpeech(self._parts)
         try:
-            await asyncio.gather(self._ask_intent(turn), self._ask_retrieval(turn), self._open(turn, student))
+            await asyncio.gather(self._open(turn, student), self._ask_intent(turn), self._ask_retrieval(turn))
             evidence = turn.evidence()
             choice = turn.choose(evidence)
             if speaks_otherwise(choice, evidence):
