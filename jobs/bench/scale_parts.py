@@ -220,7 +220,7 @@ def parts_of(store: str, corpus: str, within_s: float | None = None) -> dict[str
                 "full": [
                     *(Point(f"search-{n}", search_sized, {"examples": n}) for n in (1_000, 10_000, 100_000, 1_000_000)),
                     _mining(2_000, 4, (1, 2), 2, 400),
-                    _mining(20_000, 12, (1, 2), 2, 1_000),
+                    _mining(6_000, 8, (1, 2), 3, 400),
                 ],
             },
         ),
