@@ -131,6 +131,7 @@ class Spread(Strict):
     topologyKey: str
     whenUnsatisfiable: Literal["ScheduleAnyway", "DoNotSchedule"]
     labelSelector: LabelSelector
+    matchLabelKeys: list[str] = []
 
 
 class PodSpec(Strict):

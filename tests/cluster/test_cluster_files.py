@@ -19,15 +19,18 @@ import yaml
 from pydantic import ValidationError
 
 from jobs.glue.entry import build_parser, corpus_overrides
+from jobs.glue.records import OUT
 from mmd.config import ServeSettings, load_config
 from serve_apps.run import loop_variables
-from tests.cluster.kuberay import KINDS, RayCluster, RayJob, RayService
+from tests.cluster.kuberay import KINDS, RayCluster, RayJob, RayService, WorkerGroup
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBE = ROOT / "cluster" / "kube"
 OVERLAYS = ("base", "overlays/dev", "overlays/gpu", "overlays/spot")
 JOBS = sorted((KUBE / "jobs").glob("*.yaml"))
 STORE = "s3://mmd-artifacts/store"
+KEYS = {"api_keys_file": "/etc/mmd/keys/keys.txt", "jobs_profile": "gpu"}
+REPLICAS = {"min_replicas": 2, "max_replicas_per_node": 1}
 PINS = dict(
     line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line
 )
@@ -136,7 +139,10 @@ def test_overlays_do_what_they_are_for():
     spot, service = parsed("overlays/spot")
     key = "karpenter.sh/capacity-type"
     assert [pod.nodeSelector.get(key) for pod in spot.spec.pods()] == ["on-demand", "spot", "spot"]
-    assert all(pod.nodeSelector == {} for pod in service.spec.rayClusterConfig.pods())
+    assert all(pod.nodeSelector == {key: "on-demand"} for pod in service.spec.rayClusterConfig.pods())
+    assert [toleration.key for pod in service.spec.rayClusterConfig.pods() for toleration in pod.tolerations] == [
+        "nvidia.com/gpu"
+    ]  # none of them tolerates spot nodes
     assert [group.groupName for group in service.spec.rayClusterConfig.workerGroupSpecs] == ["cpu", "gpu"]
 
 
@@ -151,18 +157,15 @@ def test_the_pod_of_a_gpu_group_tolerates_gpu_nodes():
 @pytest.mark.parametrize(
     ("overlay", "added"),
     [
-        ("base", {"serve": {"api_keys_file": "/etc/mmd/keys/keys.txt"}}),
-        ("overlays/dev", {"serve": {"api_keys_file": "/etc/mmd/keys/keys.txt"}}),
+        ("base", {"serve": KEYS | REPLICAS}),
+        ("overlays/dev", {"serve": KEYS}),
         (
             "overlays/gpu",
-            {
-                "serve": {"api_keys_file": "/etc/mmd/keys/keys.txt", "gpus_per_replica": 1, "part_timeout_s": 11},
-                "models": {"dtype": "bfloat16"},
-            },
+            {"serve": KEYS | REPLICAS | {"gpus_per_replica": 1, "part_timeout_s": 11}, "models": {"dtype": "bfloat16"}},
         ),
     ],
 )
-def test_the_embedded_serve_config_is_the_file_with_store_keys_and_gpus(overlay: str, added: dict[str, Any]):
+def test_the_embedded_serve_config_is_the_file_with_store_keys_replicas_and_gpus(overlay: str, added: dict[str, Any]):
     plain = yaml.safe_load((ROOT / "serve_apps" / "serve_config.yaml").read_text(encoding="utf-8"))
     plain["applications"][0]["args"] |= {"store": STORE, **added}
     assert serve_config(overlay) == plain
@@ -178,6 +181,39 @@ def test_ray_serve_takes_the_embedded_config(overlay: str):
     assert AppArgs.model_validate(app.args).store == STORE
     assert isinstance(AppArgs.model_validate(app.args).serve, ServeSettings)
     assert importlib.util.find_spec(app.import_path.partition(":")[0])
+
+
+def held_by(group: WorkerGroup) -> tuple[int, int]:
+    """Return the CPUs and GPUs that Ray counts on a worker."""
+    limits = group.template.spec.containers[0].resources.limits
+    return int(group.rayStartParams.get("num-cpus", limits["cpu"])), int(limits.get("nvidia.com/gpu", "0"))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_workers_that_stay_hold_the_replicas_that_stay(overlay: str):
+    """A replica reserves one CPU, one of intent the GPUs of ``serve.gpus_per_replica``, too; proxies reserve none."""
+    (app,) = serve_config(overlay)["applications"]
+    settings, groups = ServeSettings(**app["args"]["serve"]), parsed(overlay)[1].spec.rayClusterConfig.workerGroupSpecs
+    cpus, gpus = (sum(group.minReplicas * held_by(group)[of] for group in groups) for of in (0, 1))
+    assert [one["name"] for one in app["deployments"]] == ["ingress", "intent", "retrieval", "recommendation"]
+    assert cpus >= settings.min_replicas * len(app["deployments"])
+    assert gpus >= settings.min_replicas * settings.gpus_per_replica
+    assert settings.max_replicas_per_node is None or all(
+        group.minReplicas >= settings.min_replicas and group.maxReplicas >= settings.max_replicas for group in groups
+    )
+
+
+@pytest.mark.parametrize("overlay", [overlay for overlay in OVERLAYS if overlay != "overlays/dev"])
+def test_the_loss_of_a_worker_leaves_a_replica_of_every_part(overlay: str):
+    (app,) = serve_config(overlay)["applications"]
+    settings = ServeSettings(**app["args"]["serve"])
+    assert settings.max_replicas_per_node == 1
+    assert settings.min_replicas == 2
+    for group in parsed(overlay)[1].spec.rayClusterConfig.workerGroupSpecs:
+        assert held_by(group)[0] >= len(app["deployments"])  # one that is left holds one of each
+        (spread,) = group.template.spec.topologySpreadConstraints
+        assert spread.labelSelector.matchLabels["ray.io/group"] == group.groupName
+        assert spread.matchLabelKeys == ["ray.io/cluster"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -211,6 +247,14 @@ def test_entrypoints_name_verbs_and_settings_that_exist(path: Path):
     )
     assert config.store == STORE
     assert config.cluster.address == "auto"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_sweeps_launched_from_the_page_run_with_the_profile_of_the_jobs(overlay: str):
+    profiles = {
+        build_parser(path.stem, "").parse_args(shlex.split(job(path).spec.entrypoint)[3:]).profile for path in JOBS
+    }
+    assert profiles == {serve_config(overlay)["applications"][0]["args"]["serve"]["jobs_profile"]}
 
 
 def test_jobs_go_to_the_cluster_of_base():
@@ -345,6 +389,13 @@ def test_both_targets_end_as_an_ordinary_user():
         if lines[start][1].endswith((" AS cpu", " AS cuda")):
             assert lines[end - 1] == ("USER", "1000:1000")
     assert any("useradd --uid 1000" in rest for name, rest in lines if name == "RUN")
+
+
+def test_records_can_be_written_by_the_ordinary_user_below_the_working_directory():
+    lines = instructions()
+    runtime = lines[lines.index(("FROM", "python:${PYTHON} AS runtime")) : lines.index(("FROM", "runtime AS cpu"))]
+    (workdir,) = [rest for name, rest in runtime if name == "WORKDIR"]
+    assert ("RUN", f"install -d -o 1000 -g 1000 {workdir}/{OUT.as_posix()}") in runtime
 
 
 def test_the_image_serves_as_the_command_does():
