@@ -156,6 +156,10 @@ class ServeSettings(Settings):
         description="Settings file of launched jobs, as the cluster's machines have it; null: ray_config.yaml where "
         "they run.",
     )
+    jobs_profile: str | None = Field(
+        default=None,
+        description="Profile of that file that launched jobs take, as gpu; null: the one that the file names.",
+    )
     jobs_keys: tuple[str, ...] = Field(
         default=(),
         description="Names of the API keys that may launch and stop jobs; none named: every key in api_keys_file.",

@@ -6,7 +6,8 @@ the same :class:`~mmd.schema.Dialogue`. These models describe shape only; sizes 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -67,7 +68,24 @@ class ImagePart(Wire):
 ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class MessageIn(Wire):
+NULLS: dict[str, Any] = {"additionalProperties": {"type": "null"}}
+"""Of a JSON schema: fields that it does not name may be null."""
+
+
+class Lenient(Wire):
+    """What OpenAI's clients send, who write fields that they do not use as null: those are left out, known or not."""
+
+    model_config = ConfigDict(json_schema_extra=NULLS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:  # noqa: ANN401 (whatever was sent)
+        if not isinstance(given, Mapping):
+            return given
+        return {name: value for name, value in given.items() if value is not None or name in cls.model_fields}
+
+
+class MessageIn(Lenient):
     """One OpenAI-style message. ``system`` and ``developer`` messages are no part of the dialogue and are left out."""
 
     role: Literal["user", "assistant", "system", "developer"] = Field(description="user is the customer.")

@@ -12,10 +12,12 @@ from fastapi import Request
 
 from mmd.config import ServeSettings
 from serve_apps.api import ApiError, ErrorResponse
-from serve_apps.limits import Spoken, has_pictures
+from serve_apps.limits import Spoken, fetches, has_pictures
 
 DECODERS = 2
 """Threads that decode pictures. Pillow lets go of the interpreter meanwhile; more would only hold more memory."""
+FETCHERS = 4
+"""Threads that fetch pictures from the web and decode those: whoever waits for a slow host keeps no decoder."""
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "Malformed, or over a limit."},
     401: {"model": ErrorResponse, "description": "The service asks for API keys, and this request has none."},
@@ -45,6 +47,7 @@ class Asked:
         self._settings = settings
         # Not asyncio's own pool: its many threads would decode as many requests' pictures at a time.
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+        self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
 
     async def __call__(
         self,
@@ -64,7 +67,8 @@ class Asked:
         try:
             async with asyncio.timeout(settings.request_timeout_s - (time.perf_counter() - started)):
                 if has_pictures(body):
-                    query, decoded_ms = await asyncio.get_running_loop().run_in_executor(self._decoders, timed_read)
+                    threads = self._fetchers if fetches(body, settings) else self._decoders
+                    query, decoded_ms = await asyncio.get_running_loop().run_in_executor(threads, timed_read)
                 else:  # words alone need not wait behind other people's pictures
                     query, decoded_ms = timed_read()
                 found = await answer(query)

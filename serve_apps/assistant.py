@@ -222,6 +222,9 @@ class TurnService:
         if speaks_otherwise(choice, evidence):
             turn.recommended = None  # in the other mode it said something else
             await self._ask_student(turn, choice.mode)
+            if "recommendation" in turn.failed:  # then somebody else is to speak
+                evidence = turn.evidence()
+                choice = turn.choose(evidence)
         return self._told(turn, turn.result(choice, evidence, turn.compose(choice, evidence)), streamed=False)
 
     async def stream(
@@ -239,6 +242,10 @@ class TurnService:
             choice = turn.choose(evidence)
             if speaks_otherwise(choice, evidence):
                 await self._open(turn, student, choice.mode)
+                if "recommendation" in turn.failed:
+                    await student.aclose()  # what it began in the other mode
+                    evidence = turn.evidence()
+                    choice = turn.choose(evidence)
             spoken, started = False, time.perf_counter()
             if choice.speaker == "student":
                 async with aclosing(student.words(query.id, self._limit_s)) as words:

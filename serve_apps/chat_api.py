@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from serve_apps.api import MAX_HITS, HitOut, MessageIn, PredictionOut, Wire, Words
+from serve_apps.api import MAX_HITS, NULLS, HitOut, Lenient, MessageIn, PredictionOut, Wire, Words
 from serve_apps.recommend_api import ItemOut, ModeOut
 
 # ---------------------------------------------------------------- request
@@ -18,7 +18,7 @@ class TextFormat(Wire):
     type: Literal["text"]
 
 
-class Sampling(Wire):
+class Sampling(Lenient):
     """OpenAI's fields that do not change anything here; the reply's ``mmd.ignored`` names those that were given."""
 
     temperature: float | None = None
@@ -67,10 +67,11 @@ class ChatRequest(Sampling):
 
     model_config = ConfigDict(
         json_schema_extra={
+            **NULLS,
             "examples": [
                 {"messages": [{"role": "user", "content": "Do you have this dress in blue?"}]},
                 {"messages": [{"role": "user", "content": "A gift, please"}], "stream": True, "mmd": {"k": 3}},
-            ]
+            ],
         }
     )
     messages: tuple[MessageIn, ...] = Field(min_length=1, description="The conversation, oldest message first.")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urljoin
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -34,6 +35,7 @@ Language = Literal["en", "zh"]
 PATH = "/v1/chat/completions"
 _RULES_SHOWN = 3
 _SHOWN = 5
+_REFUSED = ("400", "413")  # status of what would be refused again as it is
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,7 +121,8 @@ class Conversation:
         """Say something; yield the reply as it comes. What gets no whole answer is as if it had not been said.
 
         Raises:
-            RequestError: the service cannot be reached, refuses, or breaks off.
+            RequestError: the service cannot be reached, refuses, or breaks off. Pictures that are refused for good go
+                with no other words.
         """
         shown = [{"type": "image_url", "image_url": {"url": url}} for url in self.pictures]
         content: Any = [*([{"type": "text", "text": text}] if text else []), *shown] if shown else text
@@ -142,13 +145,23 @@ class Conversation:
         self.messages, self.pictures, self.last = [], [], None
 
     def _chunks(self, body: Mapping[str, Any]) -> Iterator[ChatChunk]:
-        for data in self.client.events(PATH, body):
+        for data in self._events(body):
             if data == "[DONE]":
                 return
             try:
                 yield ChatChunk.model_validate_json(data)
             except ValidationError as err:
                 raise RequestError(f"{PATH}: the reply broke off: {data[:300]}") from err
+
+    def _events(self, body: Mapping[str, Any]) -> Iterator[str]:
+        try:
+            yield from self.client.events(PATH, body)
+        except RequestError as err:
+            refused = str(err).startswith(tuple(f"{self.client.url}{PATH}: HTTP {status}:" for status in _REFUSED))
+            if not refused or not self.pictures:
+                raise
+            self.pictures = []
+            raise RequestError(f"{err} The pictures are dropped; ask again without, or /image others.") from err
 
 
 class Session:
@@ -203,7 +216,7 @@ class Session:
         for part in turn.parts if turn else ():
             if not isinstance(part, TextPartOut):
                 what = "picture" if part.kind == "image" else f"product {part.item_id}"
-                place = f": {self._talk.client.url}{part.url}" if part.url else ""
+                place = f": {urljoin(self._talk.client.url, part.url)}" if part.url else ""
                 self._say(f"  {what}, {part.title}{place}", "cyan")
         for problem in turn.degraded if turn else ():
             self._say(f"  without a part: {problem}", "yellow")

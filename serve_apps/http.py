@@ -5,7 +5,6 @@ The backend is Serve deployments in production and the engines themselves in tes
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -39,7 +38,7 @@ from serve_apps.chat_routes import Chatting, add_chat
 from serve_apps.congestion import Congestion
 from serve_apps.examples import media_type
 from serve_apps.guard import Guard, error_response
-from serve_apps.keys import admission
+from serve_apps.keys import IMAGE_ID, admission
 from serve_apps.limits import most_commas, read_intent_query, read_retrieval_query
 from serve_apps.pages import add_pages
 from serve_apps.recommend_routes import add_recommend
@@ -47,7 +46,6 @@ from serve_apps.sweeps import SweepDesk
 from serve_apps.sweeps_routes import add_sweeps
 from serve_apps.telemetry import MEDIA_TYPE, Telemetry
 
-_IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _QUOTED = 200  # characters of what a client wrote that a refusal repeats
 
@@ -176,7 +174,7 @@ def _add_api(app: FastAPI, backend: Backend, asked: Asked) -> None:
     )
     async def images(image_id: str, request: Request) -> Response:
         """Return the picture of a hit of /v1/retrieve or a product of /v1/recommend, by the id of its bytes."""
-        if not _IMAGE_ID.fullmatch(image_id):  # before any model is asked
+        if not IMAGE_ID.fullmatch(image_id):  # before any model is asked
             raise ApiError(404, "unknown_image", f"{image_id[:80]!r}: not a picture's id; take one from an answer.")
         headers = {"ETag": f'"{image_id}"', "Cache-Control": "private, max-age=31536000, immutable"}
         image = await backend.picture(image_id)

@@ -23,7 +23,7 @@ from mmd.models.settings import ModelSettings
 from serve_apps.api import ExampleOut, ExamplesResponse, TaskOut, TasksResponse
 from serve_apps.examples import pick_examples
 from serve_apps.metrics import PartMetrics
-from serve_apps.replica import PartStatus, Refs, Refused, Replica
+from serve_apps.replica import PartStatus, Refs, Refused, Replica, each, sheltered
 
 
 class IntentRefs(Refs):
@@ -86,6 +86,7 @@ class IntentReplica(Replica[IntentEngine]):
     def _describe(self, engine: IntentEngine) -> PartStatus:
         return to_status(engine.model)
 
+    @sheltered
     async def answer(self, query: IntentQuery) -> IntentAnswer | Refused:
         """Answer one query, or say why it is not answered."""
         if refusal := self.refusal:
@@ -97,7 +98,9 @@ class IntentReplica(Replica[IntentEngine]):
             return Refused(400, "unknown_task" if query.task is not None else "task_required", str(err), "task")
         read = asyncio.to_thread(engine.prepare, query) if query.images else None
         prepared = await read if read else engine.prepare(query)
-        answer: IntentAnswer = await self._decide((engine, prepared))
+        answer: IntentAnswer | Exception = await self._decide((engine, prepared))
+        if isinstance(answer, Exception):
+            raise answer
         self._metrics.record(answer)
         self._log.info(
             "intent_answered",
@@ -112,13 +115,13 @@ class IntentReplica(Replica[IntentEngine]):
         return answer
 
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.005)
-    async def _decide(self, entries: list[tuple[IntentEngine, PreparedQuery]]) -> list[IntentAnswer]:
+    async def _decide(self, entries: list[tuple[IntentEngine, PreparedQuery]]) -> list[IntentAnswer | Exception]:
         """Decide a batch; during a swap it may hold queries prepared for either engine."""
-        answers: list[IntentAnswer] = []
+        answers: list[IntentAnswer | Exception] = []
         for _, group in groupby(entries, key=lambda entry: id(entry[0])):
             members = list(group)
             prepared = [entry for _, entry in members]
-            answers += await asyncio.to_thread(members[0][0].decide, prepared)
+            answers += await asyncio.to_thread(each, members[0][0].decide, prepared)
         return answers
 
     async def tasks(self) -> TasksResponse:

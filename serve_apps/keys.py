@@ -25,6 +25,7 @@ from serve_apps.api import ApiError
 PUBLIC = frozenset({"/", "/try", "/sweeps", "/docs", "/openapi.json", "/healthz", "/readyz"})
 """Paths that need no key: the pages, the API document and the probes; nothing there answers a dialogue."""
 PICTURES = "/v1/images/"
+IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 PUBLIC_FOLDERS = ("/static/", PICTURES)
 """Files of the pages, and pictures: their names are hashes that only answers tell, and a page cannot send a key."""
 _NOBODY = ""  # no key has this name: the bucket of all who ask for pictures without one
@@ -152,7 +153,7 @@ class Admission:
             ApiError: 401 without a known key, 429 where it has asked too often.
         """
         if path in PUBLIC or path.startswith(PUBLIC_FOLDERS):
-            if path.startswith(PICTURES):
+            if IMAGE_ID.fullmatch(path.removeprefix(PICTURES)):  # what is no picture's id asks no model
                 self._take(_NOBODY, "pictures have been asked for too often")
             return None
         scheme, _, key = headers.get("authorization", "").partition(" ")

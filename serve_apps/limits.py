@@ -175,6 +175,12 @@ def has_pictures(request: Spoken) -> bool:
     return not isinstance(request, RecommendRequest) and any(turn.images for turn in _draft_turns(request))
 
 
+def fetches(request: Spoken, limits: ServeSettings) -> bool:
+    """Say whether reading a request means asking other hosts."""
+    urls = (url for turn in _draft_turns(request) for _, url in turn.images)
+    return bool(limits.image_hosts) and any(map(is_remote, urls))
+
+
 def _field(request: Spoken) -> str:
     """Return the name of the field that a dialogue came in."""
     return "messages" if request.turns is None else "turns"

@@ -16,6 +16,15 @@ from mmd.config import ServeSettings
 from serve_apps.limits import MEDIA_TYPES
 
 _PAGES = {"/": "index.html", "/try": "try.html", "/sweeps": "sweeps.html", "/docs": "docs.html"}
+_LIMITS = {
+    "max_turns",
+    "max_text_chars",
+    "max_images",
+    "max_image_mb",
+    "max_image_megapixels",
+    "max_request_megapixels",
+    "max_body_mb",
+}
 _MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
@@ -50,8 +59,7 @@ def _read_static() -> dict[str, StaticFile]:
 
 def page_limits(settings: ServeSettings) -> dict[str, object]:
     """Return what a page has to know before it sends: the limits of a request, and which pictures are read."""
-    names = ("max_turns", "max_text_chars", "max_images", "max_image_mb", "max_image_megapixels", "max_body_mb")
-    return {**settings.model_dump(include=set(names)), "media_types": list(MEDIA_TYPES)}
+    return {**settings.model_dump(include=_LIMITS), "media_types": list(MEDIA_TYPES)}
 
 
 def add_pages(app: FastAPI, settings: ServeSettings) -> None:

@@ -22,7 +22,7 @@ from mmd.recommend.settings import GenerationSettings
 from mmd.schema import Image
 from serve_apps.answers import RecommendResult, StreamPiece
 from serve_apps.metrics import PartMetrics
-from serve_apps.replica import PartStatus, Refs, Refused, Replica, unknown_picture
+from serve_apps.replica import PartStatus, Refs, Refused, Replica, each, sheltered, unknown_picture
 
 T = TypeVar("T")
 
@@ -83,6 +83,7 @@ class RecommendReplica(Replica[OnlineRecommender]):
     def _describe(self, engine: OnlineRecommender) -> PartStatus:
         return status_of(engine)
 
+    @sheltered
     async def answer(self, query: RecommendQuery) -> RecommendResult | Refused:
         """Answer one query, or say why it is not answered."""
         if refusal := self.refusal:
@@ -91,20 +92,25 @@ class RecommendReplica(Replica[OnlineRecommender]):
         prepared = prepare(engine, query)
         if isinstance(prepared, Refused):
             return prepared
-        result = to_result(engine, prepared, await self._decode((engine, prepared)))
+        answer: RecommendAnswer | Exception = await self._decode((engine, prepared))
+        if isinstance(answer, Exception):
+            raise answer
+        result = to_result(engine, prepared, answer)
         self._tell(query, result, streamed=False)
         return result
 
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.005)
-    async def _decode(self, entries: list[tuple[OnlineRecommender, PreparedRecommendation]]) -> list[RecommendAnswer]:
+    async def _decode(
+        self, entries: list[tuple[OnlineRecommender, PreparedRecommendation]]
+    ) -> list[RecommendAnswer | Exception]:
         """Decode a batch; during a swap it may hold queries for either engine."""
         groups: dict[int, list[int]] = defaultdict(list)
         for place, (engine, _) in enumerate(entries):
             groups[id(engine)].append(place)
-        answers: dict[int, RecommendAnswer] = {}
+        answers: dict[int, RecommendAnswer | Exception] = {}
         for places in groups.values():
             engine = entries[places[0]][0]
-            found = await asyncio.to_thread(engine.answer, [entries[place][1] for place in places])
+            found = await asyncio.to_thread(each, engine.answer, [entries[place][1] for place in places])
             answers.update(zip(places, found, strict=True))
         return [answers[place] for place in range(len(entries))]
 
@@ -113,11 +119,14 @@ class RecommendReplica(Replica[OnlineRecommender]):
         if refusal := self.refusal:
             yield refusal
             return
-        async with aclosing(stream_one(self.engine, query)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, StreamPiece) and piece.result is not None:
-                    self._tell(query, piece.result, streamed=True)
-                yield piece
+        try:
+            async with aclosing(stream_one(self.engine, query)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, StreamPiece) and piece.result is not None:
+                        self._tell(query, piece.result, streamed=True)
+                    yield piece
+        except Exception as err:  # noqa: BLE001 (Serve would log it with its words, see sheltered)
+            yield self.failed(err, query.id)
 
     def _tell(self, query: RecommendQuery, result: RecommendResult, *, streamed: bool) -> None:
         answer = result.answer
@@ -134,6 +143,7 @@ class RecommendReplica(Replica[OnlineRecommender]):
             timings_ms={stage: round(elapsed, 2) for stage, elapsed in answer.timings_ms.items()},
         )
 
+    @sheltered
     async def picture(self, image_id: str) -> Image | Refused:
         """Return an item's picture."""
         if refusal := self.refusal:

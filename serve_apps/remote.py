@@ -12,8 +12,10 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -45,7 +47,8 @@ def fetch_picture(url: str, where: str, limits: ServeSettings) -> bytes:
     until = time.monotonic() + limits.image_fetch_s
     address = _public_address(host, where)
     try:
-        with closing(open_connection(host, address, limits.image_fetch_s)) as connection:
+        left_s = max(0.001, until - time.monotonic())  # the name server has no limit of its own
+        with closing(open_connection(host, address, left_s)) as connection, _ended_by(until, connection, where):
             connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "mmd"})
             with closing(connection.getresponse()) as response:  # it may outlive its connection
                 return _read(response, where, limits, until)
@@ -105,6 +108,35 @@ def open_connection(host: str, address: str, timeout_s: float) -> http.client.HT
         plain.close()
         raise
     return connection
+
+
+@contextmanager
+def _ended_by(until: float, connection: http.client.HTTPConnection, where: str) -> Iterator[None]:
+    """End a connection in time, which may wait its own limit for every piece, and a head has many.
+
+    Raises:
+        ApiError: it was ended; what has come by then is cut off.
+    """
+    line, ended = connection.sock, threading.Event()
+
+    def end() -> None:
+        ended.set()
+        with suppress(OSError):  # it has ended already
+            socket.socket.shutdown(line, socket.SHUT_RDWR)  # not TLS's own, which this thread must not touch
+
+    timer = threading.Timer(max(0.0, until - time.monotonic()), end)
+    timer.daemon = True
+    if line is not None:
+        timer.start()
+    try:
+        yield
+    except (ApiError, OSError, http.client.HTTPException):
+        if not ended.is_set():
+            raise
+    finally:
+        timer.cancel()
+    if ended.is_set():
+        raise _refused("the picture did not come in time", where)
 
 
 def _read(response: http.client.HTTPResponse, where: str, limits: ServeSettings, until: float) -> bytes:

@@ -7,11 +7,12 @@ comes in by the same swap once its artefacts are there.
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -28,6 +29,8 @@ from mmd.models.settings import ModelSettings
 from serve_apps.api import ApiError, Part
 
 E = TypeVar("E")
+Q = TypeVar("Q")
+A = TypeVar("A")
 Seat = Part | Literal["policy"]
 """What holds artefacts: a part of the service, or the policy that joins them."""
 
@@ -195,6 +198,13 @@ class Replica(ABC, Generic[E]):
             return PartStatus(self._part, absent=self._absent)
         return replace(self._describe(self.engine), rejected_update=self._rejected)
 
+    def failed(self, err: Exception, request_id: str) -> Refused:
+        """Log what an answer failed of: its type and place, since its words may quote the dialogue; say so."""
+        where = "".join(traceback.format_list(traceback.extract_tb(err.__traceback__)))
+        self._log.error("part_failed", request_id=request_id, part=self._part, error=type(err).__name__, where=where)
+        reason = f"it failed ({type(err).__name__}); the log has the reason under request id {request_id}."
+        return Refused(500, "part_failed", f"{self._part}: {reason}")
+
     def check_health(self) -> None:
         """Tell Serve that this replica can answer, or knows why it cannot.
 
@@ -203,6 +213,38 @@ class Replica(ABC, Generic[E]):
         """
         if self._absent is None:
             _ = self.engine
+
+
+R = TypeVar("R", bound=Replica[Any])
+
+
+def sheltered(method: Callable[[R, Q], Awaitable[A]]) -> Callable[[R, Q], Awaitable[A | Refused]]:
+    """Return a method of a replica that refuses where it fails: Serve would log the error with all of its words."""
+
+    @functools.wraps(method)
+    async def answer(self: R, query: Q) -> A | Refused:
+        try:
+            return await method(self, query)
+        except Exception as err:  # noqa: BLE001 (whatever it is, it is told and logged without its words)
+            return self.failed(err, request_of(query))
+
+    return answer
+
+
+def request_of(query: object) -> str:
+    """Return the request's id that a query carries; a picture's own id for one that is asked for by it."""
+    asked = getattr(query, "dialogue", query)
+    return str(getattr(asked, "id", asked))[:80]
+
+
+def each(work: Callable[[Sequence[Q]], Sequence[A]], asked: Sequence[Q]) -> list[A | Exception]:
+    """Answer several together; one that cannot be answered spoils no other, its error comes in its place."""
+    try:
+        return list(work(asked))
+    except Exception as err:  # noqa: BLE001 (whose fault it is shows when each is asked alone)
+        if len(asked) == 1:
+            return [err]
+        return [found for one in asked for found in each(work, [one])]
 
 
 def absent_part(part: Seat, reason: str) -> Refused:

@@ -22,7 +22,7 @@ from mmd.schema import Image
 from serve_apps.answers import RetrievalResult
 from serve_apps.limits import RetrievalQuery
 from serve_apps.metrics import PartMetrics
-from serve_apps.replica import PartStatus, Refs, Refused, Replica, unknown_picture
+from serve_apps.replica import PartStatus, Refs, Refused, Replica, each, sheltered, unknown_picture
 
 Outcome = RetrievalAnswer | Refused | Exception
 
@@ -92,6 +92,7 @@ class RetrievalReplica(Replica[OnlineRetrieval]):
     def _describe(self, engine: OnlineRetrieval) -> PartStatus:
         return status_of(engine)
 
+    @sheltered
     async def answer(self, query: RetrievalQuery) -> RetrievalResult | Refused:
         """Answer one query, or say why it is not answered."""
         if refusal := self.refusal or unknown_modality(self.engine, query.modality):
@@ -130,6 +131,7 @@ class RetrievalReplica(Replica[OnlineRetrieval]):
             outcomes.update(zip(places, found, strict=True))
         return [outcomes[place] for place in range(len(entries))]
 
+    @sheltered
     async def picture(self, image_id: str) -> Image | Refused:
         """Return a response's picture."""
         if refusal := self.refusal:
@@ -161,14 +163,18 @@ def rank_one(engine: OnlineRetrieval, query: RetrievalQuery) -> RetrievalResult 
 
 def rank_each(engine: OnlineRetrieval, prepared: Sequence[PreparedRetrieval], wanted: Wanted) -> list[Outcome]:
     """Rank several queries together; one that cannot be ranked spoils no other."""
-    try:
-        return list(engine.rank(prepared, wanted.k, wanted.modality, each=wanted.each))
-    except Exception as err:  # noqa: BLE001 (whose fault it is shows when each is asked alone; the rest is raised)
-        if len(prepared) > 1:
-            return [outcome for entry in prepared for outcome in rank_each(engine, [entry], wanted)]
-        if isinstance(err, RequestError):
-            return [Refused(400, "invalid_request", str(err))]
-        return [Refused(503, "unavailable", str(err)) if isinstance(err, MmdError) else err]
+
+    def rank(some: Sequence[PreparedRetrieval]) -> list[RetrievalAnswer]:
+        return list(engine.rank(some, wanted.k, wanted.modality, each=wanted.each))
+
+    return [_understood(outcome) for outcome in each(rank, prepared)]
+
+
+def _understood(outcome: RetrievalAnswer | Exception) -> Outcome:
+    """Turn an error that tells its reason into a refusal."""
+    if isinstance(outcome, RequestError):
+        return Refused(400, "invalid_request", str(outcome))
+    return Refused(503, "unavailable", str(outcome)) if isinstance(outcome, MmdError) else outcome
 
 
 def to_result(engine: OnlineRetrieval, prepared: PreparedRetrieval, outcome: Outcome) -> RetrievalResult | Refused:

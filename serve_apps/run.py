@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     configure_logging()
     try:
-        config = load_config(args.config, profile=args.profile, overrides=args.overrides)
+        overrides = args.overrides if args.artifacts is None else [*args.overrides, f"store={args.artifacts}"]
+        config = load_config(args.config, profile=args.profile, overrides=overrides)
         trial = run(config, args.corpus or config.data.corpus.name, args.artifact, try_count=args.try_count)
     except MmdError as err:
         _console.print(f"mmd serve: {err}", style="red", markup=False, soft_wrap=True)
@@ -69,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one setting"
     )
+    parser.add_argument("--artifacts", metavar="STORE", help="artefact store, a folder or URI (default: the settings')")
     parser.add_argument("--corpus", metavar="NAME", help="corpus whose artefacts answer (default: the settings')")
     parser.add_argument(
         "--artifact",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import structlog
 
@@ -16,7 +16,7 @@ from mmd.artifacts import ArtifactStore
 from mmd.config import ServeSettings
 from mmd.corpora.settings import ReaderName
 from mmd.errors import ArtifactError, ConfigError, UnavailableError
-from mmd.sweeps.kinds import KINDS, SweepKind, check_space, fields_of, overrides_of
+from mmd.sweeps.kinds import KINDS, SweepKind, check_space, fields_of, overrides_of, space_of
 from mmd.sweeps.store import MAX_RECORDS, SweepStore, is_id, new_id, sweep_of
 from mmd.sweeps.types import State, SweepRecord, Trial, best_of, state_at
 from serve_apps.api import ApiError
@@ -35,6 +35,7 @@ from serve_apps.sweeps_jobs import Jobs, LaunchedJob, RayJobs, find
 
 MAX_UNFINISHED = 4
 """Launched sweeps that may wait or run at once."""
+_UNFINISHED = ("waiting", "running")
 _KEPT_S = 1.0  # what was read is told again for so long, whoever asks
 _RETRY_AFTER_S = 5
 T = TypeVar("T")
@@ -59,6 +60,7 @@ class SweepDesk:
         self._reading, self._launching = asyncio.Lock(), asyncio.Lock()
         self._ended: dict[str, SweepRecord] = {}  # nothing more is written to them
         self._kept: tuple[float, list[SweepOut], str | None] | None = None
+        self._asked: dict[str, Mapping[str, Any]] = {}  # space that was asked for, of each launched sweep
         self._log = structlog.get_logger("mmd.sweeps")
 
     # ------------------------------------------------------------ reading
@@ -109,6 +111,7 @@ class SweepDesk:
                 found = [self._told(record, find(jobs, record.id)) for record in records]
                 found += [self._launched(job) for job in jobs if job.sweep_id not in known]
                 found.sort(key=lambda sweep: sweep.id, reverse=True)
+                self._asked = {job.sweep_id: job.space for job in jobs}
                 self._kept = time.monotonic(), found[:MAX_RECORDS], problem
             return self._kept[1], self._kept[2]
 
@@ -166,7 +169,8 @@ class SweepDesk:
             state = "interrupted"
         fields = set(SweepOut.model_fields) - {"state", "seconds", "stoppable"}
         until = record.ended_unix_s or (now if state == "running" else record.updated_unix_s)
-        stoppable = state == "running" and self._jobs is not None and record.job is not None
+        # A job of another name does more than this sweep, as a pipeline does.
+        stoppable = state == "running" and self._jobs is not None and record.job == record.id
         seconds = round(max(0.0, until - record.started_unix_s), 1)
         return SweepOut(**record.model_dump(include=fields), state=state, seconds=seconds, stoppable=stoppable)
 
@@ -212,7 +216,8 @@ class SweepDesk:
         async with self._launching:
             self._kept = None
             sweeps, problem = await self._all()
-            unfinished = [sweep.id for sweep in sweeps if sweep.state in ("waiting", "running") and sweep.stoppable]
+            self._refuse_twin(kind, request.corpus, space, sweeps)
+            unfinished = [sweep.id for sweep in sweeps if sweep.state in _UNFINISHED and sweep.stoppable]
             if len(unfinished) >= MAX_UNFINISHED:
                 message = f"{len(unfinished)} sweeps wait or run already; at most {MAX_UNFINISHED} do. Stop one first."
                 raise ApiError(409, "too_many_sweeps", message)
@@ -225,6 +230,23 @@ class SweepDesk:
         self._log.info("sweep_launched", id=sweep_id, sweep=kind.name, corpus=request.corpus, key=key, problem=problem)
         return await self._out(sweep_id)
 
+    def _refuse_twin(self, kind: SweepKind, corpus: str, space: Mapping[str, Any], sweeps: Sequence[SweepOut]) -> None:
+        """Refuse what goes on already: two jobs would work on one run of Tune, and break each other's.
+
+        Raises:
+            ApiError: there is such a sweep.
+        """
+        wanted = space_of(kind, check_space(kind, space))
+        for sweep in sweeps:
+            if sweep.state not in _UNFINISHED or (sweep.sweep, sweep.corpus) != (kind.name, corpus):
+                continue
+            asked = self._asked.get(sweep.id)
+            if wanted == (sweep.space if asked is None else _whole(kind, asked)):
+                message = (
+                    f"{sweep.id}: searches the same space of {corpus} and is {sweep.state}; wait for it or stop it."
+                )
+                raise ApiError(409, "same_sweep", message)
+
     async def stop(self, sweep_id: str, key: str | None) -> SweepOut:
         """Ask a sweep's job to end; it writes that it was stopped.
 
@@ -236,13 +258,13 @@ class SweepDesk:
         if not found.stoppable:
             reason = (
                 f"{sweep_id}: is {found.state}; nothing is left to stop."
-                if found.state not in ("waiting", "running")
-                else f"{sweep_id}: was not started as a job of this cluster; stop it where it was started (Ctrl+C)."
+                if found.state not in _UNFINISHED
+                else f"{sweep_id}: was not launched here, and may be a step of a longer job; stop it where it was "
+                "started (Ctrl+C, or mmd submit --stop)."
             )
             raise ApiError(409, "not_stoppable", reason)
-        record = await self._in_thread(lambda: self._record(sweep_id))
         with _explained():
-            await jobs.stop(record.job if record and record.job else sweep_id)
+            await jobs.stop(sweep_id)
         self._kept = None
         self._log.info("sweep_stopped", id=sweep_id, key=key)
         return await self._out(sweep_id)
@@ -255,17 +277,12 @@ class SweepDesk:
 
     def _options(self, kind: SweepKind, sweep_id: str) -> list[str]:
         """Return what the operator's settings say of every job, and where a report goes: beside the trials."""
-        config = self._settings.jobs_config
+        config, profile = self._settings.jobs_config, self._settings.jobs_profile
         options = [] if config is None else ["--config", config]
+        options += [] if profile is None else ["--profile", profile]
         if kind.reports and self._sweeps.store.protocol == "file":
             options += ["--out", self._sweeps.folder(sweep_id)]
         return options
-
-    def _record(self, sweep_id: str) -> SweepRecord | None:
-        try:
-            return self._sweeps.read(sweep_id)
-        except ArtifactError:
-            return None
 
     def _reader(self, kind: SweepKind, corpus: str) -> ReaderName:
         """Return how a corpus was read, once what the sweep needs is found.
@@ -296,6 +313,14 @@ def entrypoint(kind: SweepKind, options: Sequence[str], assignments: Sequence[st
     """
     sets = [word for assignment in assignments for word in ("--set", assignment)]
     return shlex.join(["python", "-m", kind.module, *kind.arguments, *options, *sets])
+
+
+def _whole(kind: SweepKind, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return all that a launched sweep searches; None where this version knows no such space."""
+    try:
+        return space_of(kind, check_space(kind, asked))
+    except ConfigError:
+        return None
 
 
 def _kind_out(kind: SweepKind, corpora: Sequence[str]) -> KindOut:

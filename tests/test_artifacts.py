@@ -9,14 +9,18 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from mmd.artifacts import KINDS, ArtifactStore, command_for, diff_manifests, fingerprint, version_for
 from mmd.artifacts.cleaning import gc
 from mmd.cli import JOBS
 from mmd.errors import ArtifactError
+from mmd.sweeps.store import SweepStore
 
 TABLE_SCHEMA = pa.schema([("n", pa.int64())])
 
@@ -246,6 +250,54 @@ def test_a_remote_store_works_like_a_local_one():
     artifact = store.open("report/demo")
     assert artifact.path("metrics.json").startswith("memory://")
     assert artifact.read_json("metrics.json") == {}
+
+
+class ListingFileSystem(MemoryFileSystem):
+    """Keeps listings until it is told otherwise, as that of S3 does."""
+
+    protocol = "listing"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("listing://")))
+
+    def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:  # noqa: FBT001, FBT002 (fsspec's)
+        path = self._strip_protocol(path)
+        found = self._ls_from_cache(path)
+        if found is None:
+            found = self.dircache[path] = super().ls(path, detail=True)
+        return found if detail else [entry["name"] for entry in found]
+
+
+class StrictFileSystem(MemoryFileSystem):
+    """Hands every option to its client, which knows none, as that of SFTP does."""
+
+    protocol = "strict"
+
+    def __init__(self, **options: Any) -> None:
+        if options:
+            raise TypeError(f"connect() got unexpected {sorted(options)}")
+        super().__init__()
+
+
+def test_what_another_process_writes_to_a_remote_store_is_seen():
+    fsspec.register_implementation("listing", ListingFileSystem, clobber=True)
+    reading, writing = ArtifactStore("listing://bucket/mmd"), ArtifactStore("listing://bucket/mmd")
+    writing.fs = ListingFileSystem(skip_instance_cache=True)
+    for k in (1, 2):
+        write(writing, k=k)
+        assert reading.open("report/demo").manifest.settings == {"k": k}
+    for n in (1, 2):
+        writing.put(f"{writing.root}/.sweeps/20260131-235959-conkd-0000000{n}/sweep.json", b"{}")
+        assert len(SweepStore(reading).ids()) == n
+
+
+def test_a_driver_that_takes_no_options_is_a_store_too():
+    fsspec.register_implementation("strict", StrictFileSystem, clobber=True)
+    store = ArtifactStore("strict://bucket/strict")
+    assert isinstance(store.fs, StrictFileSystem)
 
 
 @pytest.mark.parametrize("ref", ["nonsense", "cake/demo", "report/"])

@@ -58,7 +58,13 @@ def job_command(word: str, arguments: Sequence[str], *, installed: bool = False)
     words = [*arguments]  # of an option that is there twice, the last one counts
     if "config" in args and installed == (given == DEFAULT_PATH):
         words += ["--config", IMAGE_SETTINGS if installed else str(DEFAULT_PATH)]
-    if (space := args.get("space")) is not None and not installed:
+    space = args.get("space")
+    if space is not None and installed and not space.is_absolute():
+        raise ConfigError(
+            f"--space {space}: a relative path; with --installed no file is sent. Give the absolute path that the file "
+            "has on the cluster's machines, or leave out --installed."
+        )
+    if space is not None and not installed:
         if not space.is_file():
             raise ConfigError(f"--space {space}: no such file here; it is sent with the job.")
         files[_SPACE] = space

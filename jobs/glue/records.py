@@ -13,8 +13,10 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any, Protocol, cast
 import psutil
 
 from jobs.glue.cluster import sharing
+from jobs.glue.stopping import sigterm_as_interrupt
 from mmd.artifacts import code_revision
 from mmd.config import AppConfig, load_config
 from mmd.errors import ConfigError, MmdError
@@ -63,16 +66,12 @@ class Suite:
             raise ConfigError(f"{self.noun} {name!r}: unknown; there are {', '.join(self.names)}.")
         return cast("Study", importlib.import_module(f"{self.package}.{name}"))
 
-    def run(self, name: str, options: Mapping[str, Any], out: Path) -> tuple[Path, dict[str, Any]]:
-        """Run one study, write its record and its picture; a second run on one day gets a running number.
-
-        Returns:
-            Where the record was written, and the record.
-        """
+    def run(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one study and return its record."""
         study = self.load(name)
         load_before, started = os.getloadavg(), time.perf_counter()
         measured = study.run(options)
-        record = {
+        return {
             self.noun: name,
             "code": code_revision(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -81,11 +80,23 @@ class Suite:
             "seconds_in_all": round(time.perf_counter() - started, 1),
             **measured,
         }
-        out.mkdir(parents=True, exist_ok=True)
-        target = _free_path(out, f"{name}-{datetime.now(UTC):%Y-%m-%d}")
-        target.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        draw(study, record, target)
-        return target, record
+
+    def write(self, record: Mapping[str, Any], out: Path) -> Path:
+        """Write a record and its picture; a second one on one day gets a running number.
+
+        Returns:
+            Where the record was written.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        name = record[self.noun]
+        with _writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            target = _free_path(out, f"{name}-{datetime.now(UTC):%Y-%m-%d}")
+            target.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            draw(self.load(name), record, target)
+        return target
 
 
 def draw(study: Study, record: Mapping[str, Any], target: Path) -> Path | None:
@@ -99,23 +110,53 @@ def draw(study: Study, record: Mapping[str, Any], target: Path) -> Path | None:
 
 
 def main(suite: Suite, doc: str | None, argv: Sequence[str] | None = None) -> int:
-    """Run one study from the command line; return its exit code (0 done, 2 a user's mistake)."""
+    """Run one study from the command line; return its exit code.
+
+    0: done; 2: a user's mistake; 130: interrupted; 143: terminated by SIGTERM.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = vars(build_parser(suite, doc, arguments).parse_args(arguments))
     configure_logging()
     name, out, redraw = args.pop("name"), args.pop("out"), args.pop("redraw", None)
-    try:
-        if redraw is not None:
-            print(draw(suite.load(name), _read_record(redraw), redraw))
-            return 0
-        with sharing(store_of(args)):
-            target, record = suite.run(name, args, out)
-    except MmdError as err:
-        print(f"{suite.noun}: {err}", file=sys.stderr)
-        return 2
-    print(json.dumps(record, indent=2, ensure_ascii=False))
-    print(target)
+    with sigterm_as_interrupt() as sigterm:
+        try:
+            if redraw is not None:
+                print(draw(suite.load(name), _read_record(redraw), redraw))
+                return 0
+            check_folder(out)
+            with sharing(store_of(args)):
+                record = suite.run(name, args)
+            print(json.dumps(record, indent=2, ensure_ascii=False), flush=True)
+            print(suite.write(record, out))
+        except MmdError as err:
+            print(f"{suite.noun}: {err}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            what, code = ("terminated", 143) if sigterm.received else ("interrupted", 130)
+            print(f"{suite.noun}: {what} before its record was written.", file=sys.stderr)
+            return code
     return 0
+
+
+def check_folder(out: Path) -> None:
+    """Make the folder of the records, and see that it takes files, before hours of work are to end in it.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise ConfigError(
+            f"{out}: no record can be written there ({err.strerror or err}); name a folder of yours with --out."
+        ) from err
 
 
 def store_of(options: Mapping[str, Any]) -> str:

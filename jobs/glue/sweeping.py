@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ import structlog
 from jobs.glue.entry import JobContext, console
 from jobs.glue.sweep_events import SweepEvents
 from jobs.glue.sweep_gauges import SweepGauges
-from mmd.artifacts import Artifact
+from mmd.artifacts import Artifact, ArtifactStore
 from mmd.errors import MmdError
 from mmd.sweeps.kinds import KINDS, SweepKind, check_space, read_space, space_of
 from mmd.sweeps.store import EVENTS_FOLDER, ID_VARIABLE, SweepStore, is_id, kept, new_id, sweep_of, thinned
@@ -123,9 +124,9 @@ class SweepRun:
             updated_unix_s=now,
             job=submission_id(),
         )
-        local = context.store.protocol == "file"
-        folder = Path(self._store.folder(self._record.id)) / EVENTS_FOLDER
-        self._events = SweepEvents(folder, kind.metric) if local else None
+        folder = f"{self._store.folder(self._record.id)}/{EVENTS_FOLDER}"
+        self._sent = None if context.store.protocol == "file" else _SentFolder(context.store, folder)
+        self._events = SweepEvents(Path(folder) if self._sent is None else self._sent.path, kind.metric)
         self._gauges = SweepGauges({"id": self._record.id, "sweep": kind.name, "corpus": context.name})
         self._thread = threading.Thread(target=self._keep_writing, name="sweep-record", daemon=True)
         self._line_at = now
@@ -189,8 +190,9 @@ class SweepRun:
             told = {"state": state, "ended_unix_s": time.time()} | ({"note": note[:NOTE_CHARS]} if note else {})
             self._record = self._record.model_copy(update=told)
         self._write()
-        if self._events is not None:
-            self._safely(self._events.close)
+        self._safely(self._events.close)
+        if self._sent is not None:
+            self._safely(self._sent.close)
 
     def _keep_writing(self) -> None:
         while not self._over.wait(_WRITE_S):
@@ -212,11 +214,11 @@ class SweepRun:
         self._print_line(record)
 
     def _write_events(self, record: SweepRecord, ended: Sequence[Trial]) -> None:
-        if self._events is None:
-            return
         for trial in ended:
             self._events.trial(trial)
         self._events.progress(record.done, record.total, record.best)
+        if self._sent is not None:
+            self._sent.send()
 
     def _progress(self, trials: Sequence[Trial]) -> dict[str, Any]:
         metric, mode = self._record.metric, self._record.mode
@@ -244,6 +246,34 @@ class SweepRun:
             if not self._fragile_told:
                 self._fragile_told = True
                 log.warning("sweep_not_recorded", id=self.id, error=f"{type(err).__name__}: {err}"[:300])
+
+
+class _SentFolder:
+    """A folder of this machine whose files, which only grow, are put into a folder of a remote store.
+
+    Args:
+        store: the remote one.
+        target: the folder there.
+    """
+
+    def __init__(self, store: ArtifactStore, target: str) -> None:
+        self._fs, self._target = store.fs, target
+        self._folder = tempfile.TemporaryDirectory(prefix="mmd-sweep-")
+        self.path = Path(self._folder.name)
+        self._sizes: dict[Path, int] = {}
+
+    def send(self) -> None:
+        """Put what has changed, all at once where the store's driver can."""
+        sizes = {path: path.stat().st_size for path in self.path.rglob("*") if path.is_file()}
+        changed = [path for path, size in sizes.items() if self._sizes.get(path) != size]
+        targets = [f"{self._target}/{path.relative_to(self.path).as_posix()}" for path in changed]
+        self._fs.put([str(path) for path in changed], targets)
+        self._sizes |= {path: sizes[path] for path in changed}
+
+    def close(self) -> None:
+        """Put the rest and remove the folder here."""
+        with self._folder:
+            self.send()
 
 
 def _plain(trial: Trial) -> Trial:

@@ -37,6 +37,14 @@ _ALIVE = ".writing"  # gone when gc took the writer for dead: what it then write
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
+def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a URI and the path there; it keeps no listings, which others write to meanwhile."""
+    try:
+        return fsspec.core.url_to_fs(uri, use_listings_cache=False)  # type: ignore[no-any-return]
+    except TypeError:  # sftp's hands what it does not know to its client; it keeps no listings anyway
+        return fsspec.core.url_to_fs(uri)  # type: ignore[no-any-return]
+
+
 class ArtifactStore:
     """A folder of artefacts, local or remote.
 
@@ -47,7 +55,7 @@ class ArtifactStore:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         try:
-            self.fs, root = fsspec.core.url_to_fs(uri)
+            self.fs, root = _filesystem(uri)
         except (ImportError, ValueError) as err:
             raise ArtifactError(f"store {uri!r}: {err}; use a local path or install the URI's fsspec driver.") from err
         self.root = str(root).rstrip("/")

@@ -48,7 +48,9 @@ class SearchSettings(Settings):
     )
     patience: int = Field(default=150, ge=1, description="Rollouts without a better rule after which a search stops.")
     rules_per_search: int = Field(default=60, ge=1, description="Rules a search hands on, chosen to cover the label.")
-    seeds: int = Field(default=2, ge=1, description="Partitions into folds; a label is searched folds x seeds times.")
+    seeds: int = Field(
+        default=2, ge=1, le=100, description="Partitions into folds; a label is searched folds x seeds times."
+    )
 
 
 class BlockWeights(Settings):
@@ -272,7 +274,7 @@ class GateSettings(Settings):
 class IntentSettings(Settings):
     """KDSL as a whole."""
 
-    folds: int = Field(default=5, ge=2, description="Validation folds of the training split.")
+    folds: int = Field(default=5, ge=2, le=50, description="Validation folds of the training split.")
     min_precision: float = Field(
         default=0.05, ge=0, le=1, description="Out-of-fold precision a kept rule needs; weak rules still vote."
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmd.errors import ModelError
-from mmd.models.resolve import Weights, publish_folder, resolve
+from mmd.models.resolve import LOCAL, Weights, publish_folder, resolve
 from mmd.models.settings import ModelSettings
 from mmd.models.threads import torch_threads
 
@@ -125,7 +125,7 @@ def load_causal(name: str, settings: ModelSettings) -> tuple[Any, Any]:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        model = AutoModelForCausalLM.from_pretrained(place, **options, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(place, **options, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as err:
         raise ModelError(
             f"model {weights.name!r}: cannot be loaded as a causal language model from {place} ({err})."
@@ -142,8 +142,7 @@ def pretrained_place(weights: Weights, settings: ModelSettings) -> tuple[str, di
     """
     if weights.format == "torch":
         raise ModelError(f"model {weights.name!r}: no language model; see `mmd models` for those.")
-    # local_files_only keeps the library from asking the hub, whatever HF_HUB_OFFLINE says.
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    local: dict[str, Any] = dict(LOCAL)
     if weights.format == "gguf":
         return str(converted_folder(weights, settings)), local
     if weights.path is not None:

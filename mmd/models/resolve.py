@@ -13,7 +13,7 @@ import importlib.util
 import re
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +27,11 @@ WeightFormat = Literal["gguf", "folder", "torch", "hub"]
 
 _HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 _CHUNK_BYTES = 1 << 20
+
+
+LOCAL: Mapping[str, bool] = {"local_files_only": True, "trust_remote_code": False}
+"""Options of ``from_pretrained``. The first keeps the library from asking the hub, whatever HF_HUB_OFFLINE says;
+without the second it would ask on the terminal whether a folder's own code may run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from mmd.artifacts import Artifact, ArtifactWriter
 from mmd.base import Settings
 from mmd.errors import ArtifactError, ConfigError, ModelError
+from mmd.models.resolve import LOCAL
 from mmd.models.settings import ModelSettings
 from mmd.models.weights import put_trained, trained
 from mmd.recommend.settings import BackboneSettings, ConversationSettings
@@ -195,7 +196,7 @@ def _rebuilt(
 
     with tempfile.TemporaryDirectory() as scratch:
         place = artifact.copy_folder(f"{folder}/{_SHAPE_FOLDER}", Path(scratch))
-        config = AutoConfig.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(place), **LOCAL)
     model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return _lm(spec.settings, tokenizer, model, seed=0)
 

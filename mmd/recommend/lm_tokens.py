@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmd.artifacts import fingerprint
+from mmd.models.resolve import LOCAL
 from mmd.recommend.types import Part
 from mmd.recommend.vocabulary import TOKENIZER_FILE, Tokenizer, TokenSpace
 
@@ -124,7 +125,7 @@ class LmTokenizer(Tokenizer):
         content = artifact.read_json(f"{folder}/{TOKENIZER_FILE}")
         with tempfile.TemporaryDirectory() as scratch:
             place = artifact.copy_folder(f"{folder}/{_MODEL_FOLDER}", Path(scratch))
-            tokenizer: Any = AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
+            tokenizer: Any = AutoTokenizer.from_pretrained(str(place), **LOCAL)
         return cls(PromptEncoder(artifact.ref, "", tokenizer, None), content["item_ids"])
 
     def _plain(self, tokens: Sequence[int]) -> str:

@@ -17,7 +17,7 @@ from mmd.artifacts import fingerprint
 from mmd.base import Settings
 from mmd.errors import ConfigError, ModelError
 from mmd.models.lora import quiet_peft
-from mmd.models.resolve import resolve
+from mmd.models.resolve import LOCAL, resolve
 from mmd.models.settings import ModelSettings
 from mmd.retrieval.settings import TowerSettings
 
@@ -176,9 +176,9 @@ def _load(folder: Path | None, weights: bool) -> Any:  # noqa: ANN401, FBT001 (a
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         if not weights:
-            config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+            config = AutoConfig.from_pretrained(str(folder), **LOCAL)
             return AutoModel.from_config(config)  # type: ignore[no-untyped-call]
-        return AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32).train()
+        return AutoModel.from_pretrained(str(folder), **LOCAL, use_safetensors=True, dtype=torch.float32).train()
     except (OSError, ValueError, KeyError, TypeError, ImportError) as err:
         raise ModelError(f"{folder}: transformers cannot load it as an encoder ({err}).") from err
 

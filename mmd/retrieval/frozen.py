@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmd.features.vision import normalise
+from mmd.models.resolve import LOCAL
 from mmd.models.settings import ModelSettings
 from mmd.retrieval.bases import folder_hash, load_text, load_vision, model_folder
 from mmd.retrieval.settings import TowerSettings
@@ -124,7 +125,7 @@ class FrozenVision:
 def _config(folder: Path) -> Any:  # noqa: ANN401 (duck-typed library object)
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    config = AutoConfig.from_pretrained(str(folder), **LOCAL)
     return getattr(config, "vision_config", config)
 
 

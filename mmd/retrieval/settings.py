@@ -141,7 +141,7 @@ class TextFractionSettings(Settings):
         min_length=1,
         description="Values of training.text_fraction, beside samples as they come.",
     )
-    seeds: int = Field(default=3, ge=1, description="Trainings of each, with a seed of its own.")
+    seeds: int = Field(default=3, ge=1, le=100, description="Trainings of each, with a seed of its own.")
 
 
 class RetrievalSettings(Settings):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmd.errors import ModelError
+from mmd.models.resolve import LOCAL
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +87,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        fast = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        fast = AutoTokenizer.from_pretrained(str(folder), **LOCAL)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as err:
         raise ModelError(f"{folder}: has no tokenizer that transformers can load ({err}).") from err
     if fast.pad_token_id is None:
@@ -104,6 +105,6 @@ def load_image_processor(folder: Path) -> Any:  # noqa: ANN401 (duck-typed libra
 
     try:
         load: Any = AutoImageProcessor.from_pretrained  # untyped upstream
-        return load(str(folder), local_files_only=True, backend="pil")
+        return load(str(folder), **LOCAL, backend="pil")
     except (OSError, ValueError, KeyError, TypeError, ImportError) as err:
         raise ModelError(f"{folder}: has no image processor that transformers can load ({err}).") from err

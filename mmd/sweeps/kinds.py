@@ -20,6 +20,7 @@ MAX_VALUES = 64
 MAX_POINTS = 2_000
 """Most points of a space: the numbers of values, multiplied."""
 MAX_TEXT = 100
+_REPEATS = (".seeds", ".folds")  # settings whose value is a number of repeats: it counts as so many values
 
 
 @dataclass(frozen=True)
@@ -184,9 +185,12 @@ def _check_size(values: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{key}: a list in a list, or a mapping; give plain values.")
             if len(str(part)) > MAX_TEXT:
                 raise ConfigError(f"{key}: a value of more than {MAX_TEXT} characters.")
-        sizes.append(max(1, len(parts)))
+        repeats = isinstance(value, int) and key.endswith(_REPEATS)
+        sizes.append(max(1, value if repeats else len(parts)))
     if math.prod(sizes) > MAX_POINTS:
-        raise ConfigError(f"{math.prod(sizes):,} points; a space has at most {MAX_POINTS:,}. Give fewer values.")
+        raise ConfigError(
+            f"{math.prod(sizes):,} points; a space has at most {MAX_POINTS:,}. Give fewer values, seeds or folds."
+        )
 
 
 def read_space(path: Path, kind: SweepKind) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import { WhyDrawer } from "./why.js";
 const NEAR_END_PX = 120; // who is further up reads, and is not scrolled away from it
 
 const state = {
-  turns: [], // {role: "user" | "assistant", text, pictures}; replies also pieces, status, mmd, error, again
+  // {role: "user" | "assistant", text, pictures, status}; messages also refused; replies pieces, mmd, error, again
+  turns: [],
   before: [], // the conversation before the last "new conversation"
   follows: true, // the end is in sight, and is to stay so while the conversation grows
   stop: null, // AbortController of the reply that is being said
@@ -31,7 +32,7 @@ function show() {
   $("back").hidden = !state.before.length;
 }
 
-const nodeOf = (turn) => turnNode(turn, { onWhy, onAgain, onEdit });
+const nodeOf = (turn) => turnNode(turn, { onWhy, onAgain, onEdit }, turn === state.turns.at(-1));
 
 // Shows what has become of one turn.
 function showTurn(turn) {
@@ -66,6 +67,7 @@ async function send(text, pictures) {
 }
 
 async function onAgain(turn) {
+  leave();
   state.turns.splice(state.turns.indexOf(turn));
   composer.focus();
   await reply();
@@ -73,6 +75,7 @@ async function onAgain(turn) {
 
 // Takes the last message back into the composer.
 function onEdit(turn) {
+  leave();
   const asked = state.turns.findLastIndex((t, n) => t.role === "user" && n < state.turns.indexOf(turn));
   const [message] = state.turns.splice(asked);
   composer.fill(message.text, message.pictures);
@@ -95,8 +98,9 @@ async function reply() {
     await hear(turn, complete(messages, current(), stopping.signal));
   } catch (err) {
     failed(turn, err, stopping.signal.aborted);
+    asked.at(-1).refused = !turn.again;
   }
-  if (state.stop !== stopping) return; // a new conversation has begun
+  if (state.stop !== stopping) return; // the conversation has gone on without it
   state.stop = null;
   composer.setBusy(false);
   showTurn(turn);
@@ -128,6 +132,13 @@ function stop() {
   state.stop?.abort();
 }
 
+// Stops the reply that is being said, and no longer waits for it.
+function leave() {
+  stop();
+  state.stop = null;
+  composer.setBusy(false);
+}
+
 function summary(turn) {
   if (turn.status === "failed") return ""; // an alert has told it
   if (turn.status === "stopped") return say("stopped");
@@ -137,11 +148,9 @@ function summary(turn) {
 // ---------------------------------------------------------------- beginning anew
 
 function newConversation() {
-  stop();
-  state.stop = null;
+  leave();
   state.before = state.turns;
   state.turns = [];
-  composer.setBusy(false);
   composer.fill("", []);
   why.close();
   show();

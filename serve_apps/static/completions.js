@@ -68,7 +68,8 @@ export function toMessages(turns, limits) {
   return { messages, shortened };
 }
 
-const isSaid = (turn) => turn.text.trim() || turn.pictures.length;
+// What was refused for good would be refused with every later message, too.
+const isSaid = (turn) => !turn.refused && (turn.text.trim() || turn.pictures.length);
 
 function takePicture(picture, room) {
   if (room.pictures < 1 || room.bytes < picture.url.length) return false;

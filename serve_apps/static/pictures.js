@@ -15,28 +15,36 @@ export async function readPicture(file) {
   const name = file.name || "1";
   const limits = await readLimits();
   if (!limits.media_types.includes(file.type)) throw new PictureError(say("kind", { name }));
-  const most = limits.max_image_mb * 2 ** 20;
-  const url = file.size > Math.min(LARGE_BYTES, most) ? await scaledDown(file, most) : null;
-  if (!url && file.size > most) throw new PictureError(say("tooLarge", { name, mb: limits.max_image_mb }));
+  const most = { bytes: limits.max_image_mb * 2 ** 20, pixels: mostPixels(limits) };
+  const bitmap = await createImageBitmap(file).catch(() => null); // null: this browser cannot read it
+  const large = file.size > Math.min(LARGE_BYTES, most.bytes) || (bitmap && pixelsOf(bitmap) > most.pixels);
+  const url = bitmap && large ? scaledDown(bitmap, most) : null;
+  bitmap?.close();
+  if (!url && file.size > most.bytes) throw new PictureError(say("tooLarge", { name, mb: limits.max_image_mb }));
   return { name, url: url ?? (await dataUrl(file, name)) };
 }
 
-// A JPEG of at most so many bytes as a data URL; null where the browser cannot read the file, or none is small enough.
-async function scaledDown(file, most) {
-  const bitmap = await createImageBitmap(file).catch(() => null);
-  if (!bitmap) return null;
+// Of one picture: with its share, as many as a request takes fit in together, those of older turns included.
+function mostPixels(limits) {
+  return Math.min(limits.max_image_megapixels, limits.max_request_megapixels / limits.max_images) * 1e6;
+}
+
+const pixelsOf = ({ width, height }) => width * height;
+
+// A JPEG of at most so many bytes and pixels as a data URL; null where none is small enough.
+function scaledDown(bitmap, most) {
   for (const side of SIDES_PX) {
-    const url = drawn(bitmap, side).toDataURL("image/jpeg", QUALITY);
-    if (url.length * 0.75 <= most) return url;
+    const url = drawn(bitmap, side, most.pixels).toDataURL("image/jpeg", QUALITY);
+    if (url.length * 0.75 <= most.bytes) return url;
   }
   return null;
 }
 
-function drawn(bitmap, side) {
-  const scale = Math.min(1, side / Math.max(bitmap.width, bitmap.height));
+function drawn(bitmap, side, pixels) {
+  const scale = Math.min(1, side / Math.max(bitmap.width, bitmap.height), Math.sqrt(pixels / pixelsOf(bitmap)));
   const canvas = document.createElement("canvas");
-  canvas.width = Math.max(1, Math.round(bitmap.width * scale));
-  canvas.height = Math.max(1, Math.round(bitmap.height * scale));
+  canvas.width = Math.max(1, Math.floor(bitmap.width * scale)); // rounded up they could be too many
+  canvas.height = Math.max(1, Math.floor(bitmap.height * scale));
   const context = canvas.getContext("2d");
   context.fillStyle = "#fff"; // JPEG has no transparency
   context.fillRect(0, 0, canvas.width, canvas.height);

@@ -5,8 +5,9 @@ import { make, name } from "./nodes.js";
 import { thumbnail } from "./pictures.js";
 import { productNode } from "./recommended.js";
 
-// `actions`: {onWhy(turn, button), onAgain(turn), onEdit(turn)}.
-export function turnNode(turn, actions) {
+// `actions`: {onWhy(turn, button), onAgain(turn), onEdit(turn)}; the last two are of the last turn alone: they take
+// back what comes after.
+export function turnNode(turn, actions, isLast) {
   const node = make("li", `message ${turn.role} ${turn.status}`);
   node.append(make("span", "hidden", say(turn.role === "user" ? "you" : "assistant")));
   if (turn.pictures.length) node.append(picturesNode(turn.pictures));
@@ -14,7 +15,7 @@ export function turnNode(turn, actions) {
     if (turn.text) node.append(make("p", "said", turn.text));
     return node;
   }
-  node.append(...saidNodes(turn), ...cardList(turn), ...problemNodes(turn, actions));
+  node.append(...saidNodes(turn), ...cardList(turn), ...problemNodes(turn, actions, isLast));
   if (turn.mmd) node.append(footNode(turn, actions));
   return node;
 }
@@ -52,23 +53,26 @@ function cardList(turn) {
   return [list];
 }
 
-function problemNodes(turn, { onAgain, onEdit }) {
-  if (turn.status === "stopped") return [problemNode(make("p", "hint", say("stopped")), turn, true, onAgain, onEdit)];
+function problemNodes(turn, actions, isLast) {
+  const rows = isLast ? [actionsNode(turn, actions)] : [];
+  if (turn.status === "stopped") return [problemNode("problem", make("p", "hint", say("stopped")), ...rows)];
   if (turn.status !== "failed") return [];
   const words = make("p", "", turn.error);
   words.setAttribute("role", "alert");
-  const node = problemNode(words, turn, turn.again, onAgain, onEdit);
-  node.classList.add("bad");
-  return [node];
+  return [problemNode("problem bad", words, ...rows)];
 }
 
-function problemNode(words, turn, again, onAgain, onEdit) {
-  const node = make("div", "problem");
-  const row = make("div", "row");
-  if (again) row.append(action("again", () => onAgain(turn)));
-  row.append(action("edit", () => onEdit(turn)));
-  node.append(words, row);
+function problemNode(className, ...content) {
+  const node = make("div", className);
+  node.append(...content);
   return node;
+}
+
+function actionsNode(turn, { onAgain, onEdit }) {
+  const row = make("div", "row");
+  if (turn.again) row.append(action("again", () => onAgain(turn)));
+  row.append(action("edit", () => onEdit(turn)));
+  return row;
 }
 
 function footNode(turn, { onWhy }) {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -152,11 +154,75 @@ def test_an_unknown_experiment_is_told_with_those_there_are():
 def test_a_record_names_its_conditions_and_a_second_one_gets_a_number(tmp_path: Path):
     options = {"sizes": [1_000], "predicates": 10, "rollouts": 5, "repeats": 1}
     suite = Suite("bench", "jobs.bench", ("mcts",))
-    first, record = suite.run("mcts", options, tmp_path)
-    second, _ = suite.run("mcts", options, tmp_path)
+    record = suite.run("mcts", options)
+    first, second = suite.write(record, tmp_path), suite.write(record, tmp_path)
     assert second.stem == f"{first.stem}-2"
     assert {"bench", "code", "date", "hardware", "load_average"} <= json.loads(first.read_text()).keys()
     assert record["bench"] == "mcts"
+
+
+class Study:
+    """A study that does something and finds 7."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._work = work
+
+    def run(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        self._work()
+        return {"found": 7}
+
+
+def run_study(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object], out: Path) -> int:
+    monkeypatch.setattr(Suite, "load", lambda *_: Study(work))
+    return main(Suite("bench", "jobs.bench", ("made_up",)), None, ["made_up", "--out", str(out)])
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_study_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").write_text("")
+    ran: list[int] = []
+    assert run_study(monkeypatch, lambda: ran.append(1), tmp_path / "file" / "results") == 2
+    assert ran == []
+    assert "name a folder of yours with --out" in capsys.readouterr().err
+
+
+def test_a_record_that_cannot_be_written_any_more_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "results"
+
+    def lose_the_folder() -> None:
+        out.rmdir()
+        out.write_text("")
+
+    assert run_study(monkeypatch, lose_the_folder, out) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out)["found"] == 7
+    assert "--out" in said.err
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_study_that_is_told_to_end_ends_what_it_began(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    sent: signal.Signals,
+    code: int,
+):
+    before, ended = signal.getsignal(signal.SIGTERM), []
+
+    def wait() -> None:
+        try:
+            signal.raise_signal(sent)
+        finally:
+            ended.append(sent)
+
+    assert run_study(monkeypatch, wait, tmp_path) == code
+    assert ended == [sent]
+    assert "before its record was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_redrawing_a_file_that_is_no_record_is_a_users_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -54,6 +54,15 @@ def test_a_search_space_is_sent_too():
         job_command("sweep_gates", ["--space", "none.yaml", *STORE])
 
 
+def test_an_installed_package_is_sent_no_search_space():
+    Path("wide.yaml").write_text("recommend: {}\n")
+    with pytest.raises(ConfigError, match=r"--space wide\.yaml: a relative path; with --installed no file is sent"):
+        job_command("sweep_gates", ["--space", "wide.yaml", *STORE], installed=True)
+    command = job_command("sweep_gates", ["--space", "/etc/mmd/wide.yaml", *STORE], installed=True)
+    assert shlex.split(command.entrypoint)[3:5] == ["--space", "/etc/mmd/wide.yaml"]
+    assert "space.yaml" not in command.files
+
+
 def test_an_installed_package_reads_the_settings_of_its_image():
     command = job_command("ingest", STORE, installed=True)
     assert command.entrypoint.endswith(f"--config {IMAGE_SETTINGS}")

@@ -222,14 +222,21 @@ def test_places_between_zero_and_one_become_hundredths():
     assert steps_of([(1.0, 5.0), (2.0, 6.0)]) == [(1, 5.0), (2, 6.0)]
 
 
-def test_a_remote_store_gets_no_event_files(tmp_path: Path):
+def test_a_remote_store_gets_the_event_files_while_the_sweep_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     config = build_config({"store": f"memory://{tmp_path.name}", "data": {"corpus": {"name": "tiny"}}})
-    context = JobContext(config)
-    with recorded(context, "conkd", "abc", read) as run:
-        run.tell([{"gamma": 0.3, "curve": [0.5]}])
     store = ArtifactStore(config.store)
-    assert SweepStore(store).trials(run.id)
-    assert not store.fs.exists(f"{SweepStore(store).folder(run.id)}/tensorboard")
+    with recorded(JobContext(config), "conkd", "abc", read) as run:
+        folder = f"{SweepStore(store).folder(run.id)}/tensorboard"
+        run.tell([{"gamma": 0.3, "curve": [0.25]}])
+        wait_for(lambda: store.fs.exists(f"{folder}/trial-0001/events.tfevents"))
+        run.tell([{"gamma": 0.6, "curve": [0.5]}])
+    assert store.fs.exists(f"{folder}/trial-0002/events.tfevents")
+    [own] = store.fs.glob(f"{folder}/events.out.tfevents.*")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "own").write_bytes(store.fs.cat_file(own))
+    values = [v for event in events_in(tmp_path / "own") for v in event.summary.value]
+    assert [v.simple_value for v in values if v.tag == "sweep/best_score"][-1] == 0.5
 
 
 EXPORTED = """

@@ -31,6 +31,7 @@ from serve_apps.api import ApiError
 from serve_apps.assistant import ServedPolicy
 from serve_apps.chat_api import ChatChunk, ChatResponse, Sampling
 from serve_apps.http import create_app
+from serve_apps.presence import Presence
 
 TEXTS = ("Where is my refund?", "Do you have this dress in blue?", "有没有好看的马克杯？", "zzz qqq", "Something blue")
 SPEAKERS = {"student": Plan(words="student"), "retrieval": Plan(words="retrieval", products="retrieval")}
@@ -108,6 +109,8 @@ def test_openais_client_holds_a_conversation(full_backend: Any, serving: Callabl
         assert chunks[-2].choices[0].finish_reason == "stop"
         assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
         again = [*messages, said, {"role": "user", "content": TEXTS[4]}]  # the client's own message goes on
+        dumped = [*messages, said.model_dump(), {"role": "user", "content": TEXTS[4]}]  # with all its nulls, too
+        assert client.chat.completions.create(model=model.id, messages=dumped).choices[0].message.content
         assert client.chat.completions.create(model=model.id, messages=again).choices[0].message.content
         with pytest.raises(openai.NotFoundError) as missing:
             client.chat.completions.create(model="gpt-9", messages=messages)
@@ -379,6 +382,37 @@ def test_a_student_that_falls_silent_after_its_mode_is_replaced_within_its_limit
             assert turn["timings_ms"]["total"] < 10_000
             (speaker,) = [decision["choice"] for decision in turn["decisions"] if decision["step"] == "speaker"]
             assert speaker != "student"
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_student_that_is_gone_when_asked_for_the_other_mode_is_replaced(
+    full_backend: Any, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    """What it began to say in the mode that nobody wants is not said."""
+    full_backend.policy = policy("student")
+    asked: list[str] = []
+    answer = Presence.answer
+
+    async def gone_at_the_second_time(self: Presence, part: Any, *args: Any) -> Any:
+        asked.append(part)
+        if asked.count("recommendation") == 2:
+            raise ApiError(503, "unavailable", "it does not answer now.")
+        return await answer(self, part, *args)
+
+    monkeypatch.setattr(Presence, "answer", gone_at_the_second_time)
+    monkeypatch.setattr("serve_apps.assistant.speaks_otherwise", lambda _, evidence: evidence.has("recommendation"))
+    with TestClient(create_app(full_backend, LIMITS)) as client:
+        response = ask(client, TEXTS[0], stream=how == "stream")
+    if how == "stream":
+        events = events_of(response.text)
+        said, turn = content_of(events), events[-2]["mmd"]
+    else:
+        said, turn = response.json()["choices"][0]["message"]["content"], response.json()["mmd"]
+    assert asked.count("recommendation") == 2
+    assert any(told.startswith("recommendation: it does not answer now") for told in turn["degraded"])
+    (speaker,) = [decision["choice"] for decision in turn["decisions"] if decision["step"] == "speaker"]
+    assert speaker != "student"
+    assert said == "\n".join(part["text"] for part in turn["parts"] if part["kind"] == "text")
 
 
 class SaysDots:

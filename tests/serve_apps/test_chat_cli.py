@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from rich.console import Console
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from mmd.assistant.plan import Plan
 from mmd.assistant.policy import Policy
@@ -20,6 +23,7 @@ from mmd.errors import RequestError
 from serve_apps.assistant import ServedPolicy
 from serve_apps.chat_cli import Conversation, Session, main
 from serve_apps.client import ServiceClient
+from serve_apps.http import create_app
 
 KEYLESS = ServeSettings()
 
@@ -74,6 +78,41 @@ def test_a_picture_goes_with_the_next_words_once(talk: Conversation, tmp_path: P
         {"type": "image_url", "image_url": {"url": url}},
     ]
     assert talk.pictures == []
+
+
+def test_a_picture_that_is_refused_goes_with_no_other_words(talk: Conversation, tmp_path: Path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    out, good = led(talk, f"/image {broken}", "What is this?", "Where is my refund?")
+    assert not good
+    assert out.count("HTTP 400") == out.count("The pictures are dropped; ask again without, or /image others.") == 1
+    assert [m["content"] for m in talk.messages if m["role"] == "user"] == ["Where is my refund?"]
+
+
+def test_a_picture_waits_where_the_service_is_only_away(tmp_path: Path, data_url: Callable[..., str]):
+    kept = tmp_path / "dress.png"
+    kept.write_bytes(base64.b64decode(data_url().partition(",")[2]))
+    away = Conversation(ServiceClient(KEYLESS, "http://127.0.0.1:9"))
+    away.show(kept)
+    out, _ = led(away, "What is this?")
+    assert "no answer" in out
+    assert away.pictures == [data_url()]
+
+
+def test_a_picture_s_address_has_the_prefix_of_the_service_once(
+    full_backend: Any, serving: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    def mounted(*args: Any) -> Starlette:
+        return Starlette(routes=[Mount("/mmd", create_app(*args))])
+
+    monkeypatch.setitem(serving.__globals__, "create_app", mounted)  # type: ignore[attr-defined]
+    full_backend.policy = ServedPolicy(Policy(plan=Plan(words="retrieval", products="retrieval")), "tiny")
+    address = serving(full_backend, KEYLESS) + "mmd"
+    out, good = led(Conversation(ServiceClient(KEYLESS, address)), "Do you have this dress in blue?")
+    assert good
+    (place,) = re.findall(r"http://\S+", out)
+    assert place.startswith(f"{address}/v1/images/")
+    assert httpx.get(place).is_success
 
 
 def test_commands_tell_why_and_begin_anew(talk: Conversation):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ LIMITS = ServeSettings(max_images=2, max_image_mb=0.3, max_turns=4)
 WIRE = """(() => {
   const real = window.fetch;
   window.asked = [];
+  window.aborted = 0;
   window.refusal = null;
   window.fetch = (url, options) => {
     if (!String(url).endsWith("v1/chat/completions")) return real(url, options);
@@ -36,7 +38,10 @@ WIRE = """(() => {
       start(wire) {
         window.push = (text) => wire.enqueue(new TextEncoder().encode(text));
         window.hangUp = () => wire.close();
-        options.signal.addEventListener("abort", () => wire.error(options.signal.reason));
+        options.signal.addEventListener("abort", () => {
+          window.aborted += 1;
+          wire.error(options.signal.reason);
+        });
       },
     });
     return Promise.resolve(new Response(body, { headers: { "Content-Type": "text/event-stream" } }));
@@ -151,6 +156,18 @@ def picture(side_px: int, kind: str = "png") -> bytes:
     buffer = io.BytesIO()
     PIL.Image.fromarray(noise).save(buffer, kind)
     return buffer.getvalue()
+
+
+def blank(width_px: int, height_px: int) -> bytes:
+    """Return a picture of many pixels and few bytes."""
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (width_px, height_px), "teal").save(buffer, "png")
+    return buffer.getvalue()
+
+
+def size_of(url: str) -> tuple[int, int]:
+    """Return width and height of the picture in a data URL."""
+    return PIL.Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).size
 
 
 def file(name: str, data: bytes, kind: str = "image/png") -> dict[str, Any]:
@@ -288,6 +305,62 @@ def test_a_message_that_is_refused_can_be_edited_but_not_sent_again_as_it_is(cha
     assert chat.page.locator(".message").count() == 0
 
 
+def test_only_the_last_reply_can_be_asked_again_so_that_nothing_later_is_lost(chat: Chat):
+    chat.refuse(429, "too many requests", **{"Retry-After": "2"})
+    chat.write("A mug, please")
+    chat.page.wait_for_selector(".message.failed")
+    assert chat.page.locator(".problem button").all_inner_texts() == ["Try again", "Edit message"]
+    chat.accept()
+    chat.write("A cup, then")
+    chat.page.wait_for_selector(".message.waiting")
+    assert chat.page.locator(".problem button").count() == 0
+    chat.answer("Take this.")
+    assert chat.page.locator(".problem button").count() == 0
+    assert chat.page.locator(".failed [role=alert]").is_visible()
+
+
+@pytest.mark.parametrize("name", ["Try again", "Edit message"])
+def test_a_reply_that_is_taken_back_is_stopped_first(chat: Chat, name: str):
+    """The button was there when it was aimed at; meanwhile another reply has begun."""
+    chat.refuse(429, "too many requests", **{"Retry-After": "2"})
+    chat.write("A mug, please")
+    button = chat.page.get_by_role("button", name=name).element_handle()
+    chat.accept()
+    chat.write("A cup, then")
+    chat.page.wait_for_selector(".message.waiting")
+    button.evaluate("node => node.click()")
+    assert chat.page.evaluate("aborted") == 1
+    assert chat.page.locator(".message.waiting").count() == (name == "Try again")
+    assert chat.page.locator("#send").is_visible() == (name == "Edit message")
+
+
+def test_a_message_that_was_refused_for_good_stays_on_show_and_out_of_later_ones(chat: Chat):
+    chat.refuse(400, "a picture that cannot be decoded.")
+    chat.page.locator("#files").set_input_files(file("a.png", picture(20)))
+    chat.page.wait_for_selector("#composer .pictures li")
+    chat.write("What is this?")
+    chat.page.wait_for_selector(".message.failed")
+    chat.accept()
+    for number, text in enumerate(["A mug, please", "And a cup"]):
+        chat.write(text)
+        chat.answer(f"Answer {number}")
+    contents = [message["content"] for message in chat.asked[2]["messages"]]
+    assert contents == ["A mug, please", "Answer 0", "And a cup"]
+    assert chat.page.locator(".user .said").all_inner_texts() == ["What is this?", "A mug, please", "And a cup"]
+    assert chat.page.locator(".user img").count() == 1
+    assert "left out" not in chat.page.locator(".foot").last.inner_text()
+
+
+def test_a_message_that_may_do_better_later_goes_with_the_next(chat: Chat):
+    chat.refuse(503, "a model is being replaced.")
+    chat.write("A mug, please")
+    chat.page.wait_for_selector(".message.failed")
+    chat.accept()
+    chat.write("Hello?")
+    chat.answer()
+    assert [m["content"] for m in chat.asked[1]["messages"]] == ["A mug, please", "Hello?"]
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_a_reply_that_breaks_off_says_so(chat: Chat, told: bool):  # noqa: FBT001 (a case of the test)
     chat.write("A mug, please")
@@ -349,6 +422,29 @@ def test_a_picture_above_the_limit_is_scaled_down(chat: Chat):
     url = chat.asked[0]["messages"][0]["content"][1]["image_url"]["url"]
     assert url.startswith("data:image/jpeg;base64,")
     assert len(url) * 3 / 4 <= LIMITS.max_image_mb * 2**20
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        ServeSettings(max_images=2, max_image_megapixels=0.06),
+        ServeSettings(max_images=2, max_request_megapixels=0.12),
+    ],
+    ids=["of one picture", "of all together"],
+)
+def test_pictures_of_too_many_pixels_are_scaled_down_whatever_their_bytes(
+    opened: Open, backend: Any, serving: Callable[..., str], limits: ServeSettings
+):
+    """0.06 megapixels at 4 to 3 are 282.8 x 212.1; what has fewer goes as it is."""
+    with opened(serving(backend, limits), WIRE) as page:
+        chat = Chat(page)
+        page.locator("#files").set_input_files([file("a.png", blank(400, 300)), file("b.png", blank(280, 210))])
+        page.wait_for_selector("#composer .pictures li:nth-child(2)")
+        chat.write("")
+        chat.answer()
+        large, small = [part["image_url"]["url"] for part in chat.asked[0]["messages"][0]["content"]]
+    assert (large[:15], size_of(large)) == ("data:image/jpeg", (282, 212))
+    assert (small[:14], size_of(small)) == ("data:image/png", (280, 210))
 
 
 def test_the_limits_are_told_before_and_when_they_are_passed(chat: Chat):

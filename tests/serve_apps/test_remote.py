@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import http.server
 import io
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import pytest
 from mmd.config import ServeSettings
 from serve_apps import remote
 from serve_apps.api import ApiError, IntentRequest
-from serve_apps.limits import read_intent_query
+from serve_apps.limits import fetches, read_intent_query
 
 HOST = "pictures.example.com"
 TRUSTING = ServeSettings(image_hosts=(HOST,), image_fetch_s=0.5, max_image_mb=0.1)
@@ -33,6 +34,9 @@ class Pages(http.server.BaseHTTPRequestHandler):
     """A host on the web."""
 
     def do_GET(self) -> None:
+        if "creeps" in self.path:
+            self._creep()
+            return
         kind = "text/html; charset=utf-8" if "page" in self.path else "image/png"
         body = b"x" * 200_000 if "large" in self.path else png()
         self.send_response(302 if "moved" in self.path else 404 if "gone" in self.path else 200)
@@ -46,6 +50,14 @@ class Pages(http.server.BaseHTTPRequestHandler):
                 self.wfile.flush()
                 time.sleep(0.02)
             self.wfile.write(body)
+
+    def _creep(self) -> None:
+        """Send a head that never ends, a piece well within every limit."""
+        with contextlib.suppress(OSError):  # until the reader has had enough
+            for piece in itertools.chain([b"HTTP/1.0 200 OK\r\nX-Long: "], itertools.repeat(b"a", 1_500)):
+                self.wfile.write(piece)
+                self.wfile.flush()
+                time.sleep(0.02)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -62,7 +74,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
 
     def open_connection(host: str, address: str, timeout_s: float) -> http.client.HTTPConnection:
         asked.append((host, address))
-        return http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=timeout_s)
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=timeout_s)
+        connection.connect()
+        return connection
 
     monkeypatch.setattr(remote, "open_connection", open_connection)
     resolve_to(monkeypatch, "93.184.216.34")
@@ -188,3 +202,17 @@ def test_nothing_is_fetched_by_default(opened: list[tuple[str, str]]):
     with pytest.raises(ApiError, match="pictures are not fetched from the network"):
         fetch("/a.png", ServeSettings())
     assert opened == []
+
+
+@pytest.mark.usefixtures("opened")
+def test_a_head_that_never_ends_is_not_waited_for():
+    """Every piece comes in time, and the whole does not."""
+    with pytest.raises(ApiError, match="did not come in time"):
+        fetch("/creeps.png", TRUSTING.model_copy(update={"image_fetch_s": 0.3}))
+
+
+@pytest.mark.parametrize(("url", "fetched"), [(f"https://{HOST}/a.png", True), ("data:image/png;base64,AA==", False)])
+def test_who_waits_for_a_slow_host_keeps_no_decoder(url: str, fetched: bool):  # noqa: FBT001
+    request = IntentRequest.model_validate({"turns": [{"speaker": "user", "images": [url]}]})
+    assert fetches(request, TRUSTING) is fetched
+    assert not fetches(request, ServeSettings())

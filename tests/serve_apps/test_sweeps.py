@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ HOSTILE: list[tuple[dict[str, Any], str]] = [
     ({"space": {"intent.search.rollouts": 20.5}}, "invalid_space"),
     ({"space": {"intent.search.rollouts": True}}, "invalid_space"),
     ({"space": {"intent.search.rollouts": 10**15}}, "invalid_value"),
+    ({"space": {"intent.search.seeds": 10**9}}, "invalid_space"),
     ({"space": {"intent.search.rollouts": [20]}}, "invalid_space"),
     ({"space": {"intent.search.rollouts --force": 20}}, "invalid_space"),
     ({"space": {"intent.search.rollouts=1 --set store": 20}}, "invalid_space"),
@@ -281,19 +283,66 @@ def test_a_running_sweep_is_stopped_as_the_job_that_it_is(
     assert keyed.post(f"/v1/sweeps/{launched}/stop", json={}).json()["state"] == "stopped"
     refused(keyed.post(f"/v1/sweeps/{launched}/stop", json={}), 409, "not_stoppable")
     assert "Ctrl+C" in refused(keyed.post(f"/v1/sweeps/{RUNNING}/stop", json={}), 409, "not_stoppable")
-    cluster.jobs["mine_rules-12ab"] = {"status": "RUNNING", "metadata": {"mmd": "mine_rules"}}
-    write_all(store, running_job="mine_rules-12ab")
-    assert keyed.post(f"/v1/sweeps/{RUNNING}/stop", json={}).status_code == 200
-    assert cluster.jobs["mine_rules-12ab"]["status"] == "STOPPED"
     refused(keyed.post(f"/v1/sweeps/{CONKD}/stop", json={}), 409, "not_stoppable")
     refused(keyed.post("/v1/sweeps/nothing/stop", json={}), 404, "unknown_sweep")
 
 
+def test_a_sweep_that_is_a_step_of_a_longer_job_is_not_stopped(
+    keyed: TestClient, cluster: JobServer, store: ArtifactStore
+):
+    cluster.jobs["pipeline-12ab"] = {"status": "RUNNING", "metadata": {"mmd": "pipeline"}}
+    write_all(store, running_job="pipeline-12ab")
+    assert keyed.get(f"/v1/sweeps/{RUNNING}").json()["stoppable"] is False
+    message = refused(keyed.post(f"/v1/sweeps/{RUNNING}/stop", json={}), 409, "not_stoppable")
+    assert "mmd submit --stop" in message
+    assert cluster.jobs["pipeline-12ab"]["status"] == "RUNNING"
+
+
+def test_a_launched_sweep_that_runs_is_stopped(
+    keyed: TestClient, cluster: JobServer, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("serve_apps.sweeps._KEPT_S", -1.0)
+    launched = keyed.post("/v1/sweeps", json=LAUNCH).json()["id"]
+    now = time.time()
+    write_sweep(store, launched, [], state="running", ended_unix_s=None, updated_unix_s=now, job=launched)
+    assert keyed.post(f"/v1/sweeps/{launched}/stop", json={}).status_code == 200
+    assert cluster.jobs[launched]["status"] == "STOPPED"
+
+
+def launch_of(rollouts: int) -> dict[str, Any]:
+    return LAUNCH | {"space": {"intent.search.rollouts": rollouts}}
+
+
 def test_only_so_many_wait_or_run_at_once(keyed: TestClient, cluster: JobServer):
-    for _ in range(MAX_UNFINISHED):
-        assert keyed.post("/v1/sweeps", json=LAUNCH).status_code == 200
-    assert "Stop one first" in refused(keyed.post("/v1/sweeps", json=LAUNCH), 409, "too_many_sweeps")
+    for n in range(MAX_UNFINISHED):
+        assert keyed.post("/v1/sweeps", json=launch_of(20 + n)).status_code == 200
+    assert "Stop one first" in refused(keyed.post("/v1/sweeps", json=launch_of(99)), 409, "too_many_sweeps")
     assert len(cluster.jobs) == MAX_UNFINISHED
+
+
+def test_a_sweep_is_not_launched_beside_one_of_the_same_space(
+    keyed: TestClient, cluster: JobServer, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("serve_apps.sweeps._KEPT_S", -1.0)
+    launched = keyed.post("/v1/sweeps", json=LAUNCH).json()["id"]
+    equal = LAUNCH | {"space": LAUNCH["space"] | {"intent.folds": 5}}  # its default
+    for state in ("waiting", "running"):
+        assert keyed.get(f"/v1/sweeps/{launched}").json()["state"] == state
+        for request in (LAUNCH, equal):
+            assert launched in refused(keyed.post("/v1/sweeps", json=request), 409, "same_sweep")
+        space = {"intent.folds": 7}  # of settings that the service does not know, under what was asked for
+        written = {"state": "running", "ended_unix_s": None, "updated_unix_s": time.time(), "job": launched}
+        write_sweep(store, launched, [], **written, space=space)
+    keyed.post(f"/v1/sweeps/{launched}/stop", json={})
+    assert keyed.post("/v1/sweeps", json=LAUNCH).status_code == 200
+    assert len(cluster.jobs) == 2
+
+
+def test_a_sweep_is_not_launched_beside_one_that_was_started_elsewhere(keyed: TestClient, store: ArtifactStore):
+    sweep_id = RULES[:-1] + "0"
+    write_sweep(store, sweep_id, [], state="running", ended_unix_s=None, updated_unix_s=time.time())
+    assert sweep_id in refused(keyed.post("/v1/sweeps", json=LAUNCH | {"space": {}}), 409, "same_sweep")
+    assert keyed.post("/v1/sweeps", json=LAUNCH).status_code == 200
 
 
 def test_what_a_sweep_needs_must_be_there(keyed: TestClient, cluster: JobServer):
@@ -336,6 +385,7 @@ def test_an_experiments_report_goes_beside_its_trials_and_the_operators_settings
         api_keys_file=str(tmp_path / "keys.txt"),
         jobs_address=cluster.address,
         jobs_config="/opt/mmd/ray_config.yaml",
+        jobs_profile="gpu",
         jobs_working_dir="s3://bucket/mmd.zip",
     )
     client.headers["Authorization"] = f"Bearer {key}"
@@ -344,6 +394,7 @@ def test_an_experiments_report_goes_beside_its_trials_and_the_operators_settings
     job = cluster.jobs[sweep_id]
     assert shlex.split(job["entrypoint"]) == [
         *("python", "-m", "jobs.experiments", "text_fraction", "--config", "/opt/mmd/ray_config.yaml"),
+        *("--profile", "gpu"),
         *("--out", f"{store.root}/.sweeps/{sweep_id}", "--corpus", "tiny:shop", "--set", f"store={store.uri}"),
         *("--set", "retrieval.sweep.fractions=[0.25, 0.5]"),
     ]

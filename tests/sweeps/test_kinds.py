@@ -74,6 +74,22 @@ def test_a_space_with_something_else_in_it_is_refused_with_the_reason(values: di
         check_space(KINDS["conkd"], values)
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("rules", {"intent.search.seeds": 10**9}, "1,000,000,000 points"),
+        ("rules", {"intent.search.seeds": 100, "intent.folds": 50}, "5,000 points"),
+        ("rules", {"intent.search.seeds": 101}, "less than or equal to 100"),
+        ("rules", {"intent.folds": 51}, "less than or equal to 50"),
+        ("text_fraction", {"retrieval.sweep.seeds": 101}, "less than or equal to 100"),
+        ("text_fraction", {"retrieval.sweep.seeds": 50, "retrieval.sweep.fractions": [0.5] * 64}, "3,200 points"),
+    ],
+)
+def test_repeats_count_as_points(name: SweepName, values: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        check_space(KINDS[name], values)
+
+
 def test_a_space_is_laid_over_the_settings_and_told_back():
     below = AppConfig(seed=7)
     config = check_space(KINDS["conkd"], {"recommend.sweep.gammas": [0.5]}, below)
