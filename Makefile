@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 2
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: hostile install demo demo-mllm test test-slow lint format docs serve clean
+.PHONY: hostile test-browser install demo demo-mllm test test-slow lint format docs serve clean
 install: $(STAMP)
 
 # torch first, so that deepspeed builds against it and nothing else chooses another torch.
@@ -33,6 +33,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+# The pages in a headless Chromium, which must be there.
+test-browser: install
+	$(BIN)/python -m pytest -q -m browser
 
 # Hostile requests and schemathesis, counted: their record.
 hostile: install
