@@ -68,12 +68,12 @@ class ImagePart(Wire):
 ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-NULLS: dict[str, Any] = {"additionalProperties": {"type": "null"}}
-"""Of a JSON schema: fields that it does not name may be null."""
+NULLS: dict[str, Any] = {"additionalProperties": {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]}}
+"""Of a JSON schema: fields that it does not name may be null or an empty list."""
 
 
 class Lenient(Wire):
-    """What OpenAI's clients send, who write fields that they do not use as null: those are left out, known or not."""
+    """What OpenAI's clients send, who write fields that they do not use as null or []: such fields may be unknown."""
 
     model_config = ConfigDict(json_schema_extra=NULLS)
 
@@ -82,14 +82,16 @@ class Lenient(Wire):
     def _without_nulls(cls, given: Any) -> Any:  # noqa: ANN401 (whatever was sent)
         if not isinstance(given, Mapping):
             return given
-        return {name: value for name, value in given.items() if value is not None or name in cls.model_fields}
+        return {name: value for name, value in given.items() if value not in (None, []) or name in cls.model_fields}
 
 
 class MessageIn(Lenient):
     """One OpenAI-style message. ``system`` and ``developer`` messages are no part of the dialogue and are left out."""
 
     role: Literal["user", "assistant", "system", "developer"] = Field(description="user is the customer.")
-    content: str | tuple[ContentPart, ...] = Field(description="A text, or text and picture parts in order.")
+    content: str | tuple[ContentPart, ...] | None = Field(
+        description="A text, or text and picture parts in order; null where the assistant said nothing."
+    )
     name: str | None = Field(default=None, description="Accepted and ignored.")
 
 

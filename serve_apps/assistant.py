@@ -122,6 +122,7 @@ class _Turn:
             mode=mode,
             mode_probability=probability,
             absent=frozenset(self.failed),
+            language=self.query.spoken,
         )
 
     def choose(self, evidence: Evidence) -> Choice:
@@ -134,7 +135,7 @@ class _Turn:
     def compose(self, choice: Choice, evidence: Evidence) -> tuple[ReplyPart, ...]:
         """Return the reply, from as much of the student's as has come."""
         wanted = self.recommended.answer if self.recommended and choice.wants_student else None
-        return self.served.policy.compose(choice, evidence, wanted, self.query.language)
+        return self.served.policy.compose(choice, evidence, wanted, self.query.spoken or "en")
 
     def result(self, choice: Choice, evidence: Evidence, parts: tuple[ReplyPart, ...]) -> TurnResult:
         """Put the reply together with how it came about."""

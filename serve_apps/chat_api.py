@@ -81,7 +81,12 @@ class ChatRequest(Sampling):
     n: Literal[1] | None = Field(default=None, description="There is one reply.")
     response_format: TextFormat | None = None
     user: str | None = Field(default=None, description="Accepted and ignored.")
-    mmd: ChatOptions = ChatOptions()
+    mmd: ChatOptions | None = None
+
+    @property
+    def options(self) -> ChatOptions:
+        """What ``mmd`` says, or its defaults."""
+        return self.mmd or ChatOptions()
 
     @property
     def turns(self) -> None:

@@ -107,7 +107,7 @@ class Guard:
                 _leave(congestion, place, exchange)
             elapsed_s = time.perf_counter() - exchange.started
             if self._observe:
-                self._observe(exchange.method, getattr(scope.get("route"), "path", None), exchange.status, elapsed_s)
+                self._observe(exchange.method, exchange.route, exchange.status, elapsed_s)
             self._log.info(
                 "http_request",
                 request_id=exchange.request_id,
@@ -204,6 +204,12 @@ class _Exchange:
     def asks_models(self) -> bool:
         """Whether models work for the answer."""
         return self.method == "POST" and self.path in MODEL_PATHS
+
+    @property
+    def route(self) -> str | None:
+        """As the API document writes the path; also of a request that was refused before it was routed."""
+        routed: str | None = getattr(self._scope.get("route"), "path", None)
+        return routed or (self.path if self.path in MODEL_PATHS else None)
 
     def work_s(self, since: float) -> float | None:
         """Return the seconds from ``since`` to the response, where they tell how busy the models are.

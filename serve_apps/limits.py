@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from mmd.assistant.types import AssistantQuery
 from mmd.config import ServeSettings
@@ -38,7 +37,6 @@ from serve_apps.recommend_api import RecommendRequest
 from serve_apps.remote import fetch_picture, is_remote
 
 _OTHER_COMMAS = 10_000  # of fields that change nothing, and of instructions, which are left out
-_CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp")
 _ADVICE = {
     "image_empty": "send a picture that has bytes and pixels",
@@ -125,14 +123,7 @@ def read_recommend_query(request: RecommendRequest, request_id: str, limits: Ser
 def read_chat_query(request: ChatRequest, request_id: str, limits: ServeSettings) -> AssistantQuery:
     """Turn a request into what the assistant takes; see :func:`read_dialogue`."""
     dialogue, pictures = read_dialogue(request, request_id, limits, _check_recognisable)
-    language = request.mmd.language or language_of(dialogue.turns)
-    return AssistantQuery(request_id, dialogue.turns, pictures, request.mmd.k, language)
-
-
-def language_of(turns: Sequence[Turn]) -> Literal["en", "zh"]:
-    """Return the language of the customer's last words: Chinese where they have a Chinese character."""
-    said = [turn.text for turn in turns if turn.speaker == "user" and turn.text.strip()]
-    return "zh" if said and _CHINESE.search(said[-1]) else "en"
+    return AssistantQuery(request_id, dialogue.turns, pictures, request.options.k, request.options.language)
 
 
 def read_dialogue(
@@ -198,8 +189,8 @@ def _draft_turns(request: Spoken) -> Iterator[DraftTurn]:
 
 def _draft_message(message: MessageIn, where: str) -> DraftTurn:
     speaker: Speaker = "user" if message.role == "user" else "agent"
-    if isinstance(message.content, str):
-        return DraftTurn(speaker, message.content, where)
+    if message.content is None or isinstance(message.content, str):
+        return DraftTurn(speaker, message.content or "", where)
     text = "\n".join(part.text for part in message.content if isinstance(part, TextPart))
     images = tuple(
         (f"{where}.content[{number}].image_url.url", part.image_url.url)

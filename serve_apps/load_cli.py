@@ -125,6 +125,10 @@ def print_summary(outcomes: Sequence[Outcome], console: Console) -> None:
             table.add_row(name, *(f"{value:,.0f}" for value in row.values()))
     if table.row_count:
         console.print(table)
+    for status, count in found["status"].items():
+        if status not in ("200", "429"):
+            hint = "; set MMD_API_KEY to a key of the service" if status == "401" else ""
+            console.print(f"{count:,} × HTTP {status}{hint}", style="yellow", markup=False, soft_wrap=True)
     for problem, count in found["errors"].items():
         console.print(f"{count:,} × {problem}", style="yellow", markup=False, soft_wrap=True)
 

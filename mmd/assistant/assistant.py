@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from mmd.assistant.language import Language
 from mmd.assistant.policy import Policy
 from mmd.assistant.types import AssistantQuery, AssistantReply, Choice, Evidence, Part
 from mmd.errors import MmdError, RequestError
@@ -129,7 +130,7 @@ class Assistant:
         self._ask_retrieval(query, turn)
         self._ask_student(query, turn, None)
         started = time.perf_counter()
-        evidence = evidence_of(turn.intent, turn.retrieval, turn.recommended, frozenset(turn.absent))
+        evidence = evidence_of(turn.intent, turn.retrieval, turn.recommended, frozenset(turn.absent), query.spoken)
         choice = self.policy.choose(evidence)
         turn.timings_ms["policy"] = (time.perf_counter() - started) * 1000
         if speaks_otherwise(choice, evidence):
@@ -190,7 +191,7 @@ class Assistant:
     def _reply(self, query: AssistantQuery, turn: _Turn, evidence: Evidence, choice: Choice) -> AssistantReply:
         wanted = turn.recommended if choice.wants_student else None
         return AssistantReply(
-            parts=self.policy.compose(choice, evidence, wanted, query.language),
+            parts=self.policy.compose(choice, evidence, wanted, query.spoken or "en"),
             choice=choice,
             intents=evidence.intents,
             words=turn.intent.words if turn.intent else {},
@@ -228,6 +229,7 @@ def evidence_of(
     retrieval: RetrievalAnswer | None,
     recommended: RecommendAnswer | None,
     absent: frozenset[Part],
+    language: Language | None = None,
 ) -> Evidence:
     """Put together what the parts found."""
     moded = recommended is not None and recommended.mode_probability is not None
@@ -238,6 +240,7 @@ def evidence_of(
         mode=recommended.mode if recommended and moded else None,
         mode_probability=recommended.mode_probability if recommended else None,
         absent=absent,
+        language=language,
     )
 
 

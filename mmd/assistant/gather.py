@@ -80,7 +80,7 @@ def gather(
             found.append(
                 Gathered(
                     turn,
-                    evidence_of(intents[start + offset], cut, spoken, absent),
+                    evidence_of(intents[start + offset], cut, spoken, absent, turn.query.spoken),
                     {} if own is None else {_mode(reply): reply for reply in own},
                     _within(answer, pools[start + offset]) if pools is not None else None,
                 )

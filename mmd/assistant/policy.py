@@ -17,6 +17,7 @@ from typing import cast
 from unicodedata import category
 
 from mmd.assistant.fits import Fits, Intent
+from mmd.assistant.language import written_in
 from mmd.assistant.plan import Plan
 from mmd.assistant.reasons import (
     intent_reason,
@@ -167,8 +168,14 @@ class Policy:
         return {m: product if m == PRODUCT else (1.0 - product) * others[m] for m in possible}
 
     def candidates(self, evidence: Evidence, modality: str, intent: Intent | None) -> tuple[tuple[Hit, ...], int]:
-        """Return the hits of a modality that fit an intent, all of it where none does, and how many fit."""
+        """Return the hits of a modality that fit an intent, all of it where none does, and how many fit.
+
+        Words that the customer can read come before words that fit: of texts in another language none is a candidate
+        while there is one in the customer's.
+        """
         own = tuple(hit for hit in evidence.hits if hit.response.modality == modality)
+        if modality == TEXT and evidence.language is not None:  # titles of products are what they are
+            own = tuple(hit for hit in own if written_in(hit.response.title) == evidence.language) or own
         if intent is None:
             return own, len(own)
         fitting = tuple(hit for hit in own if self.fits.fits(intent, hit.response.id, self.plan.min_seen))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mmd.assistant.language import Language, language_of
 from mmd.intent.types import IntentPrediction
 from mmd.recommend.engine import RecommendAnswer
 from mmd.recommend.types import Mode
@@ -69,6 +70,7 @@ class Evidence:
         mode: that the student would answer in; None where it has no mode tokens, or did not say yet.
         mode_probability: of that mode against the other one.
         absent: parts that have nothing to say.
+        language: that words are wanted in; None: any.
     """
 
     intents: tuple[IntentPrediction, ...] = ()
@@ -77,6 +79,7 @@ class Evidence:
     mode: Mode | None = None
     mode_probability: float | None = None
     absent: frozenset[Part] = frozenset()
+    language: Language | None = None
 
     def has(self, part: Part) -> bool:
         """Say whether a part is there."""
@@ -119,14 +122,19 @@ class AssistantQuery:
         turns: the dialogue, oldest first.
         images: id → picture, for those that the turns name.
         k: recommended items that are wanted.
-        language: of the one sentence that is not learnt: that nothing can be answered.
+        language: that words are wanted in; None: the customer's.
     """
 
     id: str
     turns: tuple[Turn, ...]
     images: Mapping[str, Image] = field(default_factory=dict)
     k: int = 10
-    language: Literal["en", "zh"] = "en"
+    language: Language | None = None
+
+    @property
+    def spoken(self) -> Language | None:
+        """The language that words are wanted in; None where nobody said any."""
+        return self.language or language_of(self.turns)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain, combinations
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -13,10 +14,11 @@ from mmd.assistant.plan import Plan
 from mmd.assistant.policy import Policy, says_something
 from mmd.assistant.reasons import is_sorry
 from mmd.assistant.settings import AssistantSettings
-from mmd.assistant.types import PARTS, Evidence, Part
+from mmd.assistant.types import PARTS, AssistantQuery, Evidence, Part
 from mmd.errors import UnavailableError
 from mmd.evaluation.assistant import without
 from mmd.recommend.engine import RecommendAnswer
+from mmd.schema import Turn
 from tests.assistant.parts import FULL_HITS, TASK, hit, prediction, student
 
 SIZE = (TASK, "ask_size")
@@ -109,6 +111,30 @@ def test_where_the_student_has_no_words_others_speak(said: str):
 )
 def test_letters_numbers_and_picture_signs_say_something(text: str, something: bool):  # noqa: FBT001
     assert says_something(text) is something
+
+
+@pytest.mark.parametrize(
+    ("language", "said"), [("en", "text:hello"), ("zh", "text:在的"), (None, "text:在的")], ids=["en", "zh", "any"]
+)
+def test_words_are_in_the_customers_language_where_there_are_such(language: Literal["en", "zh"] | None, said: str):
+    hits = (hit("text:在的", 0.9), hit("text:hello", 0.7), hit("product:杯", 0.6))
+    evidence = Evidence(hits=hits, language=language)
+    found, _ = Policy().candidates(evidence, "text", None)
+    assert found[0].response.id == said
+    assert [one.response.id for one in Policy().candidates(evidence, "product", None)[0]] == ["product:杯"]
+
+
+def test_words_in_another_language_are_better_than_none():
+    evidence = Evidence(hits=(hit("text:在的", 0.9),), language="en")
+    assert [one.response.id for one in Policy().candidates(evidence, "text", None)[0]] == ["text:在的"]
+
+
+def test_the_customers_language_is_that_of_its_last_words():
+    turns = (Turn("user", "hello"), Turn("agent", "在的"), Turn("user", "有货吗"), Turn("user", " ", ("picture",)))
+    assert AssistantQuery("q", turns).spoken == "zh"
+    assert AssistantQuery("q", turns[:2]).spoken == "en"
+    assert AssistantQuery("q", turns, language="en").spoken == "en"
+    assert AssistantQuery("q", (Turn("user", "", ("picture",)),)).spoken is None
 
 
 def test_hits_that_never_answered_the_intent_are_passed_over():

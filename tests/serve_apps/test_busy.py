@@ -47,7 +47,8 @@ def test_a_full_house_refuses_and_answers_what_asks_no_model(full_backend: Any, 
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
             assert refused.json()["error"]["code"] == "overloaded"
             assert (await client.get("/healthz")).status_code == 200
-            assert (await client.get("/metrics")).status_code == 200
+            counted = (await client.get("/metrics")).text
+            assert 'mmd_http_requests_total{method="POST",route="/v1/retrieve",status="429"} 1.0' in counted
             backend.let_go.set()
             assert [response.status_code for response in await asyncio.gather(*inside)] == [200] * 12
             assert (await client.post("/v1/retrieve", json=ASKED)).status_code == 200

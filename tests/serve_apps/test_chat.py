@@ -109,7 +109,13 @@ def test_openais_client_holds_a_conversation(full_backend: Any, serving: Callabl
         assert chunks[-2].choices[0].finish_reason == "stop"
         assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
         again = [*messages, said, {"role": "user", "content": TEXTS[4]}]  # the client's own message goes on
-        dumped = [*messages, said.model_dump(), {"role": "user", "content": TEXTS[4]}]  # with all its nulls, too
+        called = {"role": "assistant", "content": None, "tool_calls": [], "annotations": []}
+        dumped = [
+            *messages,
+            said.model_dump(),
+            called,
+            {"role": "user", "content": TEXTS[4]},
+        ]  # with all its nulls, too
         assert client.chat.completions.create(model=model.id, messages=dumped).choices[0].message.content
         assert client.chat.completions.create(model=model.id, messages=again).choices[0].message.content
         with pytest.raises(openai.NotFoundError) as missing:
@@ -214,7 +220,7 @@ def test_what_changes_nothing_is_named(client: TestClient):
     ("fields", "status", "param"),
     [
         ({"n": 2}, 400, "n"),
-        ({"tools": []}, 400, "tools"),
+        ({"tools": [{"type": "function"}]}, 400, "tools"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format.type"),
         ({"mmd": {"k": 0}}, 400, "mmd.k"),
         ({"mmd": {"language": "fr"}}, 400, "mmd.language"),
