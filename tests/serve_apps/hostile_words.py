@@ -112,7 +112,7 @@ def streams(_: Any) -> Iterator[Case]:
         "no_messages": {"messages": []},
         "two_replies": says(CHAT, "x", n=2),
         "k_over": says(CHAT, "x", mmd={"k": 51}),
-        "unknown": says(CHAT, "x", tools=[]),
+        "unknown": says(CHAT, "x", tools=[{}]),
         "options_of_words": says(CHAT, "x", stream_options="all"),
         "unknown_option": says(CHAT, "x", stream_options={"usage": True}),
     }
