@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 
 import structlog
+
+
+def place_of(err: BaseException) -> str:
+    """Return where an error happened, without what it says, which may quote a dialogue."""
+    return "".join(traceback.format_tb(err.__traceback__))
 
 
 def configure_logging(level: str = "INFO", *, json_lines: bool = False) -> None:

@@ -125,12 +125,16 @@ class _Turn:
             language=self.query.spoken,
         )
 
-    def choose(self, evidence: Evidence) -> Choice:
-        """Let the policy decide."""
-        started = time.perf_counter()
+    def decide(self) -> tuple[Evidence, Choice]:
+        """Let the policy decide on what there is.
+
+        Raises:
+            ApiError: no part is left.
+        """
+        evidence, started = self.evidence(), time.perf_counter()
         choice = self.served.policy.choose(evidence)
         self.timings_ms["policy"] = (time.perf_counter() - started) * 1000
-        return choice
+        return evidence, choice
 
     def compose(self, choice: Choice, evidence: Evidence) -> tuple[ReplyPart, ...]:
         """Return the reply, from as much of the student's as has come."""
@@ -218,14 +222,12 @@ class TurnService:
         turn = _Turn(query, served, place)
         # The longest first: sending a question takes a while itself.
         await asyncio.gather(self._ask_student(turn), self._ask_intent(turn), self._ask_retrieval(turn))
-        evidence = turn.evidence()
-        choice = turn.choose(evidence)
+        evidence, choice = turn.decide()
         if speaks_otherwise(choice, evidence):
             turn.recommended = None  # in the other mode it said something else
             await self._ask_student(turn, choice.mode)
             if "recommendation" in turn.failed:  # then somebody else is to speak
-                evidence = turn.evidence()
-                choice = turn.choose(evidence)
+                evidence, choice = turn.decide()
         return self._told(turn, turn.result(choice, evidence, turn.compose(choice, evidence)), streamed=False)
 
     async def stream(
@@ -239,14 +241,12 @@ class TurnService:
         turn, student = _Turn(query, served, place), StudentSpeech(self._parts)
         try:
             await asyncio.gather(self._open(turn, student), self._ask_intent(turn), self._ask_retrieval(turn))
-            evidence = turn.evidence()
-            choice = turn.choose(evidence)
+            evidence, choice = turn.decide()
             if speaks_otherwise(choice, evidence):
                 await self._open(turn, student, choice.mode)
                 if "recommendation" in turn.failed:
                     await student.aclose()  # what it began in the other mode
-                    evidence = turn.evidence()
-                    choice = turn.choose(evidence)
+                    evidence, choice = turn.decide()
             spoken, started = False, time.perf_counter()
             if choice.speaker == "student":
                 async with aclosing(student.words(query.id, self._limit_s)) as words:
@@ -260,8 +260,7 @@ class TurnService:
             turn.timings_ms["words"] = (time.perf_counter() - started) * 1000
             await self._finish(turn, student)
             if not spoken and "recommendation" in turn.failed:  # who was to speak did not: decide again without
-                evidence = turn.evidence()
-                choice = turn.choose(evidence)
+                evidence, choice = turn.decide()
             parts = turn.compose(choice, evidence)
             if not spoken:
                 for said in _said(parts, turn.pictures):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -19,6 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mmd.log import place_of
 from serve_apps.api import ApiError
 from serve_apps.congestion import Congestion, Place
 from serve_apps.keys import Admission
@@ -94,9 +94,8 @@ class Guard:
             await exchange.respond(error_response(err), receive)
         except Exception as err:
             # Where it happened, not what it said: a message may quote the dialogue.
-            where = traceback.format_list(traceback.extract_tb(err.__traceback__))
             self._log.error(
-                "unhandled_error", request_id=exchange.request_id, error=type(err).__name__, where="".join(where)
+                "unhandled_error", request_id=exchange.request_id, error=type(err).__name__, where=place_of(err)
             )
             if exchange.status:  # a response has begun; all that is left is to break it off
                 raise

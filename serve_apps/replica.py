@@ -10,7 +10,6 @@ import asyncio
 import functools
 import gc
 import time
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,9 +23,10 @@ from mmd.config import ServeSettings
 from mmd.errors import MmdError
 from mmd.features.settings import FeatureSettings
 from mmd.intent.online import OnlineSettings
-from mmd.log import configure_logging
+from mmd.log import configure_logging, place_of
 from mmd.models.settings import ModelSettings
 from serve_apps.api import ApiError, Part
+from serve_apps.failures import note_failure
 
 E = TypeVar("E")
 Q = TypeVar("Q")
@@ -171,7 +171,7 @@ class Replica(ABC, Generic[E]):
     def _reject(self, err: Exception, engine: E) -> None:
         understood = isinstance(err, MmdError | ValueError)
         self._rejected = str(err) if understood else f"the artefacts cannot be loaded ({type(err).__name__}: {err})"
-        where = None if understood else "".join(traceback.format_tb(err.__traceback__))
+        where = None if understood else place_of(err)
         self._log.error(
             "artifacts_rejected", reason=self._rejected, still=self._describe(engine).artifacts, where=where
         )
@@ -199,11 +199,8 @@ class Replica(ABC, Generic[E]):
         return replace(self._describe(self.engine), rejected_update=self._rejected)
 
     def failed(self, err: Exception, request_id: str) -> Refused:
-        """Log what an answer failed of: its type and place, since its words may quote the dialogue; say so."""
-        where = "".join(traceback.format_list(traceback.extract_tb(err.__traceback__)))
-        self._log.error("part_failed", request_id=request_id, part=self._part, error=type(err).__name__, where=where)
-        reason = f"it failed ({type(err).__name__}); the log has the reason under request id {request_id}."
-        return Refused(500, "part_failed", f"{self._part}: {reason}")
+        """Log what an answer failed of, without its words; say that it failed."""
+        return Refused(500, "part_failed", note_failure(self._log, self._part, err, request_id))
 
     def check_health(self) -> None:
         """Tell Serve that this replica can answer, or knows why it cannot.

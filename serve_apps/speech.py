@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from mmd.recommend.online import RecommendQuery
 from mmd.recommend.types import Mode
 from serve_apps.answers import RecommendResult, StreamPiece
 from serve_apps.api import ApiError
+from serve_apps.failures import note_failure
 from serve_apps.recommend_routes import Recommending
 
 _log = structlog.get_logger("mmd.assistant")
@@ -134,10 +134,7 @@ class StudentSpeech:
 
 def failure_of(part: Part, err: Exception, request_id: str) -> ApiError:
     """Log what a part failed of, without what it said, which may quote the dialogue; return what the caller is told."""
-    where = "".join(traceback.format_list(traceback.extract_tb(err.__traceback__)))
-    _log.error("part_failed", request_id=request_id, part=part, error=type(err).__name__, where=where)
-    reason = f"it failed ({type(err).__name__}); the log has the reason under request id {request_id}."
-    return ApiError(503, "part_failed", reason)
+    return ApiError(503, "part_failed", note_failure(_log, part, err, request_id))
 
 
 def _said(text: str, piece: Piece) -> Said:

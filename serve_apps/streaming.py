@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-import traceback
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Generic, Protocol, TypeVar
 
 import structlog
 from starlette.responses import StreamingResponse
 
+from mmd.log import place_of
 from serve_apps.api import ApiError, ErrorResponse
 
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nobody on the way is to collect the pieces
@@ -101,9 +101,8 @@ async def _events(
     except ApiError as err:
         yield writing.error(err.body())
     except Exception as err:  # noqa: BLE001 (the response has begun: an event is all that can tell; the log has the rest)
-        where = traceback.format_list(traceback.extract_tb(err.__traceback__))
         log = structlog.get_logger("mmd.http").bind(request_id=request_id)
-        log.error("unhandled_error", error=type(err).__name__, where="".join(where))  # noqa: TRY400 (may quote)
+        log.error("unhandled_error", error=type(err).__name__, where=place_of(err))  # noqa: TRY400 (may quote)
         failed = ApiError(500, "internal_error", f"the service failed; its log has the reason under {request_id}.")
         yield writing.error(failed.body())
     finally:  # also where the client went away

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from mmd.assistant.language import Language
 from mmd.assistant.policy import Policy
 from mmd.assistant.types import AssistantQuery, AssistantReply, Choice, Evidence, Part
 from mmd.errors import MmdError, RequestError
 from mmd.intent.engine import IntentAnswer, IntentQuery
+from mmd.language import Language
 from mmd.recommend.engine import RecommendAnswer
 from mmd.recommend.online import PreparedRecommendation, RecommendQuery
 from mmd.retrieval.engine import RetrievalAnswer

@@ -17,7 +17,6 @@ from typing import cast
 from unicodedata import category
 
 from mmd.assistant.fits import Fits, Intent
-from mmd.assistant.language import written_in
 from mmd.assistant.plan import Plan
 from mmd.assistant.reasons import (
     intent_reason,
@@ -42,6 +41,7 @@ from mmd.assistant.types import (
 )
 from mmd.errors import UnavailableError
 from mmd.intent.types import IntentPrediction
+from mmd.language import written_in
 from mmd.recommend.engine import RecommendAnswer
 from mmd.recommend.types import Mode
 from mmd.retrieval.types import Hit

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mmd.assistant.language import Language, language_of
 from mmd.intent.types import IntentPrediction
+from mmd.language import Language, written_in
 from mmd.recommend.engine import RecommendAnswer
 from mmd.recommend.types import Mode
 from mmd.retrieval.types import Hit
@@ -122,7 +122,7 @@ class AssistantQuery:
         turns: the dialogue, oldest first.
         images: id → picture, for those that the turns name.
         k: recommended items that are wanted.
-        language: that words are wanted in; None: the customer's.
+        language: that words are wanted in; None: that of the customer's last ones.
     """
 
     id: str
@@ -134,7 +134,8 @@ class AssistantQuery:
     @property
     def spoken(self) -> Language | None:
         """The language that words are wanted in; None where nobody said any."""
-        return self.language or language_of(self.turns)
+        said = [turn.text for turn in self.turns if turn.speaker == "user" and turn.text.strip()]
+        return self.language or (written_in(said[-1]) if said else None)
 
 
 @dataclass(frozen=True)

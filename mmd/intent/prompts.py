@@ -15,11 +15,12 @@ from typing import Literal
 
 from mmd.intent.settings import PromptSettings
 from mmd.intent.types import TAG, ImageFacts, IntentExample, has_words
+from mmd.language import HAN
 from mmd.models.prompt import Prompt
 from mmd.schema import Turn
 
 Lang = Literal["en", "zh"]
-_HAN = re.compile(r"[㐀-鿿豈-﫿]")
+_HAN = re.compile(f"[{HAN}]")
 _LETTER = re.compile(r"[^\W\d_]")
 # Control tokens of chat templates are written in these (<|im_end|>, <image>, [INST]); full-width forms are the
 # same to tokenizers that normalise.

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from mmd.intent.augment.guard import Guard, Span
-from mmd.intent.augment.phrasebook import HAN
 from mmd.intent.types import has_words
+from mmd.language import HAN
 from mmd.schema import Turn
 
 _CHARS_AN_EDIT = 18

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mmd.intent.augment.guard import Guard
-from mmd.intent.augment.phrasebook import HAN, Language, language_of, phrases
+from mmd.intent.augment.phrasebook import language_of, phrases
 from mmd.intent.types import has_words
+from mmd.language import HAN, Language
 from mmd.schema import Speaker, Turn
 
 Turns = tuple[Turn, ...]

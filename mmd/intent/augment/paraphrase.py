@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from mmd.intent.augment.phrasebook import HAN, Language, language_of
+from mmd.intent.augment.phrasebook import language_of
 from mmd.intent.types import TAG, has_words
+from mmd.language import Language, written_in
 from mmd.schema import Turn
 
 _NEW_TOKENS = 64
 _SHORTEST, _LONGEST = 0.4, 2.5  # length of a paraphrase, as a share of the original's
 _NUMBER = re.compile(rf"\d+|{TAG.pattern}")
-_HAN = re.compile(f"[{HAN}]")
 _REQUESTS: dict[Language, tuple[str, ...]] = {
     "en": (
         "Rewrite this customer's message in other words. Answer with it only.\nMessage: {text}\nRewritten:",
@@ -70,6 +70,6 @@ def is_paraphrase(text: str, answer: str) -> bool:
         has_words(answer)
         and answer != text
         and _SHORTEST * len(text) <= len(answer) <= _LONGEST * len(text)
-        and bool(_HAN.search(answer)) == bool(_HAN.search(text))
+        and written_in(answer) == written_in(text)
         and sorted(_NUMBER.findall(answer)) == sorted(_NUMBER.findall(text))
     )

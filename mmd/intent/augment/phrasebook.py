@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib import resources
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
+from mmd.language import Language, written_in
 from mmd.schema import Turn
-
-Language = Literal["en", "zh"]
-HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_HAN = re.compile(f"[{HAN}]")
 
 
 @lru_cache(maxsize=2)
@@ -27,4 +23,4 @@ def phrases(language: Language) -> Mapping[str, Any]:
 
 def language_of(turns: Iterable[Turn]) -> Language:
     """Return the language of a dialogue by its script: ``zh`` where anybody writes Chinese characters."""
-    return "zh" if any(_HAN.search(turn.text) for turn in turns) else "en"
+    return written_in(" ".join(turn.text for turn in turns))
