@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -247,15 +247,18 @@ def meanwhile(work: Callable[[threading.Event], None]) -> Iterator[None]:
         raise failed[0]
 
 
+_STEEPEST = 5
+
+
 @dataclass
 class Memory:
     """Memory of all of this machine's Ray processes, over time; this one, which keeps what it sent, is none of them.
 
     Attributes:
-        rows: seconds from the start, MiB.
+        rows: seconds from the start, and MiB of each process by its name, those of the same name together.
     """
 
-    rows: list[tuple[float, float]] = field(default_factory=list)
+    rows: list[tuple[float, Mapping[str, float]]] = field(default_factory=list)
 
     def watch(self, over: threading.Event) -> None:
         """Look every second."""
@@ -263,20 +266,30 @@ class Memory:
         while not over.wait(1.0):
             self.rows.append((time.monotonic() - start, _memory_mib()))
 
-    def told(self) -> dict[str, float]:
-        """Return the largest, and how fast it grew over the second half."""
+    def told(self) -> dict[str, Any]:
+        """Return the largest sum, how fast it grew over the second half, and the processes that grew fastest then."""
         half = self.rows[len(self.rows) // 2 :]
-        slope = statistics.linear_regression(*zip(*half, strict=True)).slope * 60 if len(half) > 2 else 0.0
+        times = [at for at, _ in half]
+        names = {name for _, row in half for name in row}
+        slopes = {name: slope_a_minute(times, [row.get(name, 0.0) for _, row in half]) for name in names}
+        steepest = sorted(slopes, key=lambda name: -slopes[name])[:_STEEPEST]
         return {
-            "peak_mib": round(max((mib for _, mib in self.rows), default=0.0), 1),
-            "slope_mib_a_minute": round(slope, 2),
+            "peak_mib": round(max((sum(row.values()) for _, row in self.rows), default=0.0), 1),
+            "slope_mib_a_minute": round(slope_a_minute(times, [sum(row.values()) for _, row in half]), 2),
+            "slope_by_process": {name: round(slopes[name], 2) for name in steepest},
         }
 
 
-def _memory_mib() -> float:
-    total = 0
-    for one in psutil.process_iter(["cmdline", "memory_info"]):
+def slope_a_minute(times_s: Sequence[float], values: Sequence[float]) -> float:
+    """Return how fast values grow, by least squares; 0 of less than three."""
+    return statistics.linear_regression(times_s, values).slope * 60 if len(values) > 2 else 0.0
+
+
+def _memory_mib() -> dict[str, float]:
+    found: dict[str, float] = {}
+    for one in psutil.process_iter(["name", "cmdline", "memory_info"]):
         title, memory = " ".join(one.info["cmdline"] or ()), one.info["memory_info"]
         if memory and one.pid != os.getpid() and (title.startswith("ray::") or "/ray/" in title):
-            total += memory.rss - memory.shared
-    return total / 2**20
+            name = title.split()[0] if title.startswith("ray::") else one.info["name"]
+            found[name] = found.get(name, 0.0) + (memory.rss - memory.shared) / 2**20
+    return found
