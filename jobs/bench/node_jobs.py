@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.node_trials import Lab, Trial, compare, ending, lose_node, newest
+from jobs.bench.node_trials import Lab, Trial, ending, lose_node, newest
 from jobs.bench.sharded import TOLD
 from jobs.glue.entry import console
-from mmd.artifacts import ArtifactStore, Kind
 
 SMALL: Mapping[str, object] = {
     "data.shop.dialogues": 240,
@@ -69,28 +68,6 @@ _CHAT_FILES, _CHATS_A_FILE, _CHAT_SIDE_PX = 30, 40, 640
 _BAD_EVERY = 13
 _STAGED, _SEARCHED, _SEARCHES = 5, 5, 200
 """Pieces of work after which ingest, the rule search and the search of an index are midway."""
-
-
-MAKES: Mapping[str, Kind] = {
-    "ingest": "corpus",
-    "featurize": "features",
-    "mine_rules": "rulebase",
-    "fit_intent": "gate",
-    "augment": "samples",
-    "finetune_mllm": "adapter",
-    "sweep_gates": "gate",
-    "evaluate": "report",
-    "train_retriever": "retriever",
-    "build_index": "index",
-    "evaluate_retrieval": "report",
-    "build_graph": "graph",
-    "train_teachers": "teacher",
-    "distill": "student",
-    "evaluate_recommend": "report",
-    "fit_policy": "policy",
-    "evaluate_assistant": "report",
-}
-"""Step of the pipeline → kind of what it makes."""
 
 
 def as_options(settings: Mapping[str, object]) -> list[str]:
@@ -163,7 +140,7 @@ def finetune_trial() -> Trial:
     return Trial("finetune_mllm", options, "adapter", midway, "RayTrainWorker")
 
 
-# ---------------------------------------------------------------- index and verbs
+# ---------------------------------------------------------------- index
 
 
 def try_sharded(lab: Lab) -> dict[str, Any]:
@@ -196,25 +173,3 @@ def _search(lab: Lab, asked: Sequence[str], *, disturbed: bool) -> dict[str, Any
     told = ending(job, started) | {"lost": loss.told() if loss else None}
     lab.cluster.wait_for(3)
     return told
-
-
-def try_verbs(lab: Lab) -> dict[str, Any]:
-    """Send every step of the pipeline as a job of its own into one store, then the pipeline into another; compare."""
-    place, told = lab.work / "verbs", {}
-    for verb, kind in MAKES.items():
-        console.print(f"{verb} …", markup=False)
-        told[verb] = _try_verb(lab, verb, kind, place)
-        if told[verb]["exit_code"]:
-            return told
-    console.print("pipeline …", markup=False)
-    told["pipeline"] = _try_verb(lab, "pipeline", "report", lab.work / "pipeline")
-    return told
-
-
-def _try_verb(lab: Lab, verb: str, kind: Kind, place: Path) -> dict[str, Any]:
-    told = lab.send(verb, *as_options(SMALL), store=place)
-    if told["exit_code"]:
-        return told
-    made = newest(place, kind)
-    same = [a for a in ArtifactStore(str(lab.ready)).find(kind) if a.ref == made.ref]
-    return told | {"artefact": made.ref} | (compare(same[0], made) if same else {"version_equal": False})

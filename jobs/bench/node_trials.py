@@ -102,15 +102,17 @@ class Lab:
             told[name] = self._on_nodes(trial, alone, disturbed=disturbed)
         return told
 
-    def store(self, without: Kind) -> Path:
+    def store(self, without: Kind | None = None) -> Path:
         """Return a new store like the ready one, without artefacts of a kind."""
         self._stores += 1
-        place = self.work / f"{without}-{self._stores}"
+        place = self.work / f"{without or 'store'}-{self._stores}"
+        shutil.rmtree(place, ignore_errors=True)  # what a run that was broken off left
         if self.ready is None:
             place.mkdir(parents=True)
         else:
             shutil.copytree(self.ready, place, ignore=shutil.ignore_patterns(".*"))
-            shutil.rmtree(place / without, ignore_errors=True)
+            if without:
+                shutil.rmtree(place / without, ignore_errors=True)
         return place
 
     def send(self, verb: str, *arguments: str, store: Path) -> dict[str, Any]:

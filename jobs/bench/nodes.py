@@ -3,7 +3,7 @@
 The nodes have addresses, names and processes of their own (:mod:`jobs.bench.node_cluster`); only the disk is shared.
 What a job makes there must be what it makes alone: same version, same hashes. Parts, one after the other:
 
-* ``verbs``: each step of the pipeline as a job of its own, then ``pipeline`` as one;
+* ``verbs``: every job of ``jobs/`` by itself, then ``pipeline`` as one (``--verbs`` takes some of them);
 * ``ingest``, ``mine_rules``, ``finetune_mllm`` (two workers on two nodes, ZeRO-3): undisturbed, and with a node killed
   (SIGKILL, all its processes) when part of the work is done and reported; a new node joins some seconds later;
 * ``sharded``: an index in three parts on several nodes answers as the whole one, before and after a node is lost;
@@ -13,6 +13,7 @@ Takes root, for network namespaces; about half an hour on two free cores.
 
     mmd bench nodes
     mmd bench nodes --parts ingest serve --work /tmp/nodes
+    mmd bench nodes --parts verbs --verbs distill pipeline
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from jobs.bench.node_jobs import (
     ingest_trial,
     rules_trial,
     try_sharded,
-    try_verbs,
     write_chats,
 )
 from jobs.bench.node_serving import try_serving
 from jobs.bench.node_trials import Lab, run_alone
+from jobs.bench.node_verbs import NAMES, try_verbs
 from jobs.glue.entry import console
 
 READY = "ready"
@@ -46,6 +47,7 @@ READY = "ready"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the parts and the folder."""
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="default: all")
+    parser.add_argument("--verbs", nargs="+", choices=NAMES, default=list(NAMES), help="of that part; default: all")
     parser.add_argument(
         "--work", type=Path, help="folder for stores; what an earlier run finished in it stands (default: a new one)"
     )
@@ -58,7 +60,9 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
     with ExitStack() as stack:
         work = (options["work"] or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
         work.mkdir(parents=True, exist_ok=True)
-        wanted = [name for name in options["parts"] if not _record(work, name).is_file()]
+        done = {name: path for name in options["parts"] if (path := _record(work, name)).is_file()}
+        parts = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in done.items()}
+        wanted = [name for name in options["parts"] if name not in parts]
         if set(wanted) - {"ingest"}:
             make_ready(work / READY)
         if wanted:
@@ -67,8 +71,9 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
             console.rule(name, align="left")
             found = PARTS[name](Lab(cluster, work / name, work / READY), options)
             console.print_json(data=found)
-            _record(work, name).write_text(json.dumps(found), encoding="utf-8")
-        parts = {name: json.loads(_record(work, name).read_text(encoding="utf-8")) for name in options["parts"]}
+            parts[name] = found
+            if name != "verbs":  # they keep records of their own
+                _record(work, name).write_text(json.dumps(found), encoding="utf-8")
     return {
         "config": {"settings": dict(SMALL), "rate_per_s": options["rate"], "load_s": options["seconds"]},
         "nodes": {"head": "no CPUs", "workers": 2, "logical_cpus": NodeSize().cpus, "apart by": "Linux namespaces"},
@@ -99,5 +104,5 @@ PARTS: Mapping[str, Callable[[Lab, Mapping[str, Any]], dict[str, Any]]] = {
     "finetune_mllm": lambda lab, _: lab.try_job(finetune_trial()),
     "sharded": lambda lab, _: try_sharded(lab),
     "serve": lambda lab, options: try_serving(lab, options["rate"], options["seconds"]),
-    "verbs": lambda lab, _: try_verbs(lab),
+    "verbs": lambda lab, options: try_verbs(lab, options["verbs"]),
 }

@@ -15,9 +15,10 @@ from ray.serve.schema import ServeDeploySchema
 from jobs.bench import machines, node_cluster, nodes
 from jobs.bench.machines import Network, Place, boot_command, free_subnet, hosts_file
 from jobs.bench.node_cluster import NodeCluster, NodeSize, head_command, node_environment, worker_command
-from jobs.bench.node_jobs import MAKES, SMALL, as_options, chat_line, write_chats
+from jobs.bench.node_jobs import SMALL, as_options, chat_line, write_chats
 from jobs.bench.node_serving import config_of
 from jobs.bench.node_trials import Lab, compare, compare_losses, files_unlike, numbers_unlike
+from jobs.bench.node_verbs import NAMES, PIPELINE, VERBS
 from jobs.pipeline import STEPS
 from mmd.artifacts import ArtifactStore
 from mmd.config import load_config
@@ -151,8 +152,20 @@ def test_numbers_are_compared_without_times():
     assert numbers_unlike(one, {**one, "f1": {"rules": 0.4}, "rows": []}) == ["/f1/rules", "/rows/0/n"]
 
 
-def test_every_step_of_the_pipeline_is_tried():
-    assert tuple(MAKES) == STEPS
+def test_every_job_is_tried():
+    jobs = {path.stem for path in Path("jobs").glob("[!_]*.py")} - {"submit"}  # which sends them
+    assert set(NAMES) == jobs
+    assert {name for name, verb in VERBS.items() if verb.in_pipeline} == set(STEPS)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != PIPELINE])
+def test_what_a_job_is_tried_with_are_its_options(name: str):
+    verb = VERBS[name]
+    given = [word for word in verb.arguments if "=" in word]
+    load_config(Path("ray_config.yaml"), overrides=given)
+
+
+def test_the_job_that_is_sent_uses_two_workers_with_zero_3():
     config = load_config(Path("ray_config.yaml"), overrides=as_options(SMALL)[1::2])
     assert config.intent.finetune.deepspeed.stage == 3
 
