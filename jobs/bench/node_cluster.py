@@ -94,9 +94,20 @@ class NodeCluster:
         Raises:
             ClusterError: it is the head, or gone.
         """
+        self._taken(name).kill()
+
+    def unplug(self, name: str) -> None:
+        """Take a worker node away without a word: who waits for its answer hears nothing, as when its power fails.
+
+        Raises:
+            ClusterError: it is the head, or gone.
+        """
+        self._taken(name).unplug()
+
+    def _taken(self, name: str) -> Machine:
         if name == HEAD or name not in self.nodes:
             raise ClusterError(f"node {name!r}: not a worker; there are {', '.join(self.workers())}.")
-        self.nodes.pop(name).kill()
+        return self.nodes.pop(name)
 
     def workers(self) -> list[str]:
         """Return the names of the worker nodes that were started and not killed."""

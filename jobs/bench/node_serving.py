@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from jobs.glue.entry import console
 from mmd.artifacts import ArtifactStore
 from mmd.corpora.store import Corpus
 from mmd.errors import ClusterError
-from mmd.loadtest.generator import Load
+from mmd.loadtest.generator import Load, Request
 from mmd.loadtest.questions import CHAT, asked_of, endless, text_dialogues
 from mmd.loadtest.report import summarise
 
@@ -27,39 +27,79 @@ CONFIG = Path("serve_apps/serve_config.yaml")
 APP = "mmd"
 _API = "/api/serve/applications/"
 _DEPLOY_S = 600.0
+_PORT = 8000
+_CLIENT_S = 10.0  # a client's patience; then it asks again
 _WARMUP = 20
 _TRIES = 3
 _TARGET = 0.999
 
 
 def try_serving(lab: Lab, rate: float, seconds: float) -> dict[str, Any]:
-    """Deploy as ``serve deploy`` does, ask undisturbed, then with a node lost after a third of the time."""
+    """Deploy as ``serve deploy`` does; ask undisturbed, then with one node lost, then with another fallen silent.
+
+    They go after a third of the time: the first is killed, the second loses its power and says nothing more. Requests
+    go to all nodes' proxies in turn; clients ask again once, at the next: what a load balancer would do that has not
+    noticed the loss yet.
+    """
     cluster = lab.cluster
-    url = f"http://{cluster.address_of(HEAD)}:8000"
     questions = endless([asked_of(d) for d in text_dialogues(Corpus(newest_corpus(lab)))], CHAT)
     deploy(cluster, config_of(lab.ready or lab.work))
+    told: dict[str, Any] = {}
     try:
         started = time.monotonic()
         wait_until_running(cluster)
-        told: dict[str, Any] = {"deployed_s": round(time.monotonic() - started, 1), "replicas": replicas(cluster)}
-        load = Load(url, rate, retries=1)
-        load.one_by_one(list(itertools.islice(questions, _WARMUP)))
-        asked = [list(itertools.islice(questions, round(rate * seconds))) for _ in range(2)]
-        console.print("serve, undisturbed …", markup=False)
-        told["undisturbed"] = summarise(load.run(asked[0]))
-        console.print("serve, node lost …", markup=False)
-        lost: dict[str, Any] = {}
-        with meanwhile(lambda over: _lose_node(cluster, seconds / 3, over, lost)):
-            told["node lost"] = summarise(load.run(asked[1]))
-        cluster.wait_for(3)
-        wait_until_running(cluster)
-        told["node lost"] |= {"lost": lost, "replicas_afterwards": replicas(cluster)}
+        told |= {"deployed_s": round(time.monotonic() - started, 1), "replicas": replicas(cluster)}
+        for name, lose in LOSSES.items():
+            console.print(f"serve, {name} …", markup=False)
+            head, *others = [f"http://{cluster.address_of(node)}:{_PORT}" for node in (HEAD, *cluster.workers())]
+            load = Load(head, rate, retries=1, timeout_s=_CLIENT_S, others=others)
+            load.one_by_one(list(itertools.islice(questions, _WARMUP)))
+            asked = list(itertools.islice(questions, round(rate * seconds)))
+            told[name] = _asked(cluster, load, asked, seconds / 3, lose)
+            cluster.wait_for(3)
+            wait_until_running(cluster)
+            told[name]["replicas_afterwards"] = replicas(cluster)
     finally:
         httpx.delete(f"{cluster.dashboard}{_API}", timeout=60.0)
-    for name in ("undisturbed", "node lost"):
-        share = told[name]["answered"] / told[name]["requests"]
-        told[name] |= {"answered_share": share, "target_share": _TARGET, "reached": share >= _TARGET}
     return told
+
+
+LOSSES: Mapping[str, Callable[[NodeCluster, str], None] | None] = {
+    "undisturbed": None,
+    "node lost": NodeCluster.kill,
+    "node silent": NodeCluster.unplug,
+}
+
+
+def _asked(
+    cluster: NodeCluster,
+    load: Load,
+    asked: Sequence[Request],
+    after_s: float,
+    lose: Callable[[NodeCluster, str], None] | None,
+) -> dict[str, Any]:
+    """Ask, lose a node meanwhile, and say what came of it."""
+    lost: dict[str, Any] = {}
+
+    def lose_one(over: threading.Event) -> None:
+        if lose is None or over.wait(after_s):
+            return
+        node = cluster.workers()[0]
+        lose(cluster, node)
+        lost.update(node=node, after_s=round(after_s, 1))
+        if not over.wait(REPLACED_AFTER_S):
+            cluster.add()
+
+    with meanwhile(lose_one):
+        outcomes = load.run(asked)
+    told = summarise(outcomes) | {"lost": lost} if lost else summarise(outcomes)
+    share = told["answered"] / told["requests"]
+    return told | {
+        "proxies": 1 + len(load.others),
+        "answered_share": share,
+        "target_share": _TARGET,
+        "reached": share >= _TARGET,
+    }
 
 
 def newest_corpus(lab: Lab) -> Any:  # noqa: ANN401 (an Artifact)
@@ -121,13 +161,3 @@ def replicas(cluster: NodeCluster) -> dict[str, list[str]]:
         name: sorted(names.get(one["node_id"], "lost") for one in found["replicas"] if one["state"] == "RUNNING")
         for name, found in application(cluster)["deployments"].items()
     }
-
-
-def _lose_node(cluster: NodeCluster, after_s: float, over: threading.Event, lost: dict[str, Any]) -> None:
-    if over.wait(after_s):
-        return
-    node = cluster.workers()[0]
-    cluster.kill(node)
-    lost |= {"node": node, "after_s": round(after_s, 1)}
-    if not over.wait(REPLACED_AFTER_S):
-        cluster.add()

@@ -31,8 +31,8 @@ METRICS = "metrics.json"
 _TIMED = (METRICS, "report.html", ".tfevents", "training.json")
 """Ends of files that tell times, too, and so may differ between runs; their other numbers are compared one by one."""
 _TIMES = re.compile(r"latency|_m?s$|per_s$")
-STARTED_ANEW = "goes on after step 0"
-"""What a training says that lost its checkpoint; one that goes on where it stopped names that step, or nothing."""
+_GOES_ON = re.compile(r"goes on after step (\d+)")
+"""What a training says that was interrupted; nothing where it stopped just behind a checkpoint."""
 _COUNTED = ("dialogues_", "images", "quarantined.")
 
 
@@ -141,9 +141,14 @@ class Lab:
             told |= compare(alone, newest(place, trial.makes))
         if disturbed:
             told["lost"] = loss.told() if loss else None
-            told["started_anew"] = STARTED_ANEW in job.log()
+            told["went_on_after_steps"] = went_on_after(job.log())
             self.cluster.wait_for(3)
         return told
+
+
+def went_on_after(log: str) -> list[int]:
+    """Return the steps after which a job's training went on; 0: it started anew."""
+    return [int(step) for step in _GOES_ON.findall(log)]
 
 
 def lose_node(

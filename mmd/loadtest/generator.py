@@ -85,6 +85,8 @@ class Load:
             has begun is not.
         timeout_s: longest wait for an answer.
         headers: of every request.
+        others: further addresses of the same service: requests go to all of them in turn, and one that is sent again to
+            the next, as behind a load balancer.
     """
 
     url: str
@@ -92,6 +94,7 @@ class Load:
     retries: int = 1
     timeout_s: float = 60.0
     headers: Mapping[str, str] = field(default_factory=dict)
+    others: Sequence[str] = ()
 
     def run(self, requests: Sequence[Request], tell: Callable[[Outcome], None] = lambda _: None) -> list[Outcome]:
         """Send the requests; return their outcomes, in order.
@@ -108,12 +111,15 @@ class Load:
 
     def _client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
-        return httpx.AsyncClient(base_url=self.url, timeout=self.timeout_s, limits=limits, headers=dict(self.headers))
+        return httpx.AsyncClient(timeout=self.timeout_s, limits=limits, headers=dict(self.headers))
 
     async def _send_in_turn(self, requests: Sequence[Request]) -> list[Outcome]:
         async with self._client() as client:
             start = time.perf_counter()
-            return [await self._one(client, one, start, time.perf_counter(), lambda _: None) for one in requests]
+            return [
+                await self._one(client, one, number, start, time.perf_counter(), lambda _: None)
+                for number, one in enumerate(requests)
+            ]
 
     async def _send(self, requests: Sequence[Request], tell: Callable[[Outcome], None]) -> list[Outcome]:
         async with self._client() as client:
@@ -122,19 +128,21 @@ class Load:
             for number, request in enumerate(requests):
                 due = start + number / self.rate
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                tasks.append(asyncio.create_task(self._one(client, request, start, due, tell)))
+                tasks.append(asyncio.create_task(self._one(client, request, number, start, due, tell)))
             return list(await asyncio.gather(*tasks))
 
     async def _one(
         self,
         client: httpx.AsyncClient,
         request: Request,
+        number: int,
         start: float,
         due: float,
         tell: Callable[[Outcome], None],
     ) -> Outcome:
+        urls = (self.url, *self.others)
         for tries in range(1, self.retries + 2):
-            answer = await _ask(client, request, due)
+            answer = await _ask(client, urls[(number + tries - 1) % len(urls)], request, due)
             if answer.ok or answer.begun or tries > self.retries or not answer.again:
                 break
             await asyncio.sleep(min(answer.wait_s, _LATEST_S))
@@ -175,11 +183,11 @@ class _Answer:
         return self.status in (0, httpx.codes.TOO_MANY_REQUESTS) or httpx.codes.is_server_error(self.status)
 
 
-async def _ask(client: httpx.AsyncClient, request: Request, due: float) -> _Answer:
+async def _ask(client: httpx.AsyncClient, url: str, request: Request, due: float) -> _Answer:
     """Send a request once."""
     answer = _Answer()
     try:
-        async with client.stream("POST", request.path, json=dict(request.body)) as response:
+        async with client.stream("POST", f"{url.rstrip('/')}{request.path}", json=dict(request.body)) as response:
             answer.status = response.status_code
             answer.wait_s = _seconds(response.headers.get("Retry-After"))
             if request.streamed and answer.status == httpx.codes.OK:

@@ -17,7 +17,7 @@ from jobs.bench.machines import Network, Place, boot_command, free_subnet, hosts
 from jobs.bench.node_cluster import NodeCluster, NodeSize, head_command, node_environment, worker_command
 from jobs.bench.node_jobs import SMALL, as_options, chat_line, write_chats
 from jobs.bench.node_serving import config_of
-from jobs.bench.node_trials import Lab, compare, compare_losses, files_unlike, numbers_unlike
+from jobs.bench.node_trials import Lab, compare, compare_losses, files_unlike, numbers_unlike, went_on_after
 from jobs.bench.node_verbs import NAMES, PIPELINE, VERBS
 from jobs.pipeline import STEPS
 from mmd.artifacts import ArtifactStore
@@ -146,6 +146,11 @@ def test_losses_are_compared_step_by_step():
     assert compare_losses({"run": [4.0]}, {"run": [4.0, 2.0]})["largest_relative_difference"] is None
 
 
+def test_the_steps_after_which_a_training_went_on_are_read_from_its_log():
+    assert went_on_after("joint-fold0: goes on after step 5\nall done\nx: goes on after step 20") == [5, 20]
+    assert went_on_after("joint-fold0: 21 steps") == []
+
+
 def test_numbers_are_compared_without_times():
     one = {"f1": {"rules": 0.5}, "latency": {"rules": {"p50_ms": 3.0}}, "rows": [{"seconds_s": 1.0, "n": 4}]}
     assert numbers_unlike(one, {**one, "latency": {}, "rows": [{"seconds_s": 2.0, "n": 4}]}) == []
@@ -235,7 +240,7 @@ class TestNodesAreLost:
         found = nodes.PARTS["finetune_mllm"](Lab(cluster, tmp_path, ready), {})
         assert held(found), found
         assert set(found["node lost"]["lost"]["actors_at_work"].values()) == {1}  # a worker on each node
-        assert not found["node lost"]["started_anew"]
+        assert 0 not in found["node lost"]["went_on_after_steps"]
 
     def test_an_index_in_parts_answers_as_the_whole(self, cluster: NodeCluster, ready: Path, tmp_path: Path):
         found = nodes.PARTS["sharded"](Lab(cluster, tmp_path, ready), {})

@@ -130,6 +130,14 @@ def test_nobody_there_is_told_by_name():
     assert (found.answered, found.status, found.error, found.tries) == (False, 0, "ConnectError", 2)
 
 
+def test_requests_go_to_all_addresses_in_turn_and_again_to_the_next(url: str):
+    """Of four requests to an address where nobody is and the service, the first and third are asked there again."""
+    load = Load("http://127.0.0.1:9", 100.0, retries=1, others=[url])
+    found = load.run([Request("/ask", {})] * 4)
+    assert [one.tries for one in found] == [2, 1, 2, 1]
+    assert all(one.answered for one in found)
+
+
 def test_every_outcome_is_told_as_it_comes(url: str):
     told: list[float] = []
     found = Load(url, 50.0).run(
