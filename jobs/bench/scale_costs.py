@@ -67,8 +67,13 @@ def costs_of(parts: Parts, machine: Machine, *, within_h: float) -> list[dict[st
         largest_gb = memory["fixed"] + memory["each"] * DIALOGUES
         ingested.told["memory_of_the_largest_process_gb"] = largest_gb
         # The receipts of all parts meet in one process, which must fit a node: else the corpus is taken in pieces.
-        ingested.told["corpora_that_fit_a_node"] = math.ceil(largest_gb / (machine.memory_gb * machine.usable))
+        ingested.told["pieces_one_after_the_other"] = math.ceil(largest_gb / (machine.memory_gb * machine.usable))
         ingested.told["stored_tb"] = (stored["fixed"] + stored["each"] * DIALOGUES) / 1e12
+        pictures = max((one["pictures"] for one in found_of(parts, "ingest")), default=0)
+        ingested.assumed["pictures"] = (
+            f"no more distinct ones than were measured ({pictures:,}, small): text is what is many here. "
+            "Each further one takes its own size on disk, and the time that `mmd bench ingest` tells."
+        )
         rows.append(ingested)
     if index := largest(parts, "index", "vectors"):
         costs = IndexCosts(

@@ -227,8 +227,9 @@ def page(record: Mapping[str, Any], picture: str) -> str:
     return "\n".join(sections)
 
 
-_COSTS_TEXT = """No card and no second machine was at hand. Rows that are *measured* continue the lines below, \
-found on two cores, to machines of equally fast cores; rows that are *published* follow from a card's published rate \
+_COSTS_TEXT = """No card and no second machine was at hand. Rows that are *measured* rest on two \
+cores and go on to machines of equally fast ones, ingest by the lines below, an index by what the largest one that was \
+measured took a vector; rows that are *published* follow from a card's published rate \
 and the share of it that is assumed. Every assumption stands in the record and is an option or an argument \
 (`jobs/bench/cost_model.py`); prices are round figures to compare rows with.
 """
@@ -279,6 +280,7 @@ _COLUMNS: Mapping[str, Mapping[str, Cell]] = {
     "rules": {
         "examples": _number("examples"),
         "evaluations/s": _number("evaluations_per_s", "median"),
+        "a processor second": _number("evaluations_per_cpu_s", "median"),
         "labels": _number("labels"),
         "searches": _number("searches"),
         "1 worker s": _number("mining_s", "1", "median"),
@@ -325,7 +327,10 @@ _COLUMNS: Mapping[str, Mapping[str, Cell]] = {
     },
     "serving": {
         "replicas": _number("replicas"),
-        "answered/s": _number("answered_per_s"),
+        "all answered up to, a second": _number("held_per_s"),
+        "p50 ms there": _number("p50_ms"),
+        "p99 ms there": _number("p99_ms"),
+        "answered a second at most": _number("answered_per_s"),
         "memory MiB": _number("memory", "peak_mib", digits=4),
     },
 }

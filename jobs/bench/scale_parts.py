@@ -147,27 +147,41 @@ def _copied(names: Sequence[str], copies: int) -> list[str]:
 # ---------------------------------------------------------------- serving
 
 
-def serve_sized(replicas: int, store: str, corpus: str, seconds: float, clients: int = 8) -> dict[str, Any]:
-    """Ask for turns of intent and retrieval, with so many replicas of each model."""
+def serve_sized(
+    replicas: int, store: str, corpus: str, seconds: float, rates: Sequence[float] = (8.0, 16.0, 32.0, 64.0)
+) -> dict[str, Any]:
+    """Ask for turns of intent and retrieval, with so many replicas of each model, at growing rates.
+
+    Held is the highest rate at which all are answered. Of the overloaded service, turns are counted up to the last
+    answer.
+    """
     bench = Bench({"rate": 1.0, "seconds": seconds, "turns": 1, "corpus": corpus, "store": store})
     serve = bench.config.serve.model_copy(update={"min_replicas": replicas, "max_replicas": replicas})
     bench.config = bench.config.model_copy(update={"serve": serve})
     memory, tried = Memory(), {}
     with bench.without("recommendation") as kept, bench.service(kept) as service, meanwhile(memory.watch):
-        for rate in (clients / 2, clients, 2 * clients, 4 * clients):
+        for rate in rates:
             found = summarise(bench.load(service, rate=rate, seconds=seconds))
-            tried[f"{rate:g}"] = {
-                "answered_per_s": found["answered"] / seconds,
-                **{key: found[key] for key in ("requests", "answered", "refused", "failed", "latency_ms")},
-            }
+            keys = ("requests", "answered", "refused", "failed", "degraded", "answered_per_s", "latency_ms")
+            tried[f"{rate:g}"] = {key: found[key] for key in keys}
             if found["failed"] or found["answered"] < 0.9 * found["requests"]:
                 break
     return {
         "replicas": replicas,
+        **held_of(tried),
         "answered_per_s": max(one["answered_per_s"] for one in tried.values()),
         "by_rate": tried,
         "memory": memory.told(),
     }
+
+
+def held_of(tried: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return the highest rate at which all requests were answered, and its latencies; nothing if there is none."""
+    held = [rate for rate, found in tried.items() if found["answered"] == found["requests"]]
+    if not held:
+        return {}
+    rate = max(held, key=float)
+    return {"held_per_s": float(rate), **{f"{key}_ms": tried[rate]["latency_ms"][key] for key in ("p50", "p99")}}
 
 
 # ---------------------------------------------------------------- the suite
@@ -264,9 +278,9 @@ def parts_of(store: str, corpus: str, within_s: float | None = None) -> dict[str
             },
         ),
         "serving": Part(
-            "replicas of each model: turns of intent and retrieval answered a second, and how long they take",
+            "replicas of each model on the same two cores: turns of intent and retrieval a second, latency",
             {
-                "small": [Point("1", serve_sized, {"replicas": 1, "seconds": 2.0, "clients": 2, **served})],
+                "small": [Point("1", serve_sized, {"replicas": 1, "seconds": 2.0, "rates": [1.0, 2.0], **served})],
                 "full": [Point(str(n), serve_sized, {"replicas": n, "seconds": 20.0, **served}) for n in (1, 2, 3, 4)],
             },
         ),

@@ -14,7 +14,7 @@ from jobs.bench.apart import MeasurementError, apart
 from jobs.bench.cost_model import Machine
 from jobs.bench.scale_costs import costs_of, lines_of
 from jobs.bench.scale_index import DEPTH, Nearest, index_streamed, pieces
-from jobs.bench.scale_parts import Point, parts_of, repeated
+from jobs.bench.scale_parts import Point, held_of, parts_of, repeated
 from jobs.bench.scale_rules import Mining, total
 from jobs.bench.scale_targets import growth, targets_of
 from mmd.errors import ConfigError
@@ -95,6 +95,15 @@ def test_copies_of_a_graph_are_joined_by_no_edge():
     assert len(set(three.entity_ids)) == 150
     assert three.item_entities.tolist() == [n + 50 * copy for copy in range(3) for n in range(10)]
     assert repeated(one, 1).item_ids == one.item_ids
+
+
+def test_a_service_holds_the_highest_rate_at_which_all_are_answered():
+    tried: dict[str, Any] = {
+        rate: {"requests": 10, "answered": answered, "latency_ms": {"p50": ms, "p99": 2 * ms}}
+        for rate, answered, ms in (("8", 10, 30.0), ("16", 10, 40.0), ("32", 9, 90.0))
+    }
+    assert held_of(tried) == {"held_per_s": 16.0, "p50_ms": 40.0, "p99_ms": 80.0}
+    assert held_of({"32": tried["32"]}) == {}
 
 
 def test_what_is_recorded_is_not_measured_again(tmp_path: Path):
@@ -203,6 +212,8 @@ def test_costs_continue_the_measured_lines():
     assert ingest["nodes"] == 1
     assert ingest["hours"] == pytest.approx(200_005 / (16 * 0.8 * 3600))
     assert ingest["told"]["memory_of_the_largest_process_gb"] == pytest.approx(100.2)
+    assert ingest["told"]["pieces_one_after_the_other"] == 2  # of 51.2 GiB
+    assert "1,000, small" in ingest["assumed"]["pictures"]
     answering = rows["index of 1e+09 responses: answering"]
     assert answering["nodes"] == 20  # 1,000 GiB over 51.2
     assert answering["told"]["core_ms_a_query"] == pytest.approx(2000.0)
