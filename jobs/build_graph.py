@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from jobs.featurize import absolute_store
 from jobs.glue.cluster import ray_cluster
 from jobs.glue.entry import JobContext, console, main
 from jobs.glue.linking import LinkPlan, ShardLinker, coverage_of
@@ -57,7 +56,7 @@ def run(context: JobContext) -> Artifact:
     with context.store.write("graph", context.name, settings=settings, inputs=inputs, replace=context.force) as writer:
         save_graph(writer, graph)
         writer.write_json(LINKING_FILE, {"settings": settings["graph"], "titles": titles})
-        plan = LinkPlan(absolute_store(context), artifact.ref, writer.path(DIALOGUES), recommend.graph, titles)
+        plan = LinkPlan(context.store.absolute, artifact.ref, writer.path(DIALOGUES), recommend.graph, titles)
         coverage = link(context, plan, graph, corpus)
         writer.write_json(SUMMARY_FILE, summary_of(counts, coverage, titles=titles))
         writer.metrics |= metrics_of(counts, coverage)

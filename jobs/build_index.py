@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.featurize import absolute_store
 from jobs.glue.cluster import quiet_data, ray_cluster, worker_errors
 from jobs.glue.encoding import Encoding, ResponseEncoder
 from jobs.glue.entry import JobContext, console, main
@@ -106,7 +105,7 @@ def _vectors(context: JobContext, encoding: Encoding, table: pa.Table) -> Iterat
         return
     import ray.data
 
-    config = context.config.model_copy(update={"store": absolute_store(context)})
+    config = context.config.model_copy(update={"store": context.store.absolute})
     refs = {role: artifact.ref for role, artifact in encoding.inputs.items()}
     with ray_cluster(context.config.cluster), quiet_data(), worker_errors():
         blocks = [table.slice(start, _BATCH) for start in range(0, table.num_rows, _BATCH)]

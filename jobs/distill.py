@@ -23,7 +23,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.featurize import absolute_store
 from jobs.glue.cluster import quiet_logger, ray_cluster
 from jobs.glue.entry import JobContext, main
 from jobs.glue.outputs import OutputsPlan, write_outputs
@@ -84,7 +83,7 @@ def train(context: JobContext, inputs: Mapping[str, Artifact], place: RunPlace, 
         job = RecommendJob(
             what="student",
             config=config,
-            store=absolute_store(context),
+            store=context.store.absolute,
             inputs={role: artifact.ref for role, artifact in inputs.items()},
             on_cpu=trains_on_cpu(config),
         )

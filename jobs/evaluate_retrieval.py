@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from jobs.evaluate import pictures_of
-from jobs.featurize import absolute_store
 from jobs.glue.entry import JobContext, console, main
 from jobs.glue.reporting import add_artifact, reported
 from mmd.artifacts import Artifact, ArtifactWriter, version_for
@@ -163,7 +162,7 @@ def open_retriever(
     retriever.to(device).use_dtype(choose_dtype(config.models, torch.device(device)))
     facts = Facts.load(corpus, features, retriever.spec.samples)
     sources = training_sources(
-        corpus, features, retriever.spec.towers, config.features, config.models, absolute_store(context)
+        corpus, features, retriever.spec.towers, config.features, config.models, context.store.absolute
     )
     return retriever, load_maker(artifact, facts, sources, config.models), facts
 

@@ -80,7 +80,7 @@ class Featurize:
     def __init__(self, context: JobContext, corpus: Corpus, extractors: Extractors, writer: ArtifactWriter) -> None:
         self._config = context.config
         self._settings = context.config.features
-        self._store = absolute_store(context)
+        self._store = context.store.absolute
         self._corpus = corpus
         self._extractors = extractors
         self._writer = writer
@@ -214,12 +214,6 @@ def _shards_with(artifact: Artifact, wanted: pa.Array) -> list[str]:
             if pc.any(pc.is_in(pq.read_table(handle, columns=["id"])["id"], wanted)).as_py():
                 found.append(shard)
     return found
-
-
-def absolute_store(context: JobContext) -> str:
-    """Return the store's URI as workers, which run in another folder, find it."""
-    store = context.store
-    return store.root if store.protocol == "file" else f"{store.protocol}://{store.root}"
 
 
 if __name__ == "__main__":

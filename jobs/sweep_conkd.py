@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobs.distill import ask_teachers
-from jobs.featurize import absolute_store
 from jobs.glue.cluster import quiet_logger, ray_cluster
 from jobs.glue.entry import JobContext, console
 from jobs.glue.recommend import RecommendJob, trained_settings
@@ -100,7 +99,7 @@ def sweep(
 
     with ray_cluster(config.cluster), quiet_logger("ray.train"):
         refs = {role: artifact.ref for role, artifact in inputs.items()}
-        job = RecommendJob("student", config, absolute_store(context), refs)
+        job = RecommendJob("student", config, context.store.absolute, refs)
         ground = job.ground()
         Questions.of(ground, "validation")  # says so before anything is trained
         temperatures = [point["temperature"] for point in points]

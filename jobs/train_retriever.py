@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 import pyarrow.parquet as pq
 
-from jobs.featurize import absolute_store, compute_texts
+from jobs.featurize import compute_texts
 from jobs.glue.cluster import quiet_data, quiet_logger, ray_cluster, worker_errors
 from jobs.glue.entry import JobContext, console, main
 from jobs.glue.metric_logs import EVENTS_FILE, write_events
@@ -111,7 +111,7 @@ def train(context: JobContext, inputs: Mapping[str, Artifact], place: RunPlace, 
         plan = BatchPlan(tuple(map(key_of, division.train)), recipe_for(training, config.retrieval.towers), config.seed)
         job = RetrieverJob(
             config=config,
-            store=absolute_store(context),
+            store=context.store.absolute,
             inputs={role: artifact.ref for role, artifact in inputs.items()},
             plan=plan,
             passes=tuple(plan_passes(plan, _ROW_BYTES)),

@@ -21,7 +21,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.featurize import absolute_store
 from jobs.glue.cluster import quiet_logger, ray_cluster
 from jobs.glue.entry import JobContext, console, main
 from jobs.glue.recommend import (
@@ -72,7 +71,7 @@ def train(context: JobContext, graph: Artifact, place: RunPlace, scratch: Path) 
     """Train both, or find what was finished before; last checkpoints end up in ``scratch``."""
     from mmd.recommend.runs import ranked_mentions
 
-    config, store = context.config, absolute_store(context)
+    config, store = context.config, context.store.absolute
     states = {}
     with ray_cluster(config.cluster), quiet_logger("ray.train"):
         for what in RUNS:

@@ -11,7 +11,6 @@ import json
 import runpy
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import get_args
 
 import yaml
@@ -20,7 +19,7 @@ from rich.console import Console
 import mmd
 from mmd.artifacts import KINDS, Artifact, ArtifactStore, diff_manifests
 from mmd.artifacts.cleaning import gc
-from mmd.config import DEFAULT_PATH, ProfileName, describe_settings, load_config
+from mmd.config import ProfileName, add_settings_options, describe_settings, load_config
 from mmd.errors import MmdError
 from mmd.intent import rules_cli
 from mmd.models.resolve import known_models
@@ -125,12 +124,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_settings_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (default: %(default)s)")
-    parser.add_argument("--profile", help="profile of the settings file")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-
-
 def _add_config(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     for name, what, run in (
@@ -139,7 +132,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         ("keys", "list every setting with its type and meaning", _config_keys),
     ):
         action = actions.add_parser(name, help=what)
-        _add_settings_options(action)
+        add_settings_options(action)
         action.set_defaults(run=run)
 
 
@@ -169,7 +162,7 @@ def _add_artifacts(parser: argparse.ArgumentParser) -> None:
     def action(name: str, what: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         sub = actions.add_parser(name, help=what)
         sub.add_argument("--store", help="artefact store (default: the settings' store)")
-        _add_settings_options(sub)
+        add_settings_options(sub)
         sub.set_defaults(run=run)
         return sub
 

@@ -7,6 +7,7 @@ names the key's full path, what is allowed, and the nearest known key.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
 import re
@@ -199,6 +200,15 @@ class AppConfig(Settings):
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     tune: TuneSettings = Field(default_factory=TuneSettings)
     serve: ServeSettings = Field(default_factory=ServeSettings)
+
+
+def add_settings_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config``, ``--profile`` and ``--set``, the arguments of :func:`load_config`, to a command's options."""
+    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (default: %(default)s)")
+    parser.add_argument("--profile", help="profile of the settings file: laptop, mllm or gpu")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one setting"
+    )
 
 
 def load_config(

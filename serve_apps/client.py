@@ -8,13 +8,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
-from mmd.config import DEFAULT_PATH, ServeSettings
+from mmd.config import ServeSettings, add_settings_options
 from mmd.errors import RequestError
 
 KEY_VARIABLE = "MMD_API_KEY"
@@ -25,9 +24,7 @@ M = TypeVar("M", bound=BaseModel)
 
 def add_service_options(parser: argparse.ArgumentParser) -> None:
     """Add which service is asked: settings, and an address instead of theirs."""
-    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (default: %(default)s)")
-    parser.add_argument("--profile", help="profile of the settings file")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    add_settings_options(parser)
     parser.add_argument("--url", help="address of the service (default: that of the settings)")
 
 

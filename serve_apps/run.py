@@ -17,13 +17,12 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
 from mmd.artifacts import ArtifactStore
-from mmd.config import DEFAULT_PATH, AppConfig, ServeSettings, load_config
+from mmd.config import AppConfig, ServeSettings, add_settings_options, load_config
 from mmd.errors import ArtifactError, ConfigError, MmdError
 from mmd.log import configure_logging
 from serve_apps.api import Part, ReadyResponse
@@ -65,11 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mmd serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (default: %(default)s)")
-    parser.add_argument("--profile", help="profile of the settings file: laptop, mllm or gpu")
-    parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one setting"
-    )
+    add_settings_options(parser)
     parser.add_argument("--artifacts", metavar="STORE", help="artefact store, a folder or URI (default: the settings')")
     parser.add_argument("--corpus", metavar="NAME", help="corpus whose artefacts answer (default: the settings')")
     parser.add_argument(
@@ -118,7 +113,7 @@ def run(config: AppConfig, corpus: str, refs: Sequence[str] = (), *, try_count: 
     intent, retrieval, recommendation, policy = refs_from(refs)
     app = build(
         AppArgs(
-            store=absolute_store(config.store),
+            store=ArtifactStore(config.store).absolute,
             corpus=corpus,
             intent=intent,
             retrieval=retrieval,
@@ -207,11 +202,6 @@ def check_port(settings: ServeSettings) -> None:
                 f"serve.port: {settings.host}:{settings.port} cannot be used ({reason}); choose another with "
                 "--set serve.port=N, or stop what listens there."
             ) from err
-
-
-def absolute_store(store: str) -> str:
-    """Return the store so that workers in other folders find it."""
-    return store if "://" in store else str(Path(store).resolve())
 
 
 def loop_variables(settings: ServeSettings) -> dict[str, str]:

@@ -53,7 +53,7 @@ def targets_of(parts: Parts) -> list[dict[str, Any]]:
             ),
             _verdict(
                 parts,
-                f"ingest: processor time of a further dialogue, last step in size against the last but one, < {_LINEAR}",
+                f"ingest: processor time of a further dialogue, last step in size against the one before, < {_LINEAR}",
                 "ingest",
                 "dialogues",
                 dialogues,

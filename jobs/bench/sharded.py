@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,15 +44,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: Mapping[str, Any]) -> dict[str, Any]:
     """Ask both and compare."""
-    # Absolute as the actors, which run in folders of their own, must read it.
-    uri = str(options["store"])
-    store = ArtifactStore(uri if "://" in uri else str(Path(uri).resolve()))
+    store = ArtifactStore(str(options["store"]))
     parts, whole = store.open(options["parts"]), load_index(store.open(options["whole"]), options["modality"])
     dim = int(read_info(store.open(options["whole"]), options["modality"], None)["dim"])
     draw, times_ms, different = np.random.default_rng(options["seed"]), [], 0
     with (
         ray_cluster(ClusterSettings()),
-        sharded_search(store.uri, parts, options["modality"]) as actors,
+        sharded_search(store.absolute, parts, options["modality"]) as actors,
     ):
         nodes = [actors.nodes()]
         for number in range(options["batches"]):

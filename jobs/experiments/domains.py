@@ -6,13 +6,12 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from jobs import featurize, ingest
 from jobs.glue.entry import JobContext, corpus_overrides
 from jobs.mine_rules import training_examples
-from mmd.config import DEFAULT_PATH, AppConfig, load_config
+from mmd.config import DEFAULT_PATH, AppConfig, add_settings_options, load_config
 from mmd.corpora.store import Corpus
 from mmd.errors import CorpusError
 from mmd.features.store import Features
@@ -79,9 +78,7 @@ class Domain:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the settings file and overrides, which every experiment takes."""
-    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (default: %(default)s)")
-    parser.add_argument("--profile", help="profile of the settings file: laptop, mllm or gpu")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    add_settings_options(parser)
 
 
 def open_context(options: Mapping[str, Any], corpus: str | None, overrides: Sequence[str] = ()) -> JobContext:

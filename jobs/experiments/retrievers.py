@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from jobs.experiments import domains, figures
-from jobs.featurize import absolute_store
 from jobs.glue.cluster import ray_cluster
 from jobs.glue.sweeping import Read, recorded
 from jobs.glue.tune import tune_batches
@@ -103,7 +102,7 @@ def run_units(
     As a sweep, if it is one, they are recorded beside the artefacts while they run.
     """
     context = domains.open_context(options, options["corpus"])
-    config = context.config.model_copy(update={"store": absolute_store(context)})
+    config = context.config.model_copy(update={"store": context.store.absolute})
     refs = {role: artifact.ref for role, artifact in inputs_of(context).items()}
     told = [code_revision(), refs, judged, config.retrieval.model_dump(mode="json"), [asdict(u) for u in units]]
     key = fingerprint(told)[:12]

@@ -24,7 +24,6 @@ from jobs import build_graph, train_teachers
 from jobs.distill import ask_teachers
 from jobs.experiments import domains, figures, retrievers, student_trainer
 from jobs.experiments.student_trainer import SUMS, StudentTrainer, Unit, read_outcome
-from jobs.featurize import absolute_store
 from jobs.glue import outputs
 from jobs.glue.cluster import hold_cluster, ray_cluster
 from jobs.glue.entry import JobContext, console
@@ -93,7 +92,7 @@ def run_units(options: Mapping[str, Any], units: Sequence[Unit], judged: Judged,
         context = open_graph(options)
         units = [replace(unit, part_seed=unit.seed if own_teachers else context.config.seed) for unit in units]
         ready = [prepare(context, unit, judged, any_code=any_code) for unit in units]
-        config = context.config.model_copy(update={"store": absolute_store(context)})
+        config = context.config.model_copy(update={"store": context.store.absolute})
         with ray_cluster(config.cluster):
             tune_batches(
                 StudentTrainer,
@@ -153,7 +152,7 @@ def ask(context: JobContext, refs: Mapping[str, str]) -> str:
     """Return the folder of what the teachers say of the training responses, computed on first use."""
     config = context.config
     with ray_cluster(config.cluster):
-        job = RecommendJob("student", config, absolute_store(context), refs, on_cpu=trains_on_cpu(config))
+        job = RecommendJob("student", config, context.store.absolute, refs, on_cpu=trains_on_cpu(config))
         return ask_teachers(context, job, job.ground())
 
 

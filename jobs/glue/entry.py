@@ -19,7 +19,7 @@ from rich.console import Console
 from jobs.glue.cluster import sharing
 from jobs.glue.stopping import sigterm_as_interrupt
 from mmd.artifacts import Artifact, ArtifactStore, Kind, version_for
-from mmd.config import DEFAULT_PATH, AppConfig, load_config
+from mmd.config import AppConfig, add_settings_options, load_config
 from mmd.errors import ConfigError, MmdError
 from mmd.log import configure_logging
 from mmd.tables import plain_table
@@ -53,12 +53,7 @@ class JobContext:
 
     def scratch(self, folder: str) -> str:
         """Return where runs keep what they need until an artefact is written: a folder or URI beside the artefacts."""
-        store = self.store
-        return (
-            str(Path(store.root).absolute() / folder)
-            if store.protocol == "file"
-            else f"{store.uri.rstrip('/')}/{folder}"
-        )
+        return f"{self.store.absolute}/{folder}"
 
     def open(self, kind: Kind) -> Artifact:
         """Open the pinned artefact of this kind, or the corpus's newest."""
@@ -106,11 +101,7 @@ def build_parser(verb: str, doc: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"mmd {verb}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (default: %(default)s)")
-    parser.add_argument("--profile", help="profile of the settings file: laptop, mllm or gpu")
-    parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one setting"
-    )
+    add_settings_options(parser)
     parser.add_argument(
         "--corpus",
         metavar="NAME[:READER][=PATH]",

@@ -64,6 +64,11 @@ class ArtifactStore:
         if self.protocol == "local":
             self.protocol = "file"
 
+    @property
+    def absolute(self) -> str:
+        """The store as processes in other folders find it: an absolute path, or a URI."""
+        return self.root if self.protocol == "file" else f"{self.protocol}://{self.root}"
+
     def _dir(self, kind: str, name: str, version: str) -> str:
         return f"{self.root}/{kind}/{name}/{version}"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mmd.artifacts import Artifact, ArtifactStore, version_for
-from mmd.config import DEFAULT_PATH, AppConfig, load_config
+from mmd.config import AppConfig, add_settings_options, load_config
 from mmd.corpora.base import ImageSource
 from mmd.corpora.images import ImageLoader
 from mmd.corpora.store import Corpus
@@ -69,9 +69,7 @@ def _action(
     parser.add_argument("--corpus", metavar="NAME", help="corpus (and features) artefact; default: the base's own")
     parser.add_argument("--lang", choices=("en", "zh"), default="en", help="language of the words (default: en)")
     parser.add_argument("--store", help="artefact store (default: the settings' store)")
-    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (default: %(default)s)")
-    parser.add_argument("--profile", help="profile of the settings file")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    add_settings_options(parser)
     return parser
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from jobs import build_index
-from jobs.build_index import absolute_store, choice_of
+from jobs.build_index import choice_of
 from jobs.glue.encoding import Encoding, ResponseEncoder
 from jobs.glue.entry import JobContext, with_options
 from jobs.glue.index_shards import sharded_search
@@ -150,7 +150,7 @@ def test_an_actor_encodes_as_the_plain_call(job: Callable[..., JobContext]):
     context = job()
     encoding = encoding_of(context)
     some = list(encoding.samples.responses.values())[:9]
-    config = context.config.model_copy(update={"store": absolute_store(context)})
+    config = context.config.model_copy(update={"store": context.store.absolute})
     encoder = ResponseEncoder(config, {role: artifact.ref for role, artifact in encoding.inputs.items()})
     table = encoder(pa.Table.from_pylist([asdict(r) for r in some], schema=RESPONSES))
     assert table["id"].to_pylist() == [r.id for r in some]
@@ -176,7 +176,7 @@ def test_actors_that_hold_parts_answer_as_the_whole(job: Callable[..., JobContex
     context = job(shards=2)
     whole, spread = build_index.run(job()), build_index.run(context)
     index, queries = ResponseIndex.load(whole, "text"), encoding_of(context).queries("text")
-    with sharded_search(absolute_store(context), spread, "text", encoder=hash_of(context)) as actors:
+    with sharded_search(context.store.absolute, spread, "text", encoder=hash_of(context)) as actors:
         assert len(actors) == len(index)
         for k in (1, 10, 10_000):
             one, many = index.search(queries, k), actors.search(queries, k)
@@ -194,7 +194,7 @@ def test_actors_that_hold_parts_answer_as_the_whole(job: Callable[..., JobContex
         assert len(actors) == len(index)
     with (
         pytest.raises(ArtifactError, match="run `mmd build_index` for this retriever"),
-        sharded_search(absolute_store(context), spread, "text", encoder="f"),
+        sharded_search(context.store.absolute, spread, "text", encoder="f"),
     ):
         pass
 
@@ -205,7 +205,7 @@ def test_a_part_that_is_lost_comes_back_with_what_was_changed(job: Callable[...,
     whole, spread = build_index.run(job()), build_index.run(context)
     index, queries = ResponseIndex.load(whole, "text"), encoding_of(context).queries("text")
     gone, new = index.search(queries, 1).ids[0], queries[:3]
-    with sharded_search(absolute_store(context), spread, "text") as actors:
+    with sharded_search(context.store.absolute, spread, "text") as actors:
         for changed in (index, actors):
             changed.delete(gone)
             changed.add(["text:new0", "text:new1", "text:new2"], new)
