@@ -28,9 +28,10 @@ _TRIES = 3
 _LOG_CHARS = 2000
 _BUSY_MACHINE = "Ray did not start within its 30 s"
 METRICS = "metrics.json"
-_TIMED = (METRICS, "report.html", ".tfevents", "training.json")
-"""Ends of files that tell times, too, and so may differ between runs; their other numbers are compared one by one."""
-_TIMES = re.compile(r"latency|_m?s$|per_s$")
+_TABLE = ".parquet"
+_TIMED = (METRICS, "report.html", ".tfevents", "training.json", _TABLE)
+"""Ends of files that tell times, too, and so may differ between runs; the rest of metrics and tables is compared."""
+_TIMES = re.compile(r"latency|[_/]m?s(_per_\w+)?(/|$)|per_s$")
 _GOES_ON = re.compile(r"goes on after step (\d+)")
 """What a training says that was interrupted; nothing where it stopped just behind a checkpoint."""
 _COUNTED = ("dialogues_", "images", "quarantined.")
@@ -217,10 +218,15 @@ def newest(store: Path, kind: Kind) -> Artifact:
 def compare(one: Artifact, other: Artifact) -> dict[str, Any]:
     """Return whether two artefacts are the same: version, each file's hash, and losses where there are any."""
     told: dict[str, Any] = {"version_equal": one.ref == other.ref, "files_unlike": files_unlike(one, other)}
-    told["equal"] = told["version_equal"] and all(name.endswith(_TIMED) for name in told["files_unlike"])
+    told["equal"] = told["version_equal"] and all(
+        name.endswith(_TIMED) and one.has(name) and other.has(name) for name in told["files_unlike"]
+    )
     if METRICS in told["files_unlike"] and one.has(METRICS) and other.has(METRICS):
         told["metrics_unlike"] = numbers_unlike(*(json.loads(a.read_bytes(METRICS)) for a in (one, other)))
         told["equal"] = told["equal"] and not told["metrics_unlike"]
+    if tables := [name for name in told["files_unlike"] if name.endswith(_TABLE) and one.has(name) and other.has(name)]:
+        told["columns_unlike"] = {name: columns_unlike(one.read_bytes(name), other.read_bytes(name)) for name in tables}
+        told["equal"] = told["equal"] and not any(told["columns_unlike"].values())
     if one.manifest.kind == "corpus":
         told["counts"] = {name: n for name, n in other.manifest.metrics.items() if name.startswith(_COUNTED)}
     if one.has("training.json") and one.manifest.kind == "adapter":
@@ -242,6 +248,20 @@ def numbers_unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
         for place in mine.keys() | theirs.keys()
         if not _TIMES.search(place) and mine.get(place) != theirs.get(place)
     )
+
+
+def columns_unlike(one: bytes, other: bytes) -> list[str]:
+    """Return the columns of two tables in Parquet that differ, in order; times are left out."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    mine, theirs = (pq.read_table(pa.BufferReader(data)) for data in (one, other))
+    names = sorted({*mine.column_names, *theirs.column_names})
+    return [name for name in names if not _TIMES.search(f"/{name}") and not _same_column(mine, theirs, name)]
+
+
+def _same_column(one: Any, other: Any, name: str) -> bool:  # noqa: ANN401 (tables of pyarrow)
+    return name in one.column_names and name in other.column_names and bool(one[name].equals(other[name]))
 
 
 def _leaves(found: object, place: str = "") -> Iterator[tuple[str, object]]:

@@ -13,7 +13,7 @@ from typing import Any
 from jobs.bench.node_jobs import SMALL, as_options
 from jobs.bench.node_trials import Lab, compare, newest, run_alone
 from jobs.glue.entry import console
-from mmd.artifacts import Artifact, ArtifactStore, Kind
+from mmd.artifacts import Artifact, ArtifactStore, Kind, code_revision
 from mmd.errors import ClusterError
 
 SWEPT: Mapping[str, object] = {
@@ -90,7 +90,8 @@ def try_verbs(lab: Lab, names: Sequence[str]) -> dict[str, Any]:
             told[name] = json.loads(record.read_text(encoding="utf-8"))
             continue
         console.print(f"{name} …", markup=False)
-        told[name] = _try_pipeline(lab) if name == PIPELINE else _try(lab, VERBS[name])
+        found = _try_pipeline(lab) if name == PIPELINE else _try(lab, VERBS[name])
+        told[name] = {"code": code_revision(), **found}
         if told[name]["exit_code"] == 0:
             record.write_text(json.dumps(told[name]), encoding="utf-8")
     return told

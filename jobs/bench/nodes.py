@@ -40,6 +40,7 @@ from jobs.bench.node_serving import try_serving
 from jobs.bench.node_trials import Lab, run_alone
 from jobs.bench.node_verbs import NAMES, try_verbs
 from jobs.glue.entry import console
+from mmd.artifacts import code_revision
 
 READY = "ready"
 
@@ -70,10 +71,11 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
         for name in wanted:
             console.rule(name, align="left")
             found = PARTS[name](Lab(cluster, work / name, work / READY), options)
+            if name != "verbs":  # which keep records of their own
+                found = {"code": code_revision(), **found}  # a folder may hold what several runs found
+                _record(work, name).write_text(json.dumps(found), encoding="utf-8")
             console.print_json(data=found)
             parts[name] = found
-            if name != "verbs":  # they keep records of their own
-                _record(work, name).write_text(json.dumps(found), encoding="utf-8")
     return {
         "config": {"settings": dict(SMALL), "rate_per_s": options["rate"], "load_s": options["seconds"]},
         "nodes": {"head": "no CPUs", "workers": 2, "logical_cpus": NodeSize().cpus, "apart by": "Linux namespaces"},

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 import httpx
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ray.serve.schema import ServeDeploySchema
 
@@ -17,7 +19,15 @@ from jobs.bench.machines import Network, Place, boot_command, free_subnet, hosts
 from jobs.bench.node_cluster import NodeCluster, NodeSize, head_command, node_environment, worker_command
 from jobs.bench.node_jobs import SMALL, as_options, chat_line, write_chats
 from jobs.bench.node_serving import config_of
-from jobs.bench.node_trials import Lab, compare, compare_losses, files_unlike, numbers_unlike, went_on_after
+from jobs.bench.node_trials import (
+    Lab,
+    columns_unlike,
+    compare,
+    compare_losses,
+    files_unlike,
+    numbers_unlike,
+    went_on_after,
+)
 from jobs.bench.node_verbs import NAMES, PIPELINE, VERBS
 from jobs.pipeline import STEPS
 from mmd.artifacts import ArtifactStore
@@ -155,6 +165,20 @@ def test_numbers_are_compared_without_times():
     one = {"f1": {"rules": 0.5}, "latency": {"rules": {"p50_ms": 3.0}}, "rows": [{"seconds_s": 1.0, "n": 4}]}
     assert numbers_unlike(one, {**one, "latency": {}, "rows": [{"seconds_s": 2.0, "n": 4}]}) == []
     assert numbers_unlike(one, {**one, "f1": {"rules": 0.4}, "rows": []}) == ["/f1/rules", "/rows/0/n"]
+    assert numbers_unlike({"ms_per_token": {"alone": 1.0}}, {"ms_per_token": {"alone": 2.0}}) == []
+    assert numbers_unlike({"items": 1}, {"items": 2}) == ["/items"]
+
+
+def test_tables_are_compared_without_their_times():
+    def table(**columns: list[Any]) -> bytes:
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table(columns), sink)
+        return bytes(sink.getvalue())
+
+    one = table(text=["a", "b"], ms=[1.0, 2.0])
+    assert columns_unlike(one, table(text=["a", "b"], ms=[3.0, 4.0])) == []
+    assert columns_unlike(one, table(text=["a", "c"], ms=[1.0, 2.0])) == ["text"]
+    assert columns_unlike(one, table(text=["a", "b"], item=["x", "y"])) == ["item"]
 
 
 def test_every_job_is_tried():
