@@ -11,6 +11,7 @@ from typing import Any
 from jobs.bench.node_trials import Lab, Trial, ending, lose_node, newest
 from jobs.bench.sharded import TOLD
 from jobs.glue.entry import console
+from mmd.models.course import STATE_FILE
 
 SMALL: Mapping[str, object] = {
     "data.shop.dialogues": 240,
@@ -134,10 +135,16 @@ def finetune_trial() -> Trial:
     """Return the trial of fine-tuning on two workers, each on a node of its own; midway, a checkpoint is kept."""
 
     def midway(store: Path) -> bool:
-        return any(store.glob(".train/*/*/checkpoint_*/state.json"))
+        return bool(checkpoints(store))
 
     options = [*as_options(SMALL), "--set", "cluster.placement=STRICT_SPREAD"]
-    return Trial("finetune_mllm", options, "adapter", midway, "RayTrainWorker")
+    return Trial("finetune_mllm", options, "adapter", midway, "RayTrainWorker", kept=checkpoints)
+
+
+def checkpoints(store: Path) -> list[int]:
+    """Return the steps of the checkpoints that a training keeps in a store."""
+    files = store.glob(f".train/*/*/checkpoint_*/{STATE_FILE}")
+    return sorted(int(json.loads(path.read_text(encoding="utf-8"))["step"]) for path in files)
 
 
 # ---------------------------------------------------------------- index

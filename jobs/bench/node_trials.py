@@ -47,6 +47,7 @@ class Trial:
         makes: kind of its artefact.
         midway: says of its store whether part of the work is done and reported, and part is not.
         at_work: part of the class name of the actors whose node is lost.
+        kept: returns what of the work is kept in its store, as it is recorded at the loss.
     """
 
     verb: str
@@ -54,6 +55,7 @@ class Trial:
     makes: Kind
     midway: Callable[[Path], bool]
     at_work: str
+    kept: Callable[[Path], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,15 +136,16 @@ class Lab:
         place = self.store(trial.makes)
         started = time.monotonic()
         job = self.cluster.submit(trial.verb, *trial.arguments, "--set", f"store={place}")
-        loss = None
+        loss = kept = None
         if disturbed:
             loss = lose_node(self.cluster, job, lambda: trial.midway(place), trial.at_work, started)
+            kept = trial.kept(place) if trial.kept else None
         told = ending(job, started)
         if not told["exit_code"]:
             told |= compare(alone, newest(place, trial.makes))
         if disturbed:
             told["lost"] = loss.told() if loss else None
-            told["went_on_after_steps"] = went_on_after(job.log())
+            told |= {"kept_at_loss": kept, "went_on_after_steps": went_on_after(job.log())}
             self.cluster.wait_for(3)
         return told
 

@@ -264,6 +264,7 @@ class TestNodesAreLost:
         found = nodes.PARTS["finetune_mllm"](Lab(cluster, tmp_path, ready), {})
         assert held(found), found
         assert set(found["node lost"]["lost"]["actors_at_work"].values()) == {1}  # a worker on each node
+        assert found["node lost"]["kept_at_loss"]
         assert 0 not in found["node lost"]["went_on_after_steps"]
 
     def test_an_index_in_parts_answers_as_the_whole(self, cluster: NodeCluster, ready: Path, tmp_path: Path):
