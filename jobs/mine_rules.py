@@ -198,6 +198,7 @@ def mine(
             name=run_name,
             max_concurrent=config.tune.max_concurrent,
             title="searches",
+            force=context.force,
             tell=sweep.tell if sweep else None,
         )
         if sweep:  # those that an interrupted run had finished are not told as they end

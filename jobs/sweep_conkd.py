@@ -122,6 +122,7 @@ def sweep(
             storage=context.scratch(".tune"),
             name=run_name,
             title="distillation",
+            force=context.force,
             tell=tell,
             follow=record.follow if record else None,
         )
@@ -131,9 +132,9 @@ def sweep(
 
 
 def ask(context: JobContext, job: RecommendJob, ground: Ground, temperature: float) -> str:
-    """Return the folder of what the teachers say at a temperature."""
+    """Return the folder of what the teachers say at a temperature, with ``force`` computed anew."""
     changed = change_settings(context.config, {"recommend.distill.temperature": temperature})
-    return ask_teachers(JobContext(changed, pins=context.pins), replace(job, config=changed), ground)
+    return ask_teachers(replace(context, config=changed), replace(job, config=changed), ground)
 
 
 # ---------------------------------------------------------------- what is told

@@ -245,6 +245,7 @@ def sweep(
             name=run_name,
             max_concurrent=config.tune.max_concurrent,
             title="gates",
+            force=context.force,
             tell=record.tell if record else None,
         )
         if record:  # those that an interrupted run had finished are not told as they end

@@ -20,7 +20,7 @@ from jobs.glue.cluster import own_error
 from jobs.glue.entry import JobContext, console
 from jobs.glue.placing import TrainError
 from jobs.glue.progress import progress
-from jobs.glue.tune import BatchError, only_run
+from jobs.glue.tune import BatchError, only_run, remove_run
 from mmd.artifacts import Artifact, ArtifactWriter, Kind, version_for
 from mmd.config import Placement
 from mmd.errors import MmdError
@@ -163,9 +163,7 @@ class RunPlace:
 
     def remove(self) -> None:
         """Remove the run."""
-        fs, root = fsspec.core.url_to_fs(self.path)
-        if fs.exists(root):
-            fs.rm(root, recursive=True)
+        remove_run(self.path)
 
     def fetch(self, checkpoint: str, folder: str) -> None:
         """Copy a checkpoint into a local folder."""

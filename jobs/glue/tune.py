@@ -6,18 +6,19 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import structlog
 
 from jobs.glue.cluster import quiet_logger
 from jobs.glue.progress import Advance, progress
 from mmd.errors import MmdError
 
+log = structlog.get_logger(__name__)
 Worker = Callable[[Any], list[dict[str, Any]]]
 
 Tell = Callable[[list[dict[str, Any]]], None]
@@ -36,7 +37,7 @@ class BatchError(MmdError):
     """Some batches failed for good; the message quotes the first cause."""
 
 
-def tune_batches(
+def tune_batches(  # noqa: PLR0913 (where, how and what is told: each by name)
     make_worker: Callable[..., Worker],
     arguments: tuple[Any, ...],
     batches: Sequence[Any],
@@ -45,6 +46,7 @@ def tune_batches(
     name: str,
     max_concurrent: int,
     title: str,
+    force: bool = False,
     tell: Tell | None = None,
 ) -> list[dict[str, Any]]:
     """Run ``make_worker(*arguments)(batch)`` for every batch, a trial each; return all results in batch order.
@@ -60,6 +62,7 @@ def tune_batches(
         name: of this run: the same for the same work and for no other.
         max_concurrent: trials at a time.
         title: of the progress line.
+        force: start anew, whatever an earlier run of this name left.
         tell: is given the results of each batch as it ends.
 
     Raises:
@@ -73,7 +76,7 @@ def tune_batches(
     parameters = {"make_worker": make_worker, "arguments": arguments, "batches": list(batches)}
     trainable = tune.with_resources(tune.with_parameters(_trainable(), **parameters), {"cpu": 1})
     config = tune.TuneConfig(max_concurrent_trials=max_concurrent, reuse_actors=True)
-    return run_trials(trainable, len(batches), config, storage=storage, name=name, title=title, tell=tell)
+    return run_trials(trainable, len(batches), config, storage=storage, name=name, title=title, force=force, tell=tell)
 
 
 def import_tune() -> None:
@@ -85,7 +88,7 @@ def import_tune() -> None:
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 
 
-def run_trials(
+def run_trials(  # noqa: PLR0913 (as above)
     trainable: Any,  # noqa: ANN401 (Tune's)
     count: int,
     config: Any,  # noqa: ANN401 (a ray.tune.TuneConfig)
@@ -93,12 +96,14 @@ def run_trials(
     storage: str,
     name: str,
     title: str,
+    force: bool = False,
     tell: Tell | None = None,
     follow: Tell | None = None,
 ) -> list[dict[str, Any]]:
     """Run ``count`` trials, numbered by ``index`` in their configuration; return what each reported last, in order.
 
-    A run of this name that was interrupted in this storage is restored. After success its folder is removed.
+    A run of this name that was interrupted in this storage is restored, unless ``force`` is on. After success its
+    folder is removed: its name does not tell by which code it ran, so that a later run would pass its results on.
 
     Args:
         trainable: reports ``results``, a JSON list.
@@ -107,6 +112,7 @@ def run_trials(
         storage: folder or URI of Tune's runs.
         name: of this run: the same for the same work and for no other.
         title: of the progress line.
+        force: start anew, whatever an earlier run of this name left.
         tell: is given the results of each trial as it ends.
         follow: is given each trial's results so far whenever it reports them.
 
@@ -119,6 +125,8 @@ def run_trials(
         storage = str(Path(storage).absolute())
     path = f"{storage}/{name}"
     with only_run(path), quiet_logger("ray.tune"), _progress_line(title, count, tell, follow):
+        if force:
+            remove_run(path)
         if tune.Tuner.can_restore(path) and _has_snapshot(path):
             tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, restart_errored=True)
             # Finished trials are not reported again.
@@ -143,15 +151,37 @@ def run_trials(
                 ),
             )
         results = _collect(tuner.fit(), count, path)
-        if Path(path).is_dir():
-            shutil.rmtree(path)
+        _tidy(path)
     return results
 
 
 def _has_snapshot(path: str) -> bool:
     """Say whether a run got as far as its first snapshot; one killed before is started afresh."""
-    fs, root = fsspec.core.url_to_fs(path)
+    fs, root = _opened(path)
     return bool(fs.glob(f"{root}/experiment_state-*.json"))
+
+
+def remove_run(path: str) -> None:
+    """Remove what a run left in a folder, or under a URI; nothing happens where it left nothing."""
+    fs, root = _opened(path)
+    if fs.exists(root):
+        fs.rm(root, recursive=True)
+
+
+def _tidy(path: str) -> None:
+    """Remove a run whose results are at hand; a store that lets nobody remove anything must not cost them."""
+    try:
+        remove_run(path)
+    except OSError as err:
+        told = f"{type(err).__name__}: {err}"[:300]
+        log.warning("run_not_removed", path=path, error=told, advice="remove it, or the next run takes its results")
+
+
+def _opened(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a run and the path there; Ray writes runs by a driver of its own, so look anew."""
+    fs, root = fsspec.core.url_to_fs(path)
+    fs.invalidate_cache()
+    return fs, str(root)
 
 
 @contextmanager

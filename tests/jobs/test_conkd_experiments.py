@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -342,6 +343,18 @@ def test_a_teacher_without_validation_cannot_be_swept(job: JobContext):
         writer.write_json("x.json", {})
     with pytest.raises(ArtifactError, match="validation_fraction"):
         sweep_conkd.perplexity_limit(store.open("teacher/unjudged"), 0.1)
+
+
+def test_a_forced_sweep_asks_the_teachers_and_trains_anew(job: JobContext, monkeypatch: pytest.MonkeyPatch):
+    forced: list[bool] = []
+    monkeypatch.setattr(sweep_conkd, "ray_cluster", lambda _: nullcontext())
+    monkeypatch.setattr(sweep_conkd, "ask_teachers", lambda context, *_: forced.append(context.force) or "outputs")
+    monkeypatch.setattr(sweep_conkd, "run_trials", lambda *_, force, **__: forced.append(force) or [])
+    assert len(job.config.recommend.sweep.temperatures) == 1
+    for force in (False, True):
+        context = replace(job.pinned(job.open("teacher")), force=force)
+        assert sweep_conkd.sweep(context, context.lineage("teacher"), 1.0, "run") == []
+    assert forced == [False, False, True, True]
 
 
 @pytest.mark.slow
