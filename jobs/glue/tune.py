@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import structlog
@@ -188,22 +188,42 @@ def _opened(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def only_run(path: str) -> Iterator[None]:
     """Hold a lock on a run in a local folder; the system drops it with the process, however that ends.
 
+    For a URI this does nothing: object stores have no locks. Two processes at one run there write over each other's
+    snapshots and remove each other's folder, and nobody is told; whoever starts them has to see to it that there is
+    one, as the service does for the sweeps that it launches.
+
     Raises:
         BatchError: another process is at the same run.
     """
     if "://" in path:
         yield
         return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{path}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BatchError(
-                f"{path}: another process is at the same work; wait for it and run this again: it will find the result."
-            ) from None
-        yield
-    Path(f"{path}.lock").unlink(missing_ok=True)
+    place = Path(f"{path}.lock")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with place.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BatchError(
+                    f"{path}: another process is at the same work; wait for it and run this again: it will find the "
+                    "result."
+                ) from None
+            if not _is_at(lock, place):  # its last holder removed it meanwhile: others would lock another one
+                continue
+            try:
+                yield
+            finally:
+                place.unlink(missing_ok=True)  # while it is held: nobody else's can be there
+            return
+
+
+def _is_at(file: IO[str], place: Path) -> bool:
+    """Say whether an open file is the one that is there on disk."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), place.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _collect(grid: Any, n_batches: int, path: str) -> list[dict[str, Any]]:  # noqa: ANN401 (ray.tune.ResultGrid)

@@ -1,12 +1,13 @@
-"""Runs of Ray Tune and what they leave: nothing after success, wherever they are kept, and anew with ``force``."""
+"""Runs of Ray Tune: one process each, nothing left after success wherever they are kept, begun anew with ``force``."""
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import pytest
@@ -15,7 +16,7 @@ import structlog
 from jobs import mine_rules, sweep_gates
 from jobs.glue import tune
 from jobs.glue.entry import JobContext
-from jobs.glue.tune import BatchError, remove_run, tune_batches
+from jobs.glue.tune import BatchError, only_run, remove_run, tune_batches
 from mmd.config import build_config
 
 
@@ -92,3 +93,67 @@ def test_forced_sweeps_start_their_runs_anew(tmp_path: Path, monkeypatch: pytest
         mine_rules.mine(context, {}, {}, run_name="r")
         sweep_gates.sweep(context, {}, run_name="r")
     assert asked == [False, False, True, True]
+
+
+# ---------------------------------------------------------------- one process a run
+
+
+def is_held(place: Path) -> bool:
+    """Say whether somebody has the lock on a file that is on disk."""
+    with place.open() as other:
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_a_run_is_one_process_s_until_it_ends_and_then_anybody_s(tmp_path: Path):
+    run, place = str(tmp_path / "runs" / "run"), tmp_path / "runs" / "run.lock"
+    with only_run(run):
+        assert is_held(place)
+        with pytest.raises(BatchError, match="another process"), only_run(run):
+            pass
+        assert is_held(place)  # the refused one took nothing away
+    assert not place.exists()
+    with pytest.raises(OSError, match="disk full"), only_run(run):
+        raise OSError("disk full")
+    assert not place.exists()
+    with only_run(run):
+        pass
+
+
+def test_the_lock_is_still_held_when_its_file_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    held, unlink = [], Path.unlink
+
+    def watched(self: Path, missing_ok: bool = False) -> None:  # noqa: FBT001, FBT002 (pathlib's)
+        held.append(is_held(self))
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    with only_run(str(tmp_path / "run")):
+        pass
+    assert held == [True]
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["gone", "another_one_there"])
+def test_a_lock_on_a_file_that_was_removed_meanwhile_counts_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: object
+):
+    """As when its last holder ends between another's opening and locking of the file."""
+    place, flock = tmp_path / "run.lock", fcntl.flock
+    locked = []
+
+    def late(file: IO[str], how: int) -> None:
+        if not locked:
+            place.unlink()
+            if anew:
+                place.touch()
+        locked.append(file.fileno())
+        flock(file, how)
+
+    monkeypatch.setattr(tune.fcntl, "flock", late)
+    with only_run(str(tmp_path / "run")):
+        monkeypatch.setattr(tune.fcntl, "flock", flock)
+        assert len(locked) == 2
+        assert is_held(place)
