@@ -109,7 +109,8 @@ class SweepRun:
         self._writing = threading.Lock()  # a slow store must not hold up those who tell
         self._trials: dict[str, Trial] = {}
         self._ended: list[Trial] = []  # since the record was written last
-        self._changed, self._fragile_told = True, False
+        self._changed, self._unsaved = True, True  # trials: since the record was written last; that the store has not
+        self._failing: set[Callable[..., object]] = set()  # what went wrong when it was done last
         self._record = SweepRecord(
             id=self._free_id(kind.name),
             sweep=kind.name,
@@ -189,6 +190,7 @@ class SweepRun:
         with self._lock:
             told = {"state": state, "ended_unix_s": time.time()} | ({"note": note[:NOTE_CHARS]} if note else {})
             self._record = self._record.model_copy(update=told)
+        self._unsaved = True  # the last record is whole, whatever came of those before
         self._write()
         self._safely(self._events.close)
         if self._sent is not None:
@@ -199,7 +201,7 @@ class SweepRun:
             self._write()
 
     def _write(self) -> None:
-        """Write the record, with the trials where they changed, and tell how far the sweep is."""
+        """Write the record, with the trials where the store has others, and tell how far the sweep is."""
         with self._writing:
             with self._lock:
                 trials, changed, self._changed = tuple(self._trials.values()), self._changed, False
@@ -207,7 +209,9 @@ class SweepRun:
                 shown = kept(trials, self._record)
                 told = self._progress(trials) | {"updated_unix_s": time.time(), "kept": len(shown)}
                 record = self._record = self._record.model_copy(update=told)
-            self._safely(self._store.write, record, shown if changed else None)
+            self._unsaved |= changed
+            if self._safely(self._store.write, record, shown if self._unsaved else None):
+                self._unsaved = False
             if changed:
                 self._safely(self._gauges.set, record.done, record.total, record.best)
                 self._safely(self._write_events, record, ended)
@@ -238,14 +242,17 @@ class SweepRun:
         line = f"{record.sweep} {record.id}: {record.done} of {record.total or '?'} trials{best}"
         console.print(line, markup=False, soft_wrap=True)
 
-    def _safely(self, work: Callable[..., object], *arguments: object) -> None:
-        """Do what must not end the sweep; the first failure is told."""
+    def _safely(self, work: Callable[..., object], *arguments: object) -> bool:
+        """Do what must not end the sweep, and say whether it was done; the first of failures in a row is told."""
         try:
             work(*arguments)
         except Exception as err:  # noqa: BLE001 (whatever it is: a store's hiccup, a full disk)
-            if not self._fragile_told:
-                self._fragile_told = True
+            if work not in self._failing:
+                self._failing.add(work)
                 log.warning("sweep_not_recorded", id=self.id, error=f"{type(err).__name__}: {err}"[:300])
+            return False
+        self._failing.discard(work)
+        return True
 
 
 class _SentFolder:

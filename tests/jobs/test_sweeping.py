@@ -8,11 +8,12 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from jobs.glue import sweeping
 from jobs.glue.entry import JobContext
@@ -22,7 +23,7 @@ from mmd.artifacts import ArtifactStore
 from mmd.config import build_config
 from mmd.errors import ArtifactError, ConfigError
 from mmd.sweeps.store import ID_VARIABLE, SweepStore
-from mmd.sweeps.types import Trial
+from mmd.sweeps.types import SweepRecord, Trial
 
 ROOT = Path(__file__).resolve().parents[2]
 GIVEN = "20260131-235959-conkd-01ab23cd"
@@ -124,6 +125,53 @@ def test_a_store_that_cannot_be_written_does_not_end_the_sweep(context: JobConte
     with recorded(context, "conkd", "abc", read) as run:
         run.tell([{"gamma": 0.3, "curve": [0.5]}, {"unread": "by the reader"}])
     assert not sweeps_of(context).exists(run.id)
+
+
+def test_trials_that_could_not_be_written_are_written_the_next_time(
+    context: JobContext, monkeypatch: pytest.MonkeyPatch
+):
+    write, failed = SweepStore.write, []
+
+    def fail_once(self: SweepStore, record: SweepRecord, trials: Sequence[Trial] | None = None) -> None:
+        if trials and not failed:
+            failed.append(record)
+            raise OSError("store away")
+        write(self, record, trials)
+
+    monkeypatch.setattr(SweepStore, "write", fail_once)
+    with recorded(context, "conkd", "abc", read) as run:
+        run.tell([{"gamma": 0.3, "curve": [0.5]}])
+        wait_for(lambda: sweeps_of(context).trials(run.id))
+        assert len(failed) == 1
+        assert sweeps_of(context).read(run.id).done == 1
+
+
+def test_the_last_record_has_its_trials_whatever_became_of_those_before(
+    context: JobContext, monkeypatch: pytest.MonkeyPatch
+):
+    with recorded(context, "conkd", "abc", read) as run:
+        run.tell([{"gamma": 0.3, "curve": [0.5]}])
+        wait_for(lambda: sweeps_of(context).trials(run.id))
+        context.store.fs.rm(f"{sweeps_of(context).folder(run.id)}/trials.json")  # by whoever tidies a bucket
+    told = sweeps_of(context).read(run.id)
+    assert (told.state, told.kept, len(sweeps_of(context).trials(run.id))) == ("done", 1, 1)
+
+
+def test_the_first_of_failures_in_a_row_is_told_and_again_after_a_success(
+    context: JobContext, monkeypatch: pytest.MonkeyPatch
+):
+    fate = iter([OSError("store away"), OSError("store away"), None, OSError("store away"), OSError("still"), None])
+
+    def write(*_: Any) -> None:
+        if error := next(fate):
+            raise error
+
+    monkeypatch.setattr(SweepStore, "write", write)
+    run = SweepRun(context, sweeping.KINDS["conkd"], "abc", read)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(6):
+            run._write()
+    assert [(log["event"], log["error"]) for log in logs] == [("sweep_not_recorded", "OSError: store away")] * 2
 
 
 def test_a_launched_sweep_has_the_id_that_it_was_given_once(context: JobContext, monkeypatch: pytest.MonkeyPatch):
@@ -246,7 +294,7 @@ ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=Fal
 from jobs.glue.entry import JobContext
 from jobs.glue.sweeping import recorded
 from mmd.config import build_config
-from mmd.sweeps.types import Trial
+from mmd.sweeps.types import SweepRecord, Trial
 context = JobContext(build_config({"store": sys.argv[1], "data": {"corpus": {"name": "tiny"}}}))
 url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
 read = lambda told: [Trial(setting={"gamma": 1}, metrics={"score": told["score"]})]
