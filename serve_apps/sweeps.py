@@ -31,7 +31,7 @@ from serve_apps.sweeps_api import (
     SweepsResponse,
     TrialOut,
 )
-from serve_apps.sweeps_jobs import Jobs, LaunchedJob, RayJobs, find
+from serve_apps.sweeps_jobs import Jobs, LaunchedJob, RayJobs
 
 MAX_UNFINISHED = 4
 """Launched sweeps that may wait or run at once."""
@@ -60,7 +60,7 @@ class SweepDesk:
         self._reading, self._launching = asyncio.Lock(), asyncio.Lock()
         self._ended: dict[str, SweepRecord] = {}  # nothing more is written to them
         self._kept: tuple[float, list[SweepOut], str | None] | None = None
-        self._asked: dict[str, Mapping[str, Any]] = {}  # space that was asked for, of each launched sweep
+        self._known: dict[str, LaunchedJob] = {}  # as the cluster told last, and those sent since
         self._log = structlog.get_logger("mmd.sweeps")
 
     # ------------------------------------------------------------ reading
@@ -74,7 +74,7 @@ class SweepDesk:
         """Return a sweep with its trials.
 
         Raises:
-            ApiError: 404, there is no such sweep.
+            ApiError: 404, there is no such sweep; 503, there is no record of it, and the cluster cannot be asked.
         """
         found = await self._out(sweep_id)
         trials = await self._in_thread(lambda: self._trials(sweep_id))
@@ -108,28 +108,39 @@ class SweepDesk:
             if self._kept is None or time.monotonic() - self._kept[0] > _KEPT_S:
                 records, (jobs, problem) = await asyncio.gather(self._in_thread(self._records), self._ask_jobs())
                 known = {record.id for record in records}
-                found = [self._told(record, find(jobs, record.id)) for record in records]
-                found += [self._launched(job) for job in jobs if job.sweep_id not in known]
+                found = [self._told(record, jobs.get(record.id)) for record in records]
+                found += [self._launched(job) for job in jobs.values() if job.sweep_id not in known]
                 found.sort(key=lambda sweep: sweep.id, reverse=True)
-                self._asked = {job.sweep_id: job.space for job in jobs}
                 self._kept = time.monotonic(), found[:MAX_RECORDS], problem
             return self._kept[1], self._kept[2]
 
+    async def _forget(self) -> None:
+        """Let the next list be read anew, and not be one that is being read just now."""
+        async with self._reading:
+            self._kept = None
+
     async def _out(self, sweep_id: str) -> SweepOut:
         if is_id(sweep_id):
-            sweeps, _ = await self._all()
+            sweeps, problem = await self._all()
             for sweep in sweeps:
                 if sweep.id == sweep_id:
                     return sweep
+            if problem is not None:  # another process of the service may have launched it
+                raise _unavailable(f"{problem} {sweep_id} is not recorded yet, if there is such a sweep.")
         raise ApiError(404, "unknown_sweep", f"{sweep_id[:80]!r}: there is no such sweep; /v1/sweeps has them.")
 
-    async def _ask_jobs(self) -> tuple[list[LaunchedJob], str | None]:
+    async def _ask_jobs(self) -> tuple[Mapping[str, LaunchedJob], str | None]:
+        """Return the jobs of sweeps by id, and what was wrong where they are not those of now."""
         if self._jobs is None:
-            return [], None
+            return {}, None
+        before, problem = set(self._known), None
         try:
-            return await self._jobs.jobs(), None
+            told = {job.sweep_id: job for job in await self._jobs.jobs()}
+            sent = {sweep_id: job for sweep_id, job in self._known.items() if sweep_id not in before}
+            self._known = sent | told
         except UnavailableError as err:
-            return [], str(err)
+            problem = str(err)
+        return dict(self._known), problem
 
     def _records(self) -> list[SweepRecord]:
         found = []
@@ -204,7 +215,8 @@ class SweepDesk:
         """Launch a sweep and return it; it waits until the cluster starts it.
 
         Raises:
-            ApiError: it must not or cannot be, or asks for what is not there.
+            ApiError: it must not or cannot be, or asks for what is not there; 503, the cluster cannot be asked what it
+                runs already.
         """
         jobs, kind = self._allowed(key), KINDS[request.sweep]
         space = {name: list(v) if isinstance(v, tuple) else v for name, v in request.space.items()}
@@ -214,8 +226,10 @@ class SweepDesk:
             raise ApiError(400, "invalid_space", str(err).removeprefix("settings: "), "space") from None
         reader = await self._in_thread(lambda: self._reader(kind, request.corpus))
         async with self._launching:
-            self._kept = None
+            await self._forget()
             sweeps, problem = await self._all()
+            if problem is not None:
+                raise _unavailable(f"{problem} Nothing is launched while it is not known what runs already.")
             self._refuse_twin(kind, request.corpus, space, sweeps)
             unfinished = [sweep.id for sweep in sweeps if sweep.state in _UNFINISHED and sweep.stoppable]
             if len(unfinished) >= MAX_UNFINISHED:
@@ -226,9 +240,10 @@ class SweepDesk:
             command = entrypoint(kind, options, [f"store={self._sweeps.store.uri}", *overrides_of(space)])
             with _explained():
                 await jobs.launch(sweep_id, request.corpus, space, command)
-            self._kept = None
-        self._log.info("sweep_launched", id=sweep_id, sweep=kind.name, corpus=request.corpus, key=key, problem=problem)
-        return await self._out(sweep_id)
+            job = self._known[sweep_id] = LaunchedJob(sweep_id, request.corpus, space, "PENDING")
+            await self._forget()
+        self._log.info("sweep_launched", id=sweep_id, sweep=kind.name, corpus=request.corpus, key=key)
+        return self._launched(job)
 
     def _refuse_twin(self, kind: SweepKind, corpus: str, space: Mapping[str, Any], sweeps: Sequence[SweepOut]) -> None:
         """Refuse what goes on already: two jobs would work on one run of Tune, and break each other's.
@@ -240,8 +255,8 @@ class SweepDesk:
         for sweep in sweeps:
             if sweep.state not in _UNFINISHED or (sweep.sweep, sweep.corpus) != (kind.name, corpus):
                 continue
-            asked = self._asked.get(sweep.id)
-            if wanted == (sweep.space if asked is None else _whole(kind, asked)):
+            job = self._known.get(sweep.id)
+            if wanted == (sweep.space if job is None else _whole(kind, job.space)):
                 message = (
                     f"{sweep.id}: searches the same space of {corpus} and is {sweep.state}; wait for it or stop it."
                 )
@@ -251,7 +266,7 @@ class SweepDesk:
         """Ask a sweep's job to end; it writes that it was stopped.
 
         Raises:
-            ApiError: it must not or cannot be stopped, or there is no such sweep.
+            ApiError: it must not or cannot be stopped, or there is no such sweep; 503, the cluster cannot be asked.
         """
         jobs = self._allowed(key)
         found = await self._out(sweep_id)
@@ -265,7 +280,7 @@ class SweepDesk:
             raise ApiError(409, "not_stoppable", reason)
         with _explained():
             await jobs.stop(sweep_id)
-        self._kept = None
+        await self._forget()
         self._log.info("sweep_stopped", id=sweep_id, key=key)
         return await self._out(sweep_id)
 
@@ -337,4 +352,8 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except UnavailableError as err:
-        raise ApiError(503, "cluster_unavailable", str(err), retry_after_s=_RETRY_AFTER_S) from None
+        raise _unavailable(str(err)) from None
+
+
+def _unavailable(message: str) -> ApiError:
+    return ApiError(503, "cluster_unavailable", message, retry_after_s=_RETRY_AFTER_S)

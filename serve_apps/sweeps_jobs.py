@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -165,8 +165,3 @@ def _token_header() -> dict[str, str]:
         except OSError:
             return {}
     return {"Authorization": f"Bearer {token.strip()}"}
-
-
-def find(jobs: Sequence[LaunchedJob], sweep_id: str) -> LaunchedJob | None:
-    """Return the job of a sweep."""
-    return next((job for job in jobs if job.sweep_id == sweep_id), None)

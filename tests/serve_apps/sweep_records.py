@@ -108,12 +108,14 @@ def write_all(store: ArtifactStore, *, running_job: str | None = None) -> None:
 class JobServer:
     """The part of Ray's Jobs API that the service uses; jobs wait until a test says otherwise.
 
-    ``jobs``: id → what was sent, with ``status`` and ``message``; ``token``: asked for, if there is one.
+    ``jobs``: id → what was sent, with ``status`` and ``message``; ``token``: asked for, if there is one; ``lists``:
+    whether jobs are listed, which a busy cluster may not do while it takes others.
     """
 
     def __init__(self) -> None:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.token = ""
+        self.lists = True
         self.address = ""
         self.app = FastAPI()
         self.app.get("/api/jobs/")(self._list)
@@ -126,6 +128,8 @@ class JobServer:
         return None
 
     async def _list(self, request: Request) -> Response:
+        if not self.lists:
+            return JSONResponse("busy", 500)
         return self._refused(request) or JSONResponse(
             [{"type": "SUBMISSION", "submission_id": job_id, **job} for job_id, job in self.jobs.items()]
         )

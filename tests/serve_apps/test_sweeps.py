@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import shutil
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ from mmd.config import AppConfig, ServeSettings, build_config
 from mmd.errors import ConfigError
 from mmd.sweeps.kinds import KINDS
 from mmd.sweeps.store import SweepStore
+from serve_apps.api import ApiError
 from serve_apps.http import create_app
 from serve_apps.keys_cli import add_key
 from serve_apps.sweeps import MAX_UNFINISHED, SweepDesk, entrypoint
+from serve_apps.sweeps_api import LaunchRequest
+from serve_apps.sweeps_jobs import LaunchedJob, RayJobs
 from tests.serve_apps.sweep_records import (
     CONKD,
     GATES,
@@ -418,6 +423,115 @@ def test_a_cluster_that_is_away_or_refuses_is_told_and_hides_no_record(
         answer = client.post("/v1/sweeps", json=LAUNCH)
         assert words in refused(answer, 503, "cluster_unavailable")
         assert answer.headers["Retry-After"] == "5"
+
+
+def test_nothing_is_launched_while_it_is_not_known_what_runs(
+    keyed: TestClient, cluster: JobServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("serve_apps.sweeps._KEPT_S", -1.0)
+    cluster.lists = False  # and would take jobs
+    answer = keyed.post("/v1/sweeps", json=LAUNCH)
+    assert "not known what runs already" in refused(answer, 503, "cluster_unavailable")
+    assert answer.headers["Retry-After"] == "5"
+    assert cluster.jobs == {}
+    cluster.lists = True
+    assert keyed.post("/v1/sweeps", json=LAUNCH).status_code == 200
+    cluster.lists = False
+    refused(keyed.post("/v1/sweeps", json=LAUNCH), 503, "cluster_unavailable")
+    assert len(cluster.jobs) == 1
+
+
+def test_a_launched_sweep_is_told_of_though_the_list_fails_after_it(
+    keyed: TestClient, cluster: JobServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("serve_apps.sweeps._KEPT_S", -1.0)
+    launch = RayJobs.launch
+
+    async def launch_and_fail(self: RayJobs, *arguments: Any) -> None:
+        await launch(self, *arguments)
+        cluster.lists = False
+
+    monkeypatch.setattr(RayJobs, "launch", launch_and_fail)
+    answer = keyed.post("/v1/sweeps", json=LAUNCH)
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    [job_id] = cluster.jobs
+    assert (told["id"], told["state"], told["space"], told["stoppable"]) == (job_id, "waiting", LAUNCH["space"], True)
+    listed = keyed.get("/v1/sweeps").json()
+    assert listed["sweeps"][0] == told
+    assert "answered 500" in listed["problem"]
+    assert keyed.get(f"/v1/sweeps/{job_id}").json() == told | {"trials": []}
+    assert keyed.post(f"/v1/sweeps/{job_id}/stop", json={}).status_code == 200
+    assert cluster.jobs[job_id]["status"] == "STOPPED"
+    cluster.lists = True
+    assert keyed.get(f"/v1/sweeps/{job_id}").json()["state"] == "stopped"
+    cluster.jobs.clear()  # a new cluster
+    refused(keyed.get(f"/v1/sweeps/{job_id}"), 404, "unknown_sweep")
+
+
+def test_a_sweep_that_another_process_may_have_launched_is_not_said_to_be_none(
+    keyed: TestClient, cluster: JobServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("serve_apps.sweeps._KEPT_S", -1.0)
+    cluster.lists = False
+    unknown = NO_SWEEPS[0]
+    assert unknown in refused(keyed.get(f"/v1/sweeps/{unknown}"), 503, "cluster_unavailable")
+    assert keyed.get(f"/v1/sweeps/{CONKD}").status_code == 200
+    refused(keyed.get("/v1/sweeps/x"), 404, "unknown_sweep")
+    cluster.lists = True
+    refused(keyed.get(f"/v1/sweeps/{unknown}"), 404, "unknown_sweep")
+
+
+@pytest.mark.parametrize("slow", ["jobs", "records"])
+def test_a_list_that_was_asked_for_before_a_launch_is_not_told_after_it(
+    slow: str, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("serve_apps.sweeps._KEPT_S", -1.0)
+    ids = SweepStore.ids
+
+    class AskedMeanwhile:
+        """Somebody asks for the list while a job is sent, and is answered after that."""
+
+        def __init__(self) -> None:
+            self.there: list[LaunchedJob] = []
+            self.asked, self.answered = asyncio.Event(), threading.Event()
+            self.late: asyncio.Task[Any] | None = None
+
+        async def launch(self, sweep_id: str, corpus: str, space: Mapping[str, Any], entrypoint: str) -> None:  # noqa: ARG002
+            self.late = asyncio.create_task(desk.all("lab"))
+            await self.asked.wait()
+            monkeypatch.setattr("serve_apps.sweeps._KEPT_S", 60.0)
+            self.there.append(LaunchedJob(sweep_id, corpus, space, "PENDING"))
+            asyncio.get_running_loop().call_later(0.05, self.answered.set)
+
+        async def jobs(self) -> list[LaunchedJob]:
+            found = list(self.there)
+            if self.late is not None:
+                self.asked.set()
+                if slow == "jobs":
+                    await asyncio.to_thread(self.answered.wait, 10)
+            return found
+
+        async def stop(self, job_id: str) -> None:
+            """Nothing is stopped here."""
+
+    async def story() -> None:
+        told = await desk.launch(LaunchRequest.model_validate(LAUNCH), "lab")
+        assert jobs.late is not None
+        await jobs.late
+        assert (await desk.all("lab")).sweeps[0] == told
+        with pytest.raises(ApiError, match="searches the same space"):
+            await desk.launch(LaunchRequest.model_validate(LAUNCH), "lab")
+
+    def ids_at_last(sweeps: SweepStore) -> list[str]:
+        if slow == "records" and jobs.late is not None:
+            jobs.answered.wait(10)
+        return ids(sweeps)
+
+    jobs = AskedMeanwhile()
+    monkeypatch.setattr(SweepStore, "ids", ids_at_last)
+    desk = SweepDesk(store, ServeSettings(api_keys_file=str(tmp_path / "keys.txt")), jobs)
+    asyncio.run(story())
 
 
 def test_the_clusters_token_is_sent_as_ray_does(
