@@ -31,11 +31,12 @@ from serve_apps.sweeps_api import (
     SweepsResponse,
     TrialOut,
 )
-from serve_apps.sweeps_jobs import Jobs, LaunchedJob, RayJobs
+from serve_apps.sweeps_jobs import Jobs, LaunchedJob, RayJobs, Status
 
 MAX_UNFINISHED = 4
 """Launched sweeps that may wait or run at once."""
 _UNFINISHED = ("waiting", "running")
+_ENDS: Mapping[Status, State] = {"STOPPED": "stopped", "FAILED": "failed"}
 _KEPT_S = 1.0  # what was read is told again for so long, whoever asks
 _RETRY_AFTER_S = 5
 T = TypeVar("T")
@@ -175,20 +176,22 @@ class SweepDesk:
 
     def _told(self, record: SweepRecord, job: LaunchedJob | None) -> SweepOut:
         now = time.time()
-        state = state_at(record, now)
-        if record.state == "running" and job is not None and job.ended:
-            state = "interrupted"
-        fields = set(SweepOut.model_fields) - {"state", "seconds", "stoppable"}
+        state, note = state_at(record, now), record.note
+        if record.state == "running" and job is not None and job.ended:  # before it could write how
+            state = _ENDS.get(job.status, "interrupted")
+            note = note or (job.message if state == "failed" else None) or None
+        fields = set(SweepOut.model_fields) - {"state", "note", "seconds", "stoppable"}
         until = record.ended_unix_s or (now if state == "running" else record.updated_unix_s)
         # A job of another name does more than this sweep, as a pipeline does.
         stoppable = state == "running" and self._jobs is not None and record.job == record.id
         seconds = round(max(0.0, until - record.started_unix_s), 1)
-        return SweepOut(**record.model_dump(include=fields), state=state, seconds=seconds, stoppable=stoppable)
+        told = record.model_dump(include=fields)
+        return SweepOut(**told, state=state, note=note, seconds=seconds, stoppable=stoppable)
 
     def _launched(self, job: LaunchedJob) -> SweepOut:
         """Return what is to be told of a job that has not recorded anything."""
         kind = KINDS[sweep_of(job.sweep_id)]
-        states: Mapping[str, State] = {"STOPPED": "stopped", "FAILED": "failed", "SUCCEEDED": "failed"}
+        states = {**_ENDS, "SUCCEEDED": "failed"}
         notes = {"SUCCEEDED": "The job ended without a record in this store.", "FAILED": job.message or None}
         return SweepOut(
             id=job.sweep_id,

@@ -275,9 +275,26 @@ def test_a_job_that_left_no_record_tells_why(
         cluster.jobs[job_id] |= {"status": status, "message": message}
         told = keyed.get(f"/v1/sweeps/{job_id}").json()
         assert (told["state"], told["note"]) == (state, note)
-    cluster.jobs[job_id] |= {"status": "FAILED"}  # killed while it said that it runs
+
+
+def test_a_job_that_ended_before_it_recorded_how_is_told_as_the_cluster_tells_it(
+    keyed: TestClient, cluster: JobServer, monkeypatch: pytest.MonkeyPatch, store: ArtifactStore
+):
+    monkeypatch.setattr("serve_apps.sweeps._KEPT_S", -1.0)
+    job_id = keyed.post("/v1/sweeps", json=LAUNCH).json()["id"]
     write_sweep(store, job_id, [], state="running", updated_unix_s=4e9, ended_unix_s=None, job=job_id)
-    assert keyed.get(f"/v1/sweeps/{job_id}").json()["state"] == "interrupted"
+    for status, state, note in (
+        ("RUNNING", "running", None),
+        ("STOPPED", "stopped", None),
+        ("FAILED", "failed", "the driver was killed"),
+        ("SUCCEEDED", "interrupted", None),
+    ):
+        cluster.jobs[job_id] |= {"status": status, "message": "the driver was killed"}
+        told = keyed.get(f"/v1/sweeps/{job_id}").json()
+        assert (told["state"], told["note"], told["stoppable"]) == (state, note, state == "running")
+    cluster.jobs[job_id] |= {"status": "STOPPED"}
+    write_sweep(store, job_id, [], job=job_id)  # what it recorded counts
+    assert keyed.get(f"/v1/sweeps/{job_id}").json()["state"] == "done"
 
 
 def test_a_running_sweep_is_stopped_as_the_job_that_it_is(
