@@ -219,7 +219,7 @@ def train_run(
     own = RunPlace(place.path, each.name)
     checkpoint = own.finished()
     if checkpoint is None:
-        use_gpu = gpus_wanted(models, finetune.workers)
+        use_gpu = gpus_wanted(context.config, finetune.workers)
         passes = tuple(plan_passes(plan, samples.row_bytes))
         judged = [(key.task, key.id) for key in division.held_out]
         job = RunJob(

@@ -118,7 +118,7 @@ def train(context: JobContext, inputs: Mapping[str, Artifact], place: RunPlace, 
             modalities=modalities,
             mined=training.hard_negatives > 0,
             held_out=bool(division.held_out),
-            on_cpu=not gpus_wanted(config.models, training.workers),
+            on_cpu=not gpus_wanted(config, training.workers),
         )
         checkpoint = RunPlace(place.path, "run").finished()
         if checkpoint is None:

@@ -70,13 +70,18 @@ def sharing(store: str) -> Iterator[None]:
         _store.reset(token)
 
 
+def joins(settings: ClusterSettings) -> bool:
+    """Say whether a cluster that is there already is joined, as by a submitted job, and not a local one started."""
+    return bool(settings.address or os.environ.get("RAY_ADDRESS"))
+
+
 def _connect(settings: ClusterSettings) -> None:
     import ray
 
     # The default health interval adds about 8 s to every fit of Ray Train.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     with own_sigterm():
-        if settings.address or os.environ.get("RAY_ADDRESS"):
+        if joins(settings):
             ray.init(address=settings.address, log_to_driver=False)
             return
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster on the loopback interface

@@ -226,7 +226,7 @@ def fit_run(job: RecommendJob, place: RunPlace, steps: int, samples: int, scratc
 
 def trains_on_cpu(config: AppConfig) -> bool:
     """Say whether workers train on CPUs; a cluster must be connected."""
-    return not gpus_wanted(config.models, config.recommend.train.workers)
+    return not gpus_wanted(config, config.recommend.train.workers)
 
 
 def write_training(writer: ArtifactWriter, states: Mapping[str, TrainState], record: Mapping[str, Any]) -> None:

@@ -10,21 +10,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
 import structlog
 
-from jobs.glue.cluster import own_error
+from jobs.glue.cluster import joins, own_error
 from jobs.glue.entry import JobContext, console
 from jobs.glue.placing import TrainError
 from jobs.glue.progress import progress
 from jobs.glue.tune import BatchError, only_run, remove_run
 from mmd.artifacts import Artifact, ArtifactWriter, Kind, version_for
-from mmd.config import Placement
+from mmd.config import AppConfig, Placement
 from mmd.errors import MmdError
-from mmd.models.settings import ModelSettings
 
 T = TypeVar("T")
 FINISHED_FILE = "finished.json"
@@ -242,12 +242,32 @@ def make_by_training(
     return artifact
 
 
-def gpus_wanted(models: ModelSettings, workers: int) -> bool:
-    """Say whether workers train on GPUs: where the cluster has one for each, unless the settings say otherwise."""
+def gpus_wanted(config: AppConfig, workers: int) -> bool:
+    """Say whether workers train on GPUs: where the cluster has one for each, unless the settings say otherwise.
+
+    GPUs that an autoscaler would only bring when they are asked for do not count; in a cluster that was joined, and
+    wherever there are some, too few are told.
+    """
     import ray
 
-    gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
-    return models.device == "cuda" or (models.device == "auto" and gpus >= workers)
+    device, gpus = config.models.device, int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    if device != "auto" or gpus >= workers:
+        return device != "cpu"
+    if gpus or joins(config.cluster):
+        who = "1 worker trains" if workers == 1 else f"{workers} workers train"
+        there = f"only {gpus} of {workers} GPUs are there now" if gpus else "no node with a GPU is there now"
+        _say_once(
+            f"note: {who} on CPUs, for {there}, and none is waited for. If the cluster may have more, raise the "
+            "minimum of their group (minReplicas, with `ray up` min_workers) and start this again; models.device=cpu "
+            "says that CPUs are meant."
+        )
+    return False
+
+
+@cache
+def _say_once(line: str) -> None:
+    """Print a line, however many of a job's runs it is true of."""
+    console.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 @contextmanager
