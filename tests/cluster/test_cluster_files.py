@@ -158,7 +158,7 @@ def test_the_pod_of_a_gpu_group_tolerates_gpu_nodes():
     ("overlay", "added"),
     [
         ("base", {"serve": KEYS | REPLICAS}),
-        ("overlays/dev", {"serve": KEYS}),
+        ("overlays/dev", {"serve": KEYS | {"max_replicas": 1}}),
         (
             "overlays/gpu",
             {"serve": KEYS | REPLICAS | {"gpus_per_replica": 1, "part_timeout_s": 11}, "models": {"dtype": "bfloat16"}},
@@ -201,6 +201,17 @@ def test_the_workers_that_stay_hold_the_replicas_that_stay(overlay: str):
     assert settings.max_replicas_per_node is None or all(
         group.minReplicas >= settings.min_replicas and group.maxReplicas >= settings.max_replicas for group in groups
     )
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_all_replicas_that_autoscaling_may_ask_for_find_a_place(overlay: str):
+    """Else each upscale would leave some that wait for ever."""
+    (app,) = serve_config(overlay)["applications"]
+    settings, groups = ServeSettings(**app["args"]["serve"]), parsed(overlay)[1].spec.rayClusterConfig.workerGroupSpecs
+    most = max(settings.min_replicas, settings.max_replicas)
+    cpus, gpus = (sum(group.maxReplicas * held_by(group)[of] for group in groups) for of in (0, 1))
+    assert cpus >= most * len(app["deployments"])
+    assert gpus >= most * settings.gpus_per_replica
 
 
 @pytest.mark.parametrize("overlay", [overlay for overlay in OVERLAYS if overlay != "overlays/dev"])
@@ -247,6 +258,15 @@ def test_entrypoints_name_verbs_and_settings_that_exist(path: Path):
     )
     assert config.store == STORE
     assert config.cluster.address == "auto"
+
+
+def test_rules_are_searched_on_all_cpus_that_the_group_of_base_may_have():
+    arguments = shlex.split(job(KUBE / "jobs" / "mine_rules.yaml").spec.entrypoint)[3:]
+    given = build_parser("mine_rules", "").parse_args(arguments)
+    config = load_config(ROOT / "ray_config.yaml", profile=given.profile, overrides=given.overrides)
+    (document,) = documents(KUBE / "base" / "raycluster.yaml")
+    cpu, _ = RayCluster.model_validate(document).spec.workerGroupSpecs
+    assert config.tune.max_concurrent == cpu.maxReplicas * held_by(cpu)[0]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
