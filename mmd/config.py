@@ -55,6 +55,12 @@ class ClusterSettings(Settings):
     )
     object_store_mb: int = Field(default=1024, ge=80, description="Object store of a local cluster, MiB.")
     dashboard: bool = Field(default=False, description="Start the Ray dashboard with a local cluster.")
+    autoscaler_cpus: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPUs that the cluster's autoscaler may grow to, which Ray's own does not tell jobs: pools of "
+        "workers grow so far. null: what is there when a job starts.",
+    )
     placement: Placement = Field(
         default="PACK",
         description="Where a training's workers run: PACK: on as few nodes as hold them; SPREAD: on as many as there "

@@ -22,6 +22,7 @@ from types import FrameType
 from rich.console import Console
 
 from mmd.artifacts import ArtifactStore
+from mmd.assistant.types import PARTS
 from mmd.config import AppConfig, ServeSettings, add_settings_options, load_config
 from mmd.errors import ArtifactError, ConfigError, MmdError
 from mmd.log import configure_logging
@@ -216,6 +217,15 @@ def loop_variables(settings: ServeSettings) -> dict[str, str]:
     return {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
 
 
+def cpus_for(config: AppConfig) -> int:
+    """Return the logical CPUs of a local cluster: those of the settings, or as many as all replicas may come to hold.
+
+    A replica holds one; those that find none would be waited for without a word.
+    """
+    models = len(PARTS) * max(config.serve.min_replicas, config.serve.max_replicas)
+    return max(config.cluster.logical_cpus, config.serve.min_replicas + models)
+
+
 def _start_ray(config: AppConfig) -> None:
     import ray
 
@@ -228,7 +238,7 @@ def _start_ray(config: AppConfig) -> None:
     try:
         ray.init(
             address="local",  # beside, not inside, a cluster that somebody started on this machine
-            num_cpus=config.cluster.logical_cpus,
+            num_cpus=cpus_for(config),
             object_store_memory=config.cluster.object_store_mb * 2**20,
             include_dashboard=config.cluster.dashboard,
             log_to_driver=False,

@@ -177,8 +177,11 @@ def served(
     """Serve a corpus's artefacts on a local cluster for the length of the ``with``."""
     from ray import serve
 
+    from serve_apps import run
+
     given = loop_variables(config.serve) if variables is None else variables
-    with environment(given), ray_cluster(config.cluster):
+    cluster = config.cluster.model_copy(update={"logical_cpus": run.cpus_for(config)})
+    with environment(given), ray_cluster(cluster):
         port = free_port()
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         try:
@@ -290,6 +293,7 @@ def _memory_mib() -> dict[str, float]:
     for one in psutil.process_iter(["name", "cmdline", "memory_info"]):
         title, memory = " ".join(one.info["cmdline"] or ()), one.info["memory_info"]
         if memory and one.pid != os.getpid() and (title.startswith("ray::") or "/ray/" in title):
-            name = title.split()[0] if title.startswith("ray::") else one.info["name"]
+            # A worker is called by what it does just now, too: ray::ServeReplica:bench:intent.answer
+            name = title.split()[0].split(".")[0] if title.startswith("ray::") else one.info["name"]
             found[name] = found.get(name, 0.0) + (memory.rss - memory.shared) / 2**20
     return found

@@ -148,7 +148,7 @@ def _copied(names: Sequence[str], copies: int) -> list[str]:
 
 
 def serve_sized(
-    replicas: int, store: str, corpus: str, seconds: float, rates: Sequence[float] = (8.0, 16.0, 32.0, 64.0)
+    replicas: int, store: str, corpus: str, seconds: float, rates: Sequence[float] = (8.0, 16.0, 24.0, 32.0, 48.0)
 ) -> dict[str, Any]:
     """Ask for turns of intent and retrieval, with so many replicas of each model, at growing rates.
 

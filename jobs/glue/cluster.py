@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from jobs.glue.nodes import growing_to
 from jobs.glue.stopping import own_sigterm
 from jobs.glue.storage import require_shared_store
 from mmd.config import ClusterSettings
@@ -29,17 +30,18 @@ def ray_cluster(settings: ClusterSettings) -> Iterator[None]:
     """
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
-    _connect(settings)
-    try:
-        if (store := _store.get()) is not None:
-            require_shared_store(store)
-        yield
-    finally:
-        if not _held.get():
-            ray.shutdown()
+    with growing_to(settings.autoscaler_cpus):
+        if ray.is_initialized():
+            yield
+            return
+        _connect(settings)
+        try:
+            if (store := _store.get()) is not None:
+                require_shared_store(store)
+            yield
+        finally:
+            if not _held.get():
+                ray.shutdown()
 
 
 @contextmanager

@@ -6,10 +6,23 @@ import os
 import socket
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 _MORE_THAN_ANY = sys.maxsize
+_grows_to: ContextVar[int | None] = ContextVar("_grows_to", default=None)
+
+
+@contextmanager
+def growing_to(cpus: int | None) -> Iterator[None]:
+    """Let :func:`worker_count` know for the length of the ``with`` how far the cluster may grow."""
+    token = _grows_to.set(cpus)
+    try:
+        yield
+    finally:
+        _grows_to.reset(token)
 
 
 def alive_nodes() -> list[dict[str, Any]]:
@@ -45,10 +58,11 @@ def cores_by_machine(nodes: Sequence[Mapping[str, Any]], here: str, here_cores: 
 def worker_count() -> int:
     """Return how many busy processes the cluster has cores for, once its autoscaler has added what it may.
 
-    An upper bound for pools that grow with their work: only their waiting makes an autoscaler add nodes.
+    An upper bound for pools that grow with their work: only their waiting makes an autoscaler add nodes. How far it may
+    go is what the settings say (``cluster.autoscaler_cpus``), or what it reports itself.
     """
     present = sum(_present().values())
-    return max(1, present, _cpus_to_come())
+    return max(1, present, _grows_to.get() or _cpus_to_come())
 
 
 def threads_each(workers: int) -> int:
@@ -67,7 +81,8 @@ def _present() -> dict[str, int]:
 def _cpus_to_come() -> int:
     """Return the CPUs of a cluster that has grown to its autoscaler's limits; 0 without autoscaler, or without limit.
 
-    The autoscaler reports its limits to the cluster, from where Ray Train and Ray Data read them in the same way.
+    Ray Train and Ray Data read the limits from the cluster in the same way. Some platforms report them there; the
+    autoscaler that comes with Ray 2.60 does not.
     """
     from ray._private.state import state
     from ray.util.client import ray as ray_client

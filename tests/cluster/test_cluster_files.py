@@ -260,13 +260,17 @@ def test_entrypoints_name_verbs_and_settings_that_exist(path: Path):
     assert config.cluster.address == "auto"
 
 
-def test_rules_are_searched_on_all_cpus_that_the_group_of_base_may_have():
-    arguments = shlex.split(job(KUBE / "jobs" / "mine_rules.yaml").spec.entrypoint)[3:]
-    given = build_parser("mine_rules", "").parse_args(arguments)
+@pytest.mark.parametrize("path", sorted((KUBE / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_jobs_know_how_far_the_group_of_base_may_grow(path: Path):
+    module, *arguments = shlex.split(job(path).spec.entrypoint)[2:]
+    given = build_parser(module, "").parse_args(arguments)
     config = load_config(ROOT / "ray_config.yaml", profile=given.profile, overrides=given.overrides)
     (document,) = documents(KUBE / "base" / "raycluster.yaml")
     cpu, _ = RayCluster.model_validate(document).spec.workerGroupSpecs
-    assert config.tune.max_concurrent == cpu.maxReplicas * held_by(cpu)[0]
+    cpus = cpu.maxReplicas * held_by(cpu)[0]
+    assert config.cluster.autoscaler_cpus == cpus
+    if path.stem in {"mine_rules", "pipeline"}:
+        assert config.tune.max_concurrent == cpus
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -40,7 +40,7 @@ def test_memory_of_the_service_is_seen_by_process():
     """A process that is called as one of Ray's holds 150 MiB."""
     memory = Memory()
     hold = "held = b'x' * (150 * 2**20); print('ready', flush=True); input()"
-    command = ["ray::Fake", "-c", hold]
+    command = ["ray::Fake.work", "-c", hold]
     with subprocess.Popen(command, executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"ready\n"

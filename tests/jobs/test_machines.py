@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from jobs.glue import nodes
-from jobs.glue.nodes import cores_by_machine, threads_each, worker_count
+from jobs.glue.nodes import cores_by_machine, growing_to, threads_each, worker_count
 
 
 def node(host: str, cpus: float, **more: Any) -> dict[str, Any]:
@@ -48,6 +48,11 @@ def test_a_cluster_that_may_grow_is_counted_as_grown(cluster: list[dict[str, Any
     monkeypatch.setattr(nodes, "_cpus_to_come", lambda: 64)
     assert worker_count() == 64
     assert threads_each(1) == 7  # what is there
+    with growing_to(96):  # the settings know better
+        assert worker_count() == 96
+    with growing_to(4):  # but what is there counts in any case
+        assert worker_count() == 8
+    assert worker_count() == 64
 
 
 def test_a_cluster_without_cpus_still_gets_one_process(cluster: list[dict[str, Any]]):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mmd.artifacts import ArtifactStore
+from mmd.config import AppConfig, ServeSettings
 from mmd.errors import ArtifactError
-from serve_apps.run import check_artifacts
+from serve_apps.run import check_artifacts, cpus_for
 
 
 def write(store: Path, kind: str) -> None:
@@ -37,3 +38,17 @@ def test_one_part_is_enough(tmp_path: Path):
     write(tmp_path, "student")
     checked = check_artifacts(str(tmp_path), "demo")  # type: ignore[func-returns-value]
     assert checked is None  # and nothing was raised
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "cpus"),
+    [
+        (1, 2, 8),  # the settings' own: an ingress and six replicas fit
+        (2, 2, 8),
+        (3, 2, 12),  # three ingresses and nine replicas; autoscaling never goes below the least
+        (1, 8, 25),
+    ],
+)
+def test_a_local_cluster_has_a_cpu_for_every_replica_that_there_may_be(least: int, most: int, cpus: int):
+    serve = ServeSettings(min_replicas=least, max_replicas=most)
+    assert cpus_for(AppConfig(serve=serve)) == cpus

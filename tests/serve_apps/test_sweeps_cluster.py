@@ -7,14 +7,19 @@ import subprocess
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 
+from jobs.bench.node_jobs import SMALL as SMALL_SHOP
+from jobs.bench.node_jobs import as_options
+from jobs.bench.node_trials import run_alone
 from mmd.artifacts import ArtifactStore
-from mmd.config import ServeSettings
+from mmd.config import ServeSettings, load_config
 from mmd.sweeps.store import SweepStore
 from serve_apps.keys_cli import add_key
 from serve_apps.sweeps import SweepDesk
@@ -36,42 +41,63 @@ def cluster() -> Iterator[Head]:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The code as the URI of a package."""
-    told = subprocess.run(
-        ["git", "ls-files", "mmd", "jobs", "ray_config.yaml"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    """The code as the URI of a package; its settings are those of a small shop."""
+    told = subprocess.run(["git", "ls-files", "mmd", "jobs"], cwd=ROOT, capture_output=True, text=True, check=True)
     path = tmp_path_factory.mktemp("package") / "mmd.zip"
+    small = load_config(ROOT / "ray_config.yaml", overrides=as_options(SMALL_SHOP)[1::2])
     with zipfile.ZipFile(path, "w") as archive:
         for name in told.stdout.split():
             archive.write(ROOT / name, name)
+        archive.writestr("ray_config.yaml", yaml.safe_dump(small.model_dump(mode="json"), allow_unicode=True))
     return f"file://{path}"
 
 
+@pytest.fixture(scope="module")
+def trained_shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with everything that a small shop's pipeline makes."""
+    store = tmp_path_factory.mktemp("trained") / "store"
+    run_alone("pipeline", [*as_options(SMALL_SHOP), "--set", f"store={store}"])
+    return store
+
+
+Launching = Callable[[Path], AbstractContextManager[httpx.Client]]
+
+
 @pytest.fixture
-def service(
-    tiny_store: Path,
+def launching(
     tmp_path: Path,
     cluster: Head,
     package: str,
     backend: Any,
     serving: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[tuple[httpx.Client, ArtifactStore]]:
-    shutil.copytree(tiny_store, tmp_path / "store")
-    store = ArtifactStore(str(tmp_path / "store"))
-    key = add_key(tmp_path / "keys.txt", "lab")
+) -> Launching:
+    """Return what makes a client of a service that may launch sweeps over a store on the cluster."""
+    keys = tmp_path / "keys.txt"
+    key = add_key(keys, "lab")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    settings = ServeSettings(
-        api_keys_file=str(tmp_path / "keys.txt"), jobs_address=cluster.address, jobs_working_dir=package
-    )
-    url = serving(backend, settings, sweeps=SweepDesk(store, settings))
-    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
-        yield client, store
+    settings = ServeSettings(api_keys_file=str(keys), jobs_address=cluster.address, jobs_working_dir=package)
+
+    @contextmanager
+    def client_of(store: Path) -> Iterator[httpx.Client]:
+        url = serving(backend, settings, sweeps=SweepDesk(ArtifactStore(str(store)), settings))
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
+            yield client
+
+    return client_of
 
 
-def launch(client: httpx.Client, space: dict[str, Any]) -> str:
-    answer = client.post("/v1/sweeps", json={"sweep": "rules", "corpus": "tiny", "space": space})
+@pytest.fixture
+def service(tiny_store: Path, tmp_path: Path, launching: Launching) -> Iterator[tuple[httpx.Client, ArtifactStore]]:
+    store = tmp_path / "store"
+    shutil.copytree(tiny_store, store)
+    with launching(store) as client:
+        yield client, ArtifactStore(str(store))
+
+
+def launch(client: httpx.Client, space: dict[str, Any], sweep: str = "rules", corpus: str = "tiny") -> str:
+    answer = client.post("/v1/sweeps", json={"sweep": sweep, "corpus": corpus, "space": space})
     assert answer.status_code == 200, answer.text
     return str(answer.json()["id"])
 
@@ -120,3 +146,33 @@ def test_a_sweep_that_would_run_for_ever_is_stopped(service: tuple[httpx.Client,
     assert client.post(f"/v1/sweeps/{launched}/stop", json={}).status_code == 200
     follow(client, launched, lambda told: told["state"] == "stopped")
     assert SweepStore(store).read(launched).state == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "space", "trials"),
+    [
+        ("gates", {"intent.gate.mllm_shares": [0.0, 0.5]}, None),
+        (
+            "conkd",
+            {
+                "recommend.sweep.gates": ["hard", "soft"],
+                "recommend.sweep.etas": [0.3],
+                "recommend.sweep.gammas": [0.3, 0.6],
+                "recommend.sweep.temperatures": [1.0],
+            },
+            4,
+        ),
+        ("text_fraction", {"retrieval.sweep.fractions": [0.5], "retrieval.sweep.seeds": 1}, None),
+    ],
+)
+def test_every_other_sweep_is_launched_and_ends(
+    sweep: str, space: dict[str, Any], trials: int | None, trained_shop: Path, launching: Launching
+):
+    with launching(trained_shop) as client:
+        launched = launch(client, space, sweep, "shop")
+        follow(client, launched, lambda told: told["state"] == "done")
+        told = client.get(f"/v1/sweeps/{launched}").json()
+    assert told["done"] == len(told["trials"]) == (trials or told["total"]) > 0
+    assert told["best"] is not None
+    if sweep != "text_fraction":  # which reports, and makes no artefact
+        assert ArtifactStore(str(trained_shop)).open(told["artifact"]).manifest.kind == "gate"
