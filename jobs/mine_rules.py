@@ -5,7 +5,8 @@ prototypes' vectors, and held_out.json (what rules said of examples they had not
 A search is (task, label, partition, fold); searches of one fold share their mined predicates, so batches of them
 are the trials. The same searches in one process (mmd.intent.miner.mine_rulebase) give the same base, byte by byte.
 
-Interrupted, the same command restores the run: finished batches are kept, unfinished ones are searched again.
+Interrupted, the same command restores the run: finished batches are kept, unfinished ones are searched again. With
+--force all are.
 
     mmd mine_rules                                            the built-in shop corpus
     mmd mine_rules --corpus taobao=../shared/data/taobao

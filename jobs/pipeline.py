@@ -7,7 +7,7 @@ which joins them, fit_policy and evaluate_assistant. A corpus without labels has
 to learn from no retrieval and no assistant steps, one whose agent never names an item no recommendation steps.
 Each step writes one artefact whose version follows from its settings and inputs; a step whose artefact is already
 complete is skipped, so running the same command again after an interruption goes on where it stopped, and a changed
-setting redoes only what depends on it.
+setting redoes only what depends on it. With --force every step starts anew.
 
     mmd pipeline                                         the built-in shop corpus
     mmd pipeline --corpus taobao=../shared/data/taobao   your copy of a corpus

@@ -13,7 +13,7 @@ teacher's and a margin (`recommend.sweep`). On these contexts weights were chose
 recommendation teacher fitted, too: the winner's numbers are for choosing, not for telling. Prints what to give to
 `mmd distill`.
 
-Interrupted, the same command goes on where it stopped.
+Interrupted, the same command goes on where it stopped; with --force it starts anew.
 
     mmd sweep_gates                                                the built-in shop corpus
     mmd sweep_gates --set intent.gate.arm=auto

@@ -51,7 +51,8 @@ class ClusterSettings(Settings):
     logical_cpus: int = Field(
         default=8,
         ge=2,
-        description="Logical CPUs of a local cluster; above the real cores on purpose, so that pools never starve.",
+        description="Logical CPUs of a local cluster; above the real cores on purpose, so that pools never starve. The "
+        "service takes more where its replicas need them.",
     )
     object_store_mb: int = Field(default=1024, ge=80, description="Object store of a local cluster, MiB.")
     dashboard: bool = Field(default=False, description="Start the Ray dashboard with a local cluster.")

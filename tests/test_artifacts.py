@@ -294,6 +294,19 @@ def test_what_another_process_writes_to_a_remote_store_is_seen():
         assert len(SweepStore(reading).ids()) == n
 
 
+def test_a_store_is_named_so_that_other_processes_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert ArtifactStore("some/store").absolute == f"{tmp_path}/some/store"
+    assert ArtifactStore(f"file://{tmp_path}/store").absolute == f"{tmp_path}/store"
+    assert ArtifactStore("memory://a/store/").absolute == "memory://a/store"
+
+
+def test_the_host_of_a_store_is_part_of_its_name(monkeypatch: pytest.MonkeyPatch):
+    """The driver keeps it outside the path, as that of sftp does."""
+    monkeypatch.setattr(MemoryFileSystem, "_strip_protocol", classmethod(lambda _, path: "/" + path.split("/", 3)[3]))
+    assert ArtifactStore("memory://host/store").absolute == "memory://host/store"
+
+
 def test_a_driver_that_takes_no_options_is_a_store_too():
     fsspec.register_implementation("strict", StrictFileSystem, clobber=True)
     store = ArtifactStore("strict://bucket/strict")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ SMALL: Mapping[str, object] = {
 """A shop on which every job takes seconds; one thread a process, so that sums come in one order."""
 _CHAT_FILES, _CHATS_A_FILE, _CHAT_SIDE_PX = 30, 40, 640
 _BAD_EVERY = 13
+_STATES = f".train/*/*/checkpoint_*/{STATE_FILE}"
 _STAGED, _SEARCHED, _SEARCHES = 5, 5, 200
 """Pieces of work after which ingest, the rule search and the search of an index are midway."""
 
@@ -135,16 +137,19 @@ def finetune_trial() -> Trial:
     """Return the trial of fine-tuning on two workers, each on a node of its own; midway, a checkpoint is kept."""
 
     def midway(store: Path) -> bool:
-        return bool(checkpoints(store))
+        return any(store.glob(_STATES))
 
     options = [*as_options(SMALL), "--set", "cluster.placement=STRICT_SPREAD"]
     return Trial("finetune_mllm", options, "adapter", midway, "RayTrainWorker", kept=checkpoints)
 
 
 def checkpoints(store: Path) -> list[int]:
-    """Return the steps of the checkpoints that a training keeps in a store."""
-    files = store.glob(f".train/*/*/checkpoint_*/{STATE_FILE}")
-    return sorted(int(json.loads(path.read_text(encoding="utf-8"))["step"]) for path in files)
+    """Return the steps of the checkpoints that a training keeps in a store, without one that is being written."""
+    steps = []
+    for path in store.glob(_STATES):
+        with suppress(OSError, ValueError):  # gone, or half there
+            steps.append(int(json.loads(path.read_text(encoding="utf-8"))["step"]))
+    return sorted(steps)
 
 
 # ---------------------------------------------------------------- index

@@ -92,9 +92,10 @@ def _asked(
 
     with meanwhile(lose_one):
         outcomes = load.run(asked)
-    told = summarise(outcomes) | {"lost": lost} if lost else summarise(outcomes)
+    told = summarise(outcomes)
     share = told["answered"] / told["requests"]
     return told | {
+        "lost": lost or None,
         "proxies": 1 + len(load.others),
         "answered_share": share,
         "target_share": _TARGET,

@@ -15,11 +15,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jobs.bench.node_cluster import ClusterJob, NodeCluster, node_environment
 from jobs.glue.entry import console
+from jobs.glue.train import GOES_ON
 from mmd.artifacts import Artifact, ArtifactStore, Kind
 from mmd.errors import ClusterError
 
@@ -32,7 +34,7 @@ _TABLE = ".parquet"
 _TIMED = (METRICS, "report.html", ".tfevents", "training.json", _TABLE)
 """Ends of files that tell times, too, and so may differ between runs; the rest of metrics and tables is compared."""
 _TIMES = re.compile(r"latency|[_/]m?s(_per_\w+)?(/|$)|per_s$")
-_GOES_ON = re.compile(r"goes on after step (\d+)")
+_GOES_ON = re.compile(re.escape(GOES_ON) + r" (\d+)")
 """What a training says that was interrupted; nothing where it stopped just behind a checkpoint."""
 _COUNTED = ("dialogues_", "images", "quarantined.")
 
@@ -47,7 +49,7 @@ class Trial:
         makes: kind of its artefact.
         midway: says of its store whether part of the work is done and reported, and part is not.
         at_work: part of the class name of the actors whose node is lost.
-        kept: returns what of the work is kept in its store, as it is recorded at the loss.
+        kept: returns what of the work is kept in its store; it is recorded just before the loss.
     """
 
     verb: str
@@ -66,15 +68,17 @@ class Loss:
         node: its name.
         at_s: seconds after the job was sent.
         at_work: node → actors that were at work on it just before.
+        kept: what of the work was kept just before.
     """
 
     node: str
     at_s: float
     at_work: Mapping[str, int]
+    kept: Any = None
 
     def told(self) -> dict[str, Any]:
         """Return it for a record."""
-        return {"node": self.node, "at_s": self.at_s, "actors_at_work": dict(self.at_work)}
+        return {"node": self.node, "at_s": self.at_s, "actors_at_work": dict(self.at_work), "kept": self.kept}
 
 
 @dataclass
@@ -136,16 +140,16 @@ class Lab:
         place = self.store(trial.makes)
         started = time.monotonic()
         job = self.cluster.submit(trial.verb, *trial.arguments, "--set", f"store={place}")
-        loss = kept = None
+        loss = None
         if disturbed:
-            loss = lose_node(self.cluster, job, lambda: trial.midway(place), trial.at_work, started)
-            kept = trial.kept(place) if trial.kept else None
+            watched = partial(trial.kept, place) if trial.kept else None
+            loss = lose_node(self.cluster, job, lambda: trial.midway(place), trial.at_work, started, watched)
         told = ending(job, started)
         if not told["exit_code"]:
             told |= compare(alone, newest(place, trial.makes))
         if disturbed:
             told["lost"] = loss.told() if loss else None
-            told |= {"kept_at_loss": kept, "went_on_after_steps": went_on_after(job.log())}
+            told["went_on_after_steps"] = went_on_after(job.log())
             self.cluster.wait_for(3)
         return told
 
@@ -156,7 +160,12 @@ def went_on_after(log: str) -> list[int]:
 
 
 def lose_node(
-    cluster: NodeCluster, job: ClusterJob, midway: Callable[[], bool], at_work: str, started: float
+    cluster: NodeCluster,
+    job: ClusterJob,
+    midway: Callable[[], bool],
+    at_work: str,
+    started: float,
+    kept: Callable[[], Any] | None = None,
 ) -> Loss | None:
     """Kill the node with most of a job's actors when it is midway; another joins later. None: the job ended before.
 
@@ -166,6 +175,7 @@ def lose_node(
         midway: whether it is.
         at_work: part of the class name of its actors.
         started: monotonic time at which it was sent.
+        kept: returns what of its work is kept.
     """
     if not job.wait_until(lambda: midway() and bool(cluster.actors(at_work))):
         return None
@@ -173,8 +183,9 @@ def lose_node(
     if not where:
         return None
     node = max(where, key=lambda name: where[name])
+    found = kept() if kept else None
     cluster.kill(node)
-    loss = Loss(node, round(time.monotonic() - started, 1), where)
+    loss = Loss(node, round(time.monotonic() - started, 1), where, found)
     time.sleep(REPLACED_AFTER_S)
     cluster.add()
     return loss

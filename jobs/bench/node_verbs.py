@@ -76,7 +76,7 @@ NAMES = (*VERBS, PIPELINE)
 
 
 def try_verbs(lab: Lab, names: Sequence[str]) -> dict[str, Any]:
-    """Send jobs one after the other; those that an earlier run in the same folder ended well are only read.
+    """Send jobs one after the other; those that made the same in an earlier run in the same folder are only read.
 
     Args:
         lab: with a ready store.
@@ -85,16 +85,21 @@ def try_verbs(lab: Lab, names: Sequence[str]) -> dict[str, Any]:
     told: dict[str, Any] = {}
     lab.work.mkdir(parents=True, exist_ok=True)
     for name in names:
-        record = lab.work / f"{name}.json"
+        record = record_of(lab.work, name)
         if record.is_file():
             told[name] = json.loads(record.read_text(encoding="utf-8"))
             continue
         console.print(f"{name} …", markup=False)
         found = _try_pipeline(lab) if name == PIPELINE else _try(lab, VERBS[name])
         told[name] = {"code": code_revision(), **found}
-        if told[name]["exit_code"] == 0:
+        if told[name].get("equal"):
             record.write_text(json.dumps(told[name]), encoding="utf-8")
     return told
+
+
+def record_of(work: Path, name: str) -> Path:
+    """Return where it is recorded what a job did."""
+    return work / f"{name}.json"
 
 
 def _try(lab: Lab, verb: Verb) -> dict[str, Any]:
@@ -121,7 +126,9 @@ def _try_pipeline(lab: Lab) -> dict[str, Any]:
         return told
     alone = lab.store()
     made = {artifact.ref: _beside(alone, artifact) for artifact in ArtifactStore(str(place)).find()}
-    return told | {"artefacts": made, "equal": all(found["equal"] for found in made.values())}
+    lacking = sorted({artifact.ref for artifact in ArtifactStore(str(alone)).find()} - set(made))
+    equal = not lacking and all(found["equal"] for found in made.values())
+    return told | {"artefacts": made, "lacking": lacking, "equal": equal}
 
 
 def _beside(alone: Path, made: Artifact) -> dict[str, Any]:

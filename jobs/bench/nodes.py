@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from jobs.bench.node_jobs import (
 )
 from jobs.bench.node_serving import try_serving
 from jobs.bench.node_trials import Lab, run_alone
-from jobs.bench.node_verbs import NAMES, try_verbs
+from jobs.bench.node_verbs import NAMES, record_of, try_verbs
 from jobs.glue.entry import console
 from mmd.artifacts import code_revision
 
@@ -61,8 +61,7 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
     with ExitStack() as stack:
         work = (options["work"] or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
         work.mkdir(parents=True, exist_ok=True)
-        done = {name: path for name in options["parts"] if (path := _record(work, name)).is_file()}
-        parts = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in done.items()}
+        parts = {name: found for name in options["parts"] if (found := _recorded(work, name, options["verbs"]))}
         wanted = [name for name in options["parts"] if name not in parts]
         if set(wanted) - {"ingest"}:
             make_ready(work / READY)
@@ -86,6 +85,18 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _record(work: Path, part: str) -> Path:
     return work / f"{part}.json"
+
+
+def _recorded(work: Path, part: str, verbs: Sequence[str]) -> dict[str, Any] | None:
+    """Return what an earlier run in the same folder found; None where it has not found all."""
+    if part == "verbs":
+        found = {name: _read(record_of(work / part, name)) for name in verbs}
+        return {name: one for name, one in found.items() if one} if all(found.values()) else None
+    return _read(_record(work, part))
+
+
+def _read(record: Path) -> dict[str, Any] | None:
+    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
 
 
 def make_ready(store: Path) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Size = Literal["small", "full"]
 SHOP: Mapping[str, Any] = {"items": 1800, "image_side_px": 64}
 """About 100,000 distinct pictures at a million dialogues; small ones, since the text is what is many."""
+_RATES = [8.0, 16.0, 24.0, 32.0, 48.0]
 _REDIAL: Mapping[str, int] = {"items": 6_924, "entities": 64_362, "edges": 141_236, "words": 2_413}
 
 
@@ -147,9 +148,7 @@ def _copied(names: Sequence[str], copies: int) -> list[str]:
 # ---------------------------------------------------------------- serving
 
 
-def serve_sized(
-    replicas: int, store: str, corpus: str, seconds: float, rates: Sequence[float] = (8.0, 16.0, 24.0, 32.0, 48.0)
-) -> dict[str, Any]:
+def serve_sized(replicas: int, store: str, corpus: str, seconds: float, rates: Sequence[float]) -> dict[str, Any]:
     """Ask for turns of intent and retrieval, with so many replicas of each model, at growing rates.
 
     Held is the highest rate at which all are answered. Of the overloaded service, turns are counted up to the last
@@ -281,7 +280,10 @@ def parts_of(store: str, corpus: str, within_s: float | None = None) -> dict[str
             "replicas of each model on the same two cores: turns of intent and retrieval a second, latency",
             {
                 "small": [Point("1", serve_sized, {"replicas": 1, "seconds": 2.0, "rates": [1.0, 2.0], **served})],
-                "full": [Point(str(n), serve_sized, {"replicas": n, "seconds": 20.0, **served}) for n in (1, 2, 3, 4)],
+                "full": [
+                    Point(str(n), serve_sized, {"replicas": n, "seconds": 20.0, "rates": _RATES, **served})
+                    for n in (1, 2, 3, 4)
+                ],
             },
         ),
     }

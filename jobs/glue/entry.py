@@ -107,7 +107,7 @@ def build_parser(verb: str, doc: str) -> argparse.ArgumentParser:
         metavar="NAME[:READER][=PATH]",
         help="corpus to work on, e.g. taobao=../shared/data/taobao or mine:chat=chats (READER defaults to NAME)",
     )
-    parser.add_argument("--force", action="store_true", help="compute again what is already there")
+    parser.add_argument("--force", action="store_true", help="compute again what is already there, from the start")
     return parser
 
 

@@ -24,6 +24,7 @@ import structlog
 from jobs.glue.entry import JobContext, console
 from jobs.glue.sweep_events import SweepEvents
 from jobs.glue.sweep_gauges import SweepGauges
+from jobs.glue.tune import keeping_runs
 from mmd.artifacts import Artifact, ArtifactStore
 from mmd.errors import MmdError
 from mmd.sweeps.kinds import KINDS, SweepKind, check_space, read_space, space_of
@@ -65,6 +66,8 @@ def with_space(context: JobContext, sweep: SweepName) -> JobContext:
 def recorded(context: JobContext, sweep: SweepName, settings: str, read: Read) -> Iterator[SweepRun]:
     """Record what is done inside the ``with`` as one sweep; how it is left says how it ended.
 
+    Runs of Ray Tune that succeed inside are kept until then: what is made of them is written by the end.
+
     Args:
         context: of the job.
         sweep: which one.
@@ -74,7 +77,8 @@ def recorded(context: JobContext, sweep: SweepName, settings: str, read: Read) -
     run = SweepRun(context, KINDS[sweep], settings, read)
     run.start()
     try:
-        yield run
+        with keeping_runs():
+            yield run
     except KeyboardInterrupt:
         run.end("stopped")
         raise

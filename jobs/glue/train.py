@@ -30,6 +30,7 @@ T = TypeVar("T")
 FINISHED_FILE = "finished.json"
 _REPORT_WAIT_S = 30.0
 log = structlog.get_logger(__name__)
+GOES_ON = "goes on after step"
 
 
 # ---------------------------------------------------------------- reports from the first worker to the driver
@@ -98,7 +99,7 @@ def watch(
         try:
             for row in ray.get(monitor.take.remote(), timeout=_REPORT_WAIT_S):
                 if row["step"] != shown + 1:
-                    console.print(f"{title}: goes on after step {row['step'] - 1}", markup=False)
+                    console.print(f"{title}: {GOES_ON} {row['step'] - 1}", markup=False)
                 advance(row["step"] - shown, samples=row.get("samples", 0))
                 shown = row["step"]
                 if on_row:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,7 @@ from jobs.glue.progress import Advance, progress
 from mmd.errors import MmdError
 
 log = structlog.get_logger(__name__)
+_finished: ContextVar[list[str] | None] = ContextVar("_finished", default=None)
 Worker = Callable[[Any], list[dict[str, Any]]]
 
 Tell = Callable[[list[dict[str, Any]]], None]
@@ -102,8 +104,9 @@ def run_trials(  # noqa: PLR0913 (as above)
 ) -> list[dict[str, Any]]:
     """Run ``count`` trials, numbered by ``index`` in their configuration; return what each reported last, in order.
 
-    A run of this name that was interrupted in this storage is restored, unless ``force`` is on. After success its
-    folder is removed: its name does not tell by which code it ran, so that a later run would pass its results on.
+    A run of this name that was interrupted in this storage is restored, unless ``force`` is on. After success, or at
+    the end of :func:`keeping_runs`, its folder is removed: its name does not tell by which code it ran, so that a later
+    run would pass its results on.
 
     Args:
         trainable: reports ``results``, a JSON list.
@@ -151,8 +154,32 @@ def run_trials(  # noqa: PLR0913 (as above)
                 ),
             )
         results = _collect(tuner.fit(), count, path)
-        _tidy(path)
+        _done_with(path)
     return results
+
+
+def _done_with(path: str) -> None:
+    finished = _finished.get()
+    if finished is None:
+        _tidy(path)
+    else:
+        finished.append(path)
+
+
+@contextmanager
+def keeping_runs() -> Iterator[None]:
+    """Keep runs that succeed until this ``with`` ends well, by when what is made of their results is written.
+
+    Where it ends by an error, or with the process, the next run of the same name finds their results.
+    """
+    finished: list[str] = []
+    token = _finished.set(finished)
+    try:
+        yield
+    finally:
+        _finished.reset(token)
+    for path in finished:
+        _tidy(path)
 
 
 def _has_snapshot(path: str) -> bool:
@@ -172,7 +199,7 @@ def _tidy(path: str) -> None:
     """Remove a run whose results are at hand; a store that lets nobody remove anything must not cost them."""
     try:
         remove_run(path)
-    except OSError as err:
+    except Exception as err:  # noqa: BLE001 (drivers of stores raise what they like)
         told = f"{type(err).__name__}: {err}"[:300]
         log.warning("run_not_removed", path=path, error=told, advice="remove it, or the next run takes its results")
 
@@ -190,7 +217,7 @@ def only_run(path: str) -> Iterator[None]:
 
     For a URI this does nothing: object stores have no locks. Two processes at one run there write over each other's
     snapshots and remove each other's folder, and nobody is told; whoever starts them has to see to it that there is
-    one, as the service does for the sweeps that it launches.
+    one. The service does for the sweeps that it launches, but for two that are launched in the same moment.
 
     Raises:
         BatchError: another process is at the same run.

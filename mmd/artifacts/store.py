@@ -67,7 +67,7 @@ class ArtifactStore:
     @property
     def absolute(self) -> str:
         """The store as processes in other folders find it: an absolute path, or a URI."""
-        return self.root if self.protocol == "file" else f"{self.protocol}://{self.root}"
+        return self.root if self.protocol == "file" else self.uri.rstrip("/")
 
     def _dir(self, kind: str, name: str, version: str) -> str:
         return f"{self.root}/{kind}/{name}/{version}"

@@ -260,7 +260,7 @@ def test_entrypoints_name_verbs_and_settings_that_exist(path: Path):
     assert config.cluster.address == "auto"
 
 
-@pytest.mark.parametrize("path", sorted((KUBE / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_jobs_know_how_far_the_group_of_base_may_grow(path: Path):
     module, *arguments = shlex.split(job(path).spec.entrypoint)[2:]
     given = build_parser(module, "").parse_args(arguments)
@@ -271,6 +271,12 @@ def test_jobs_know_how_far_the_group_of_base_may_grow(path: Path):
     assert config.cluster.autoscaler_cpus == cpus
     if path.stem in {"mine_rules", "pipeline"}:
         assert config.tune.max_concurrent == cpus
+
+
+def test_the_command_for_machines_says_how_far_they_may_grow():
+    group = yaml.safe_load((ROOT / "cluster/vm.yaml").read_text(encoding="utf-8"))["available_node_types"]["cpu"]
+    cpus = group["max_workers"] * group["resources"]["CPU"]
+    assert f"--set cluster.autoscaler_cpus={cpus} " in (ROOT / "cluster/README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

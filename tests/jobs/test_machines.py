@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from jobs.glue import nodes
+from jobs.glue.cluster import ray_cluster
 from jobs.glue.nodes import cores_by_machine, growing_to, threads_each, worker_count
+from mmd.config import ClusterSettings
 
 
 def node(host: str, cpus: float, **more: Any) -> dict[str, Any]:
@@ -53,6 +55,20 @@ def test_a_cluster_that_may_grow_is_counted_as_grown(cluster: list[dict[str, Any
     with growing_to(4):  # but what is there counts in any case
         assert worker_count() == 8
     assert worker_count() == 64
+
+
+def test_the_settings_of_a_cluster_say_how_far_it_may_grow(
+    cluster: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)  # connected already
+    cluster += [node("a", 8)]
+    with ray_cluster(ClusterSettings(autoscaler_cpus=64)):
+        assert worker_count() == 64
+    with ray_cluster(ClusterSettings()):
+        assert worker_count() == 8
+    assert worker_count() == 8
 
 
 def test_a_cluster_without_cpus_still_gets_one_process(cluster: list[dict[str, Any]]):

@@ -146,9 +146,7 @@ def test_trials_that_could_not_be_written_are_written_the_next_time(
         assert sweeps_of(context).read(run.id).done == 1
 
 
-def test_the_last_record_has_its_trials_whatever_became_of_those_before(
-    context: JobContext, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_last_record_has_its_trials_whatever_became_of_those_before(context: JobContext):
     with recorded(context, "conkd", "abc", read) as run:
         run.tell([{"gamma": 0.3, "curve": [0.5]}])
         wait_for(lambda: sweeps_of(context).trials(run.id))
@@ -294,7 +292,7 @@ ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=Fal
 from jobs.glue.entry import JobContext
 from jobs.glue.sweeping import recorded
 from mmd.config import build_config
-from mmd.sweeps.types import SweepRecord, Trial
+from mmd.sweeps.types import Trial
 context = JobContext(build_config({"store": sys.argv[1], "data": {"corpus": {"name": "tiny"}}}))
 url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
 read = lambda told: [Trial(setting={"gamma": 1}, metrics={"score": told["score"]})]

@@ -16,7 +16,7 @@ import structlog
 from jobs import mine_rules, sweep_gates
 from jobs.glue import tune
 from jobs.glue.entry import JobContext
-from jobs.glue.tune import BatchError, only_run, remove_run, tune_batches
+from jobs.glue.tune import BatchError, keeping_runs, only_run, remove_run, tune_batches
 from mmd.config import build_config
 
 
@@ -58,6 +58,22 @@ def test_a_run_that_failed_goes_on_or_with_force_starts_anew_and_leaves_nothing(
     (notes / "mended").touch()
     assert [value["batch"] for value in run(**options)] == [0, 1, 2]
     assert sorted(map(int, (notes / "log").read_text().split())) == done
+    assert list(runs.iterdir()) == []
+
+
+@pytest.mark.ray
+def test_results_that_were_never_written_are_found_again(tmp_path: Path, ray_local: None):
+    runs, notes = tmp_path / "runs", tmp_path / "notes"
+    notes.mkdir()
+    (notes / "mended").touch()
+    work = partial(tune_batches, unsure_worker, (str(notes),), [0, 1, 2])
+    run = partial(work, storage=str(runs), name="sure", max_concurrent=1, title="t")
+    with pytest.raises(OSError, match="disk is full"), keeping_runs():
+        run()
+        raise OSError("disk is full")
+    with keeping_runs():
+        assert [value["batch"] for value in run()] == [0, 1, 2]
+    assert (notes / "log").read_text().split() == ["0", "1", "2"]
     assert list(runs.iterdir()) == []
 
 
@@ -157,3 +173,18 @@ def test_a_lock_on_a_file_that_was_removed_meanwhile_counts_for_nothing(
         monkeypatch.setattr(tune.fcntl, "flock", flock)
         assert len(locked) == 2
         assert is_held(place)
+
+
+def test_a_run_is_kept_until_what_is_made_of_it_is_written(tmp_path: Path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(OSError, match="disk is full"), keeping_runs():
+        tune._done_with(str(tmp_path / "one"))
+        raise OSError("disk is full")
+    assert (tmp_path / "one").exists()
+    with keeping_runs():
+        tune._done_with(str(tmp_path / "one"))
+        assert (tmp_path / "one").exists()
+    assert not (tmp_path / "one").exists()
+    tune._done_with(str(tmp_path / "two"))  # nobody asked to keep it
+    assert not (tmp_path / "two").exists()
