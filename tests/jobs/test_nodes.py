@@ -343,7 +343,7 @@ class TestNodesAreLost:
         assert found["node lost"]["lost"]
         assert found["node silent"]["lost"]
         # Who is asked there first, or again, hears nothing within a client's ten seconds; everybody else is answered.
-        assert set(found["node silent"]["errors"]) <= {"ConnectTimeout", "ReadTimeout"}
+        assert set(found["node silent"]["errors"]) <= {"ConnectTimeout", "ConnectError", "ReadTimeout"}
         assert found["node silent"]["answered_share"] >= 0.9
 
     def test_a_node_that_is_lost_is_noticed_and_another_joins(self, cluster: NodeCluster):
