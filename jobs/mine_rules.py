@@ -16,6 +16,7 @@ Interrupted, the same command restores the run: finished batches are kept, unfin
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections import Counter
@@ -218,6 +219,11 @@ def mine(
     return mined, metrics
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the search space."""
+    add_space(parser)
+
+
 def searches_of(result: Mapping[str, Any]) -> list[Trial]:
     """Return what is recorded of one search: rules of a label compete with each other, whatever was held out."""
     unit = result_from_json(result).unit
@@ -229,4 +235,4 @@ def searches_of(result: Mapping[str, Any]) -> list[Trial]:
 
 
 if __name__ == "__main__":
-    sys.exit(main("mine_rules", __doc__, run, add_options=add_space))
+    sys.exit(main("mine_rules", __doc__, run, add_options=add_options))

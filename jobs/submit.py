@@ -33,6 +33,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 
 from rich.console import Console
+from rich.table import Column
 
 from jobs.glue.following import follow
 from jobs.glue.job_command import job_command
@@ -153,9 +154,15 @@ class Submit:
         return 0
 
     def _list(self, server: JobServer) -> int:
-        table = plain_table("job", "state", "since (UTC)", "took", "command")
-        for job in server.jobs():
-            table.add_row(*(cell.replace("[", r"\[") for cell in row_of(job)))
+        rows = [row_of(job) for job in server.jobs()]
+        if not self._console.is_terminal:  # for scripts: a line a job, nothing cut
+            for row in rows:
+                self._write("\t".join(row) + "\n")
+            return 0
+        heads = [Column(head, no_wrap=True) for head in ("job", "state", "since (UTC)", "took")]
+        table = plain_table(*heads, Column("command", no_wrap=True, overflow="ellipsis"))  # --status has all of it
+        for row in rows:
+            table.add_row(*(cell.replace("[", r"\[") for cell in row))
         self._console.print(table)
         return 0
 

@@ -101,7 +101,8 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
         "parts": found,
         "targets": targets_of(found),
         "lines": lines_of(found),
-        "costs": costs_of(found, machine, within_h=options["within_h"]),
+        # Small sizes tell whether it runs, nothing of what larger work would take.
+        "costs": costs_of(found, machine, within_h=options["within_h"]) if options["sizes"] == "full" else [],
         "note": "Every measurement carries its own code, date and load; where the load exceeds the cores, seconds tell "
         "of the load and only cpu_s of the work.",
     }

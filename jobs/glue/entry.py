@@ -154,9 +154,14 @@ def main(
             return 2
         except KeyboardInterrupt:
             what, code = ("terminated", 143) if sigterm.received else ("interrupted", 130)
-            console.print(f"mmd {verb}: {what}; run the same command again to resume.", markup=False, soft_wrap=True)
+            way = (
+                "with --force the same command starts anew"
+                if common["force"]
+                else "run the same command again to resume"
+            )
+            console.print(f"mmd {verb}: {what}; {way}.", markup=False, soft_wrap=True)
             return code
-    print_summary(verb, artifact, time.perf_counter() - started)
+    print_summary(verb, artifact, time.perf_counter() - started, config.store)
     return 0
 
 
@@ -173,8 +178,9 @@ def warn_of_passing_store(store: str, folder: Path | None = None) -> None:
         )
 
 
-def print_summary(verb: str, artifact: Artifact, seconds: float) -> None:
-    """Print what a job made: reference, place, time and the first of its metrics."""
+def print_summary(verb: str, artifact: Artifact, seconds: float, store: str | None = None) -> None:
+    """Print what a job made: reference, place, time and the first of its metrics; the store where it is named."""
+    where = "" if store in (None, AppConfig().store) else f" --store {store}"
     console.print(f"{verb}: {artifact.ref} in {seconds:.1f} s", markup=False, soft_wrap=True)
     table = plain_table("", "", show_header=False)
     scalars = {key: v for key, v in artifact.manifest.metrics.items() if not isinstance(v, (dict, list))}
@@ -182,7 +188,7 @@ def print_summary(verb: str, artifact: Artifact, seconds: float) -> None:
         table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
     console.print(table)
     if (more := len(scalars) - _METRICS_SHOWN) > 0:
-        console.print(f"… and {more} more: mmd artifacts show {artifact.ref}", markup=False, soft_wrap=True)
+        console.print(f"… and {more} more: mmd artifacts show {artifact.ref}{where}", markup=False, soft_wrap=True)
     console.print(artifact.path(), markup=False, soft_wrap=True)
 
 

@@ -14,6 +14,7 @@ from jobs.glue import entry, records
 from mmd.cli import JOBS, job_module
 from mmd.config import DEFAULT_PATH, AppConfig, load_config
 from mmd.errors import ConfigError
+from mmd.sweeps.kinds import KINDS, SweepKind, read_space
 
 IMAGE_SETTINGS = "/opt/mmd/ray_config.yaml"
 """Where the image of ``cluster/Dockerfile`` has the settings file."""
@@ -45,7 +46,7 @@ def job_command(word: str, arguments: Sequence[str], *, installed: bool = False)
         installed: whether the cluster's own package runs, with the settings file that lies there.
 
     Raises:
-        ConfigError: there is no such job, a setting is wrong, or a path is relative.
+        ConfigError: there is no such job, a setting or the search space is wrong, or a path is relative.
     """
     verb = word.replace("-", "_")
     if verb not in JOBS:
@@ -67,6 +68,8 @@ def job_command(word: str, arguments: Sequence[str], *, installed: bool = False)
     if space is not None and not installed:
         if not space.is_file():
             raise ConfigError(f"--space {space}: no such file here; it is sent with the job.")
+        if kind := sweep_of(verb, args):
+            read_space(space, kind)
         files[_SPACE] = space
         words += ["--space", _SPACE]
     return JobCommand(verb, shlex.join(["python", "-m", job_module(verb), *words]), files)
@@ -82,6 +85,13 @@ def parser_of(verb: str, arguments: Sequence[str]) -> argparse.ArgumentParser:
     if adder:
         adder(parser)
     return parser
+
+
+def sweep_of(verb: str, args: Mapping[str, Any]) -> SweepKind | None:
+    """Return the sweep that a job makes; None: it makes none."""
+    kinds = [kind for kind in KINDS.values() if kind.module == job_module(verb)]
+    by_method = [kind for kind in kinds if args.get("method") in kind.arguments]
+    return next(iter(by_method or kinds), None)
 
 
 def check_settings(args: Mapping[str, Any], path: Path) -> None:

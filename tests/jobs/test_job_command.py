@@ -1,5 +1,6 @@
 """Mistakes in a job's arguments show before anything is sent."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -47,11 +48,39 @@ def test_a_settings_file_of_ones_own_is_sent_under_the_name_that_the_job_reads()
 def test_a_search_space_is_sent_too():
     Path("conf").mkdir()
     Path("conf/wide.yaml").write_text("recommend: {}\n")
-    command = job_command("sweep_gates", ["--space", "conf/wide.yaml", *STORE])
+    command = job_command("sweep_gates", ["--method", "conkd", "--space", "conf/wide.yaml", *STORE])
     assert command.files["space.yaml"] == Path("conf/wide.yaml")
     assert shlex.split(command.entrypoint)[-2:] == ["--space", "space.yaml"]
     with pytest.raises(ConfigError, match=r"--space none\.yaml: no such file here"):
         job_command("sweep_gates", ["--space", "none.yaml", *STORE])
+
+
+@pytest.mark.parametrize(
+    ("words", "space"),
+    [
+        (["mine_rules"], "intent: {search: {rollouts: 20}}"),
+        (["sweep_gates"], "intent: {gate: {vote_weights: [1, 3]}}"),
+        (["sweep_gates", "--method", "conkd"], "recommend: {sweep: {gammas: [0.5]}}"),
+        (["experiment", "text_fraction"], "retrieval: {sweep: {seeds: 1}}"),
+    ],
+    ids=["rules", "gates", "conkd", "text_fraction"],
+)
+def test_every_sweep_takes_its_search_space_and_no_other(words: list[str], space: str, tmp_path: Path):
+    (tmp_path / "space.yaml").write_text(space)
+    (tmp_path / "other.yaml").write_text("serve: {port: 1}")
+    verb, *more = words
+    command = job_command(verb, [*more, "--space", str(tmp_path / "space.yaml"), *STORE])
+    assert command.files["space.yaml"] == tmp_path / "space.yaml"
+    with pytest.raises(ConfigError, match=r"other\.yaml: serve"):
+        job_command(verb, [*more, "--space", str(tmp_path / "other.yaml"), *STORE])
+
+
+@pytest.mark.parametrize("verb", sorted(set(JOBS) - {"bench", "experiment"}))
+def test_a_job_is_checked_by_the_options_that_it_has(verb: str):
+    """`mmd submit` looks for ``add_options``: what a job gives to its own command line by another name is unknown."""
+    source = (ROOT / f"jobs/{verb}.py").read_text(encoding="utf-8")
+    given = re.findall(r"main\(\"\w+\", __doc__, run(?:, add_options=(\w+))?\)", source)
+    assert given in (["add_options"], [""])
 
 
 def test_an_installed_package_is_sent_no_search_space():
