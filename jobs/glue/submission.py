@@ -24,6 +24,7 @@ _TIMEOUTS_S = (10.0, 120.0)  # to connect; between two bytes: a large package is
 _TOLD_CHARS = 400
 _STOPPED = 143
 """Exit code of a stopped job, which Ray does not tell: what a job of ours ends with at SIGTERM."""
+_NO_AGENT = "No available agent"  # Ray: the process beside each node that starts jobs
 
 
 class LostContactError(ClusterError):
@@ -236,6 +237,10 @@ def _raise_refused(where: str, said: str, unsure: str) -> NoReturn:
     status, text = int(found[1]), found[2]
     if status == 404 and "does not exist" in text:
         raise ClusterError(f"{where}: {_short(text)}; `mmd submit --list` shows the jobs that it knows.") from None
+    if _NO_AGENT in text:
+        unsure = "if that stays so, dashboard_agent.log of the head says why, e.g. a port that is taken" + (
+            f"; {unsure}" if unsure else ""
+        )
     kind = LostContactError if status >= 500 else ClusterError
     raise kind(f"{where}: answered {status}: {_short(text)} {_sentence(unsure)}".rstrip()) from None
 

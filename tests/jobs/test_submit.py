@@ -125,6 +125,15 @@ def test_an_error_of_the_server_is_told_by_its_last_words():
             server.job("ingest-1")
 
 
+def test_a_cluster_that_cannot_start_jobs_is_told_with_where_to_look():
+    script = Script()
+    with serving(script) as address:
+        server = JobServer(address)
+        script.answer = text_server(500, "No available agent to submit job, please try again later.").answer
+        with pytest.raises(LostContactError, match=r"please try again later\. If that stays so, dashboard_agent\.log"):
+            server.job("ingest-1")
+
+
 def test_an_unknown_job_is_told_with_the_way_to_find_it():
     with serving(Script()) as address, pytest.raises(ClusterError, match="Job x does not exist; `mmd submit --list`"):
         JobServer(address).job("x")
