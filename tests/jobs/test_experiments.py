@@ -211,6 +211,8 @@ def test_a_study_that_is_told_to_end_ends_what_it_began(
     code: int,
 ):
     before, ended = signal.getsignal(signal.SIGTERM), []
+    # A shell's background processes are started deaf to Ctrl-C.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def wait() -> None:
         try:
@@ -218,7 +220,10 @@ def test_a_study_that_is_told_to_end_ends_what_it_began(
         finally:
             ended.append(sent)
 
-    assert run_study(monkeypatch, wait, tmp_path) == code
+    try:
+        assert run_study(monkeypatch, wait, tmp_path) == code
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert ended == [sent]
     assert "before its record was written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -136,7 +136,7 @@ def test_padding_changes_nothing(trained: RecommenderTask) -> None:
 def test_batches_of_any_size_give_the_same_answers(trained: RecommenderTask) -> None:
     contexts = [sample.context for sample in toy_mentions()]
     whole, small = (item_log_probs(trained.model, trained.maker, contexts, batch=size) for size in (512, 3))
-    np.testing.assert_allclose(whole, small, atol=1e-5)
+    np.testing.assert_allclose(whole, small, rtol=1e-5, atol=1e-5)  # kernels sum in another order
 
 
 def test_only_items_mentioned_before_get_the_term_of_repeats(trained: RecommenderTask) -> None:
