@@ -200,7 +200,9 @@ def test_what_a_job_is_tried_with_are_its_options(name: str):
     if hasattr(module, "add_options"):
         module.add_options(parser)
     given = parser.parse_args([*verb.arguments, "--force"])
-    load_config(Path("ray_config.yaml"), overrides=given.overrides)
+    config = load_config(Path("ray_config.yaml"), overrides=given.overrides)
+    assert config.data.shop.dialogues == SMALL["data.shop.dialogues"]
+    assert getattr(given, "method", "kdsl") == ("conkd" if name == "sweep_conkd" else "kdsl")
 
 
 class Alone(Lab):
