@@ -85,21 +85,26 @@ def try_verbs(lab: Lab, names: Sequence[str]) -> dict[str, Any]:
     told: dict[str, Any] = {}
     lab.work.mkdir(parents=True, exist_ok=True)
     for name in names:
-        record = record_of(lab.work, name)
-        if record.is_file():
-            told[name] = json.loads(record.read_text(encoding="utf-8"))
+        if earlier := recorded(lab.work, name):
+            told[name] = earlier
             continue
         console.print(f"{name} …", markup=False)
         found = _try_pipeline(lab) if name == PIPELINE else _try(lab, VERBS[name])
         told[name] = {"code": code_revision(), **found}
         if told[name].get("equal"):
-            record.write_text(json.dumps(told[name]), encoding="utf-8")
+            record_of(lab.work, name).write_text(json.dumps(told[name]), encoding="utf-8")
     return told
 
 
 def record_of(work: Path, name: str) -> Path:
-    """Return where it is recorded what a job did."""
+    """Return where it is recorded what a job or a part did."""
     return work / f"{name}.json"
+
+
+def recorded(work: Path, name: str) -> dict[str, Any] | None:
+    """Return what an earlier run in the same folder recorded; None: nothing."""
+    record = record_of(work, name)
+    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
 
 
 def _try(lab: Lab, verb: Verb) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from jobs.bench.node_jobs import (
 )
 from jobs.bench.node_serving import try_serving
 from jobs.bench.node_trials import Lab, run_alone
-from jobs.bench.node_verbs import NAMES, record_of, try_verbs
+from jobs.bench.node_verbs import NAMES, record_of, recorded, try_verbs
 from jobs.glue.entry import console
 from mmd.artifacts import code_revision
 
@@ -72,7 +72,7 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
             found = PARTS[name](Lab(cluster, work / name, work / READY), options)
             if name != "verbs":  # which keep records of their own
                 found = {"code": code_revision(), **found}  # a folder may hold what several runs found
-                _record(work, name).write_text(json.dumps(found), encoding="utf-8")
+                record_of(work, name).write_text(json.dumps(found), encoding="utf-8")
             console.print_json(data=found)
             parts[name] = found
     return {
@@ -83,20 +83,12 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _record(work: Path, part: str) -> Path:
-    return work / f"{part}.json"
-
-
 def _recorded(work: Path, part: str, verbs: Sequence[str]) -> dict[str, Any] | None:
     """Return what an earlier run in the same folder found; None where it has not found all."""
-    if part == "verbs":
-        found = {name: _read(record_of(work / part, name)) for name in verbs}
-        return {name: one for name, one in found.items() if one} if all(found.values()) else None
-    return _read(_record(work, part))
-
-
-def _read(record: Path) -> dict[str, Any] | None:
-    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+    if part != "verbs":
+        return recorded(work, part)
+    found = {name: one for name in verbs if (one := recorded(work / part, name))}
+    return found if len(found) == len(verbs) else None
 
 
 def make_ready(store: Path) -> None:

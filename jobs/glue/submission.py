@@ -238,9 +238,8 @@ def _raise_refused(where: str, said: str, unsure: str) -> NoReturn:
     if status == 404 and "does not exist" in text:
         raise ClusterError(f"{where}: {_short(text)}; `mmd submit --list` shows the jobs that it knows.") from None
     if _NO_AGENT in text:
-        unsure = "if that stays so, dashboard_agent.log of the head says why, e.g. a port that is taken" + (
-            f"; {unsure}" if unsure else ""
-        )
+        look = "if that stays so, dashboard_agent.log of the head says why, e.g. a port that is taken"
+        unsure = "; ".join(filter(None, (look, unsure)))
     kind = LostContactError if status >= 500 else ClusterError
     raise kind(f"{where}: answered {status}: {_short(text)} {_sentence(unsure)}".rstrip()) from None
 
